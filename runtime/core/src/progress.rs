@@ -1,0 +1,96 @@
+//! What a unit of ownership has done, as it is written in each commit.
+
+use std::ops::Range;
+
+use crate::outcome::Category;
+use crate::time::Timestamp;
+
+/// Which of a unit's two logs a position lies in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Stream {
+    /// The partition of the source topic.
+    Source,
+    /// The partition of the function's redrive topic for that source topic.
+    Redrive,
+}
+
+/// The place of one record.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Position {
+    /// The log.
+    pub stream: Stream,
+    /// The record's offset in it.
+    pub offset: u64,
+}
+
+/// Settlements counted by outcome. Each consumed record is counted exactly once.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// The handler succeeded, and its effects were committed.
+    pub completed: u64,
+    /// The filter said no.
+    pub filtered: u64,
+    /// Its idempotency key was known.
+    pub duplicate: u64,
+    /// It became a dead letter.
+    pub dead_lettered: u64,
+    /// An operator skipped it, or it was gone before it could be read.
+    pub skipped: u64,
+    /// An offset without a record, such as a transaction marker.
+    pub not_a_record: u64,
+}
+
+impl Totals {
+    /// All settlements.
+    #[must_use]
+    pub const fn sum(&self) -> u64 {
+        self.completed + self.filtered + self.duplicate + self.dead_lettered + self.skipped + self.not_a_record
+    }
+}
+
+/// How far one log of a unit is settled.
+///
+/// Invariant, for each log: `resume - start + settled above = totals.sum()`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StreamProgress {
+    /// The offset at which the function began.
+    pub start: u64,
+    /// The resume point: one past the last contiguous settled offset.
+    pub resume: u64,
+    /// Settled offsets above the resume point: disjoint, ascending, not touching one another.
+    pub settled_above: Vec<Range<u64>>,
+    /// Settlements by outcome.
+    pub totals: Totals,
+}
+
+/// The head of a lane that waits for another attempt.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParkedHead {
+    /// Where the event is.
+    pub position: Position,
+    /// Failed attempts so far; at least 1.
+    pub attempts: u32,
+    /// When the first attempt failed.
+    pub first_failed_at: Timestamp,
+    /// Not to be attempted before.
+    pub due_at: Timestamp,
+    /// The last failure's category.
+    pub category: Category,
+}
+
+/// A 128-bit hash of an idempotency key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct KeyHash(pub u128);
+
+/// All that a unit must know to go on after a restart, except its idempotency keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Progress {
+    /// The source topic's partition.
+    pub source: StreamProgress,
+    /// The redrive topic's partition.
+    pub redrive: StreamProgress,
+    /// Heads of parked lanes, by position.
+    pub parked: Vec<ParkedHead>,
+    /// Commits of this unit so far.
+    pub commits: u64,
+}

@@ -1,0 +1,160 @@
+//! A record as a log keeps it: key, value, headers, as in Kafka.
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use crate::time::Timestamp;
+
+/// What a log keeps and a consumer reads. Cheap to clone.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Record {
+    /// When it was published; the log keeps whole milliseconds.
+    pub timestamp: Timestamp,
+    /// The ordering key; decides the partition.
+    pub key: Option<Bytes>,
+    /// Absent is not the same as empty.
+    pub value: Option<Bytes>,
+    /// Names with values, in the order they were given; names can repeat.
+    pub headers: Headers,
+}
+
+impl Record {
+    /// Bytes of key, value and headers together.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        self.key.as_ref().map_or(0, Bytes::len)
+            + self.value.as_ref().map_or(0, Bytes::len)
+            + self.headers.as_block().len()
+    }
+}
+
+/// Headers, kept as one encoded block so that a record costs no allocation per header.
+///
+/// The block is a sequence of: name length (u16, little endian), name (UTF-8), value length (u32, little endian, or
+/// `u32::MAX` for an absent value), value.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Headers(Bytes);
+
+/// A block of headers that does not follow the format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MalformedHeaders;
+
+impl std::fmt::Display for MalformedHeaders {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a block of headers is malformed")
+    }
+}
+
+impl std::error::Error for MalformedHeaders {}
+
+const ABSENT: u32 = u32::MAX;
+
+impl Headers {
+    /// Takes a block that [`Headers::as_block`] gave.
+    ///
+    /// # Errors
+    /// If the block is cut short, or a name is not UTF-8.
+    pub fn from_block(block: Bytes) -> Result<Self, MalformedHeaders> {
+        let mut rest: &[u8] = &block;
+        while !rest.is_empty() {
+            let (name, _, tail) = split(rest).ok_or(MalformedHeaders)?;
+            std::str::from_utf8(name).map_err(|_| MalformedHeaders)?;
+            rest = tail;
+        }
+        Ok(Self(block))
+    }
+
+    /// The encoded block.
+    #[must_use]
+    pub fn as_block(&self) -> &Bytes {
+        &self.0
+    }
+
+    /// Whether there are none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    /// All headers in order: name, and the value if there is one. Values share the block's memory.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, Option<Bytes>)> {
+        let mut rest: &[u8] = &self.0;
+        std::iter::from_fn(move || {
+            let (name, value, tail) = split(rest)?;
+            rest = tail;
+            // Names were checked when the block was made.
+            Some((std::str::from_utf8(name).unwrap_or_default(), value.map(|v| self.0.slice_ref(v))))
+        })
+    }
+
+    /// The value of the last header with this name, as Kafka's `lastHeader` does.
+    #[must_use]
+    pub fn last(&self, name: &str) -> Option<Bytes> {
+        self.iter().filter(|(n, _)| *n == name).last().and_then(|(_, value)| value)
+    }
+}
+
+impl<'a> FromIterator<(&'a str, Option<&'a [u8]>)> for Headers {
+    fn from_iter<I: IntoIterator<Item = (&'a str, Option<&'a [u8]>)>>(iter: I) -> Self {
+        let mut builder = HeadersBuilder::default();
+        for (name, value) in iter {
+            builder.push(name, value);
+        }
+        builder.build()
+    }
+}
+
+/// Builds [`Headers`].
+#[derive(Debug, Default)]
+pub struct HeadersBuilder(BytesMut);
+
+impl HeadersBuilder {
+    /// A builder that begins with these headers.
+    #[must_use]
+    pub fn starting_with(headers: &Headers) -> Self {
+        Self(BytesMut::from(&headers.0[..]))
+    }
+
+    /// Appends one header. A name longer than 65,535 bytes is cut at a character's boundary.
+    ///
+    /// # Panics
+    /// If the value has 4 GiB or more; records are bounded far below.
+    pub fn push(&mut self, name: &str, value: Option<&[u8]>) {
+        let name = &name[..name.floor_char_boundary(usize::from(u16::MAX))];
+        self.0.put_u16_le(u16::try_from(name.len()).unwrap_or(u16::MAX));
+        self.0.put_slice(name.as_bytes());
+        match value {
+            None => self.0.put_u32_le(ABSENT),
+            Some(value) => {
+                let len = u32::try_from(value.len()).unwrap_or(ABSENT);
+                assert!(len != ABSENT, "a header's value must be smaller than 4 GiB");
+                self.0.put_u32_le(len);
+                self.0.put_slice(value);
+            }
+        }
+    }
+
+    /// Appends one header with text.
+    pub fn push_str(&mut self, name: &str, value: &str) {
+        self.push(name, Some(value.as_bytes()));
+    }
+
+    /// The headers.
+    #[must_use]
+    pub fn build(self) -> Headers {
+        Headers(self.0.freeze())
+    }
+}
+
+/// Name, value and what follows; none at the end and where the block is malformed.
+fn split(block: &[u8]) -> Option<(&[u8], Option<&[u8]>, &[u8])> {
+    let (len, rest) = block.split_first_chunk::<2>()?;
+    let (name, rest) = rest.split_at_checked(usize::from(u16::from_le_bytes(*len)))?;
+    let (len, rest) = rest.split_first_chunk::<4>()?;
+    match u32::from_le_bytes(*len) {
+        ABSENT => Some((name, None, rest)),
+        len => {
+            let (value, rest) = rest.split_at_checked(usize::try_from(len).ok()?)?;
+            Some((name, Some(value), rest))
+        }
+    }
+}

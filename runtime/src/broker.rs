@@ -1,0 +1,466 @@
+//! The port to a log: what a worker needs ([`Broker`], [`Partition`]), and what people and tools need ([`Catalog`]).
+
+use std::fmt;
+use std::future::Future;
+use std::str::FromStr;
+
+use millrace_core::name::{FunctionName, Topic, Unit};
+use millrace_core::progress::{KeyHash, Progress, Stream};
+use millrace_core::record::Record;
+use millrace_core::time::Timestamp;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{mpsc, watch};
+
+pub mod embedded;
+
+/// The host could not act.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Error {
+    /// Trying again may help. The worker backs off.
+    #[error("{0}")]
+    Transient(String),
+    /// The log cannot go on, for example after a failed sync: the process must stop and recover.
+    #[error("{0}")]
+    Fatal(String),
+}
+
+impl Error {
+    /// Whether trying again may help.
+    #[must_use]
+    pub const fn is_transient(&self) -> bool {
+        matches!(self, Self::Transient(_))
+    }
+}
+
+/// Records in, atomic commits out.
+pub trait Broker: Send + Sync + 'static {
+    /// One owned partition.
+    type Partition: Partition;
+
+    /// Appends records, all or nothing; durable when it returns. Answers with a place for each, in order.
+    fn publish(&self, records: Vec<Outgoing>) -> impl Future<Output = Result<Vec<Placement>, PublishError>> + Send;
+
+    /// Takes up a subscription. Assignments come until the receiver is dropped. The redrive topics of the
+    /// subscription's function exist when it returns.
+    fn subscribe(
+        &self,
+        subscription: Subscription,
+    ) -> impl Future<Output = Result<mpsc::Receiver<Assignment<Self::Partition>>, Error>> + Send;
+}
+
+/// One partition of one source topic, owned on behalf of one function, together with its partition of the redrive topic.
+pub trait Partition: Send + 'static {
+    /// Whose it is.
+    fn unit(&self) -> &Unit;
+
+    /// Waits until there is something at or after a wanted offset, and answers with what there is up to the bounds of
+    /// `wanted`, never empty. Cancel safe.
+    fn fetch(&mut self, wanted: Wanted) -> impl Future<Output = Result<Fetched, FetchError>> + Send;
+
+    /// Writes all of a commit, or nothing. At most one commit of a unit is under way at a time; records can be fetched
+    /// meanwhile. Dropping the future does not undo the commit.
+    fn commit(&mut self, commit: Commit) -> impl Future<Output = Result<CommitOutcome, Error>> + Send + 'static;
+}
+
+/// What a function wants to read.
+#[derive(Clone, Debug)]
+pub struct Subscription {
+    /// The function.
+    pub function: FunctionName,
+    /// Its source topics, without repetition.
+    pub topics: Vec<Topic>,
+    /// Where it starts in a topic that it has not read yet.
+    pub from: StartAt,
+    /// Key blocks older than this are not restored.
+    pub keys_since: Timestamp,
+}
+
+/// Where a function starts; applied once per function and topic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StartAt {
+    /// At the oldest record there is.
+    #[default]
+    Earliest,
+    /// At the next record published.
+    Latest,
+}
+
+/// A partition that a worker now owns.
+#[derive(Debug)]
+pub struct Assignment<P> {
+    /// The partition.
+    pub partition: P,
+    /// What is committed for it.
+    pub restored: Restored,
+    /// Becomes true once the partition is lost; nothing can be committed from then on.
+    pub revoked: watch::Receiver<bool>,
+}
+
+/// The committed state of a unit.
+#[derive(Clone, Debug, Default)]
+pub struct Restored {
+    /// How far it is, and its parked heads. A unit that never ran is at its start.
+    pub progress: Progress,
+    /// Idempotency keys, oldest block first.
+    pub keys: Vec<KeyBlock>,
+}
+
+/// The idempotency keys of one commit.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyBlock {
+    /// Wall time of the commit.
+    pub committed_at: Timestamp,
+    /// Keys of the events that completed.
+    pub keys: Vec<KeyHash>,
+}
+
+/// Which records to fetch.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// From this offset of the source partition on.
+    pub source: Option<u64>,
+    /// From this offset of the redrive partition on.
+    pub redrive: Option<u64>,
+    /// At most this many records, at least 1.
+    pub max_records: usize,
+    /// A soft bound on the bytes fetched: at least one record comes whatever its size.
+    pub max_bytes: usize,
+}
+
+/// Records of one of a unit's logs.
+#[derive(Clone, Debug)]
+pub struct Fetched {
+    /// The log.
+    pub stream: Stream,
+    /// Ascending offsets with their records. An offset that is left out between the wanted offset and `next` is not a record.
+    pub records: Vec<(u64, Record)>,
+    /// The offset to go on from.
+    pub next: u64,
+}
+
+/// Why nothing could be fetched.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum FetchError {
+    /// The wanted offset is gone: everything below `earliest` was removed.
+    #[error("records {wanted} to {earliest} of the {stream:?} log are gone")]
+    Gone {
+        /// The log.
+        stream: Stream,
+        /// The offset that was wanted.
+        wanted: u64,
+        /// The oldest offset there is.
+        earliest: u64,
+    },
+    /// The host could not act.
+    #[error(transparent)]
+    Broker(#[from] Error),
+}
+
+/// A record on its way into a topic.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// The topic.
+    pub topic: Topic,
+    /// Chooses the partition.
+    pub placing: Placing,
+    /// The record. The log keeps its timestamp in whole milliseconds.
+    pub record: Record,
+}
+
+/// How the partition is chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placing {
+    /// By murmur2 of the key, or of source and id, as `millrace_core::partition` computes it.
+    Hash(u32),
+    /// This one.
+    Partition(u32),
+}
+
+/// Where a record landed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Placement {
+    /// The partition.
+    pub partition: u32,
+    /// The offset.
+    pub offset: u64,
+}
+
+/// Why a batch was not published. Nothing of it was.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum PublishError {
+    /// There is no such topic or partition.
+    #[error("there is no topic `{topic}`")]
+    UnknownTopic {
+        /// The record's place in the batch.
+        index: usize,
+        /// The topic.
+        topic: Topic,
+    },
+    /// A record is larger than the log takes.
+    #[error("the record has {size_bytes} bytes, more than the {max_bytes} that `{topic}` takes")]
+    TooLarge {
+        /// The record's place in the batch.
+        index: usize,
+        /// The topic.
+        topic: Topic,
+        /// Its size in bytes.
+        size_bytes: usize,
+        /// The bound in bytes.
+        max_bytes: usize,
+    },
+    /// The log is at its size bound and must keep what it has.
+    #[error("the log is full: {0}")]
+    Full(String),
+    /// Too many writes wait. Try again later.
+    #[error("too many writes are waiting")]
+    Busy,
+    /// The host could not act.
+    #[error(transparent)]
+    Broker(#[from] Error),
+}
+
+/// All that one unit's events did since its last commit. Written as one.
+#[derive(Clone, Debug)]
+pub struct Commit {
+    /// Wall time.
+    pub at: Timestamp,
+    /// Progress after this commit.
+    pub progress: Progress,
+    /// Idempotency keys of the events that completed.
+    pub keys: Vec<KeyHash>,
+    /// Emitted events.
+    pub outputs: Vec<Outgoing>,
+    /// Dead letters, new ones and ones that replace an earlier one with the same id.
+    pub letters: Vec<Letter>,
+    /// Redriven dead letters that completed, and are thereby resolved.
+    pub resolved: Vec<LetterId>,
+}
+
+/// How a commit ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CommitOutcome {
+    /// It is durable and visible.
+    Committed,
+    /// Nothing of it is visible. What was restored or committed before still holds.
+    Aborted,
+    /// The log refuses some of its content, now and later. Nothing of it is visible.
+    Refused {
+        /// For a person.
+        reason: String,
+    },
+}
+
+/// The identity of a dead letter: where its event was first read from.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LetterId {
+    /// The source topic.
+    pub topic: Topic,
+    /// The source partition.
+    pub partition: u32,
+    /// The offset in the source partition.
+    pub offset: u64,
+}
+
+impl fmt::Display for LetterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}/{}", self.topic, self.partition, self.offset)
+    }
+}
+
+impl FromStr for LetterId {
+    type Err = String;
+
+    fn from_str(s: &str) -> Result<Self, Self::Err> {
+        let parse = || {
+            let (rest, offset) = s.rsplit_once('/')?;
+            let (topic, partition) = rest.rsplit_once('/')?;
+            let topic = Topic::new(topic.to_owned()).ok()?;
+            Some(Self { topic, partition: partition.parse().ok()?, offset: offset.parse().ok()? })
+        };
+        parse().ok_or_else(|| format!("`{s}` is not the id of a dead letter: write <topic>/<partition>/<offset>"))
+    }
+}
+
+/// A dead letter as it is written.
+#[derive(Clone, Debug)]
+pub struct Letter {
+    /// Its identity.
+    pub id: LetterId,
+    /// The original record with `millrace-` headers added.
+    pub record: Record,
+}
+
+/// What happened to a dead letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LetterStatus {
+    /// Waits for a person.
+    Open,
+    /// Sent to its function once more, and not settled yet.
+    Redriven,
+    /// Done: its redrive completed, or a person said so.
+    Resolved,
+    /// A person gave it up.
+    Discarded,
+}
+
+/// A dead letter as it is read.
+#[derive(Clone, Debug)]
+pub struct StoredLetter {
+    /// Whose it is.
+    pub function: FunctionName,
+    /// Its identity.
+    pub id: LetterId,
+    /// What happened to it.
+    pub status: LetterStatus,
+    /// When the status last changed.
+    pub status_at: Timestamp,
+    /// Why a person resolved or discarded it.
+    pub note: Option<String>,
+    /// The original record with `millrace-` headers.
+    pub record: Record,
+}
+
+/// What a person does with dead letters.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum LetterAction {
+    /// Send it to its function once more.
+    Redrive,
+    /// It is done.
+    Resolve(Option<String>),
+    /// It is given up, and this is why.
+    Discard(String),
+}
+
+/// A topic.
+#[derive(Clone, Debug, Serialize)]
+pub struct TopicInfo {
+    /// Its name.
+    pub name: String,
+    /// Whether the runtime made it for itself.
+    pub internal: bool,
+    /// Its partitions, by number.
+    pub partitions: Vec<PartitionInfo>,
+}
+
+/// A partition of a topic.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct PartitionInfo {
+    /// The oldest offset there is.
+    pub earliest: u64,
+    /// One past the newest offset.
+    pub next: u64,
+    /// Bytes kept.
+    pub size_bytes: u64,
+}
+
+/// A unit's committed progress.
+#[derive(Clone, Debug)]
+pub struct UnitInfo {
+    /// The unit.
+    pub unit: Unit,
+    /// Its progress as committed.
+    pub progress: Progress,
+    /// One past the newest offset of its source partition.
+    pub source_next: u64,
+    /// When the record at its resume point was published, if there is one: now minus this is the lag in time.
+    pub oldest_unsettled_at: Option<Timestamp>,
+    /// One past the newest offset of its redrive partition.
+    pub redrive_next: u64,
+}
+
+/// A change to the status of a dead letter that is not possible.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum CatalogError {
+    /// There is no such topic.
+    #[error("there is no topic `{0}`")]
+    UnknownTopic(Topic),
+    /// There is no such partition.
+    #[error("topic `{0}` has no partition {1}")]
+    UnknownPartition(Topic, u32),
+    /// There is no such dead letter.
+    #[error("function `{0}` has no dead letter `{1}`")]
+    UnknownLetter(FunctionName, LetterId),
+    /// The letter's status does not allow it.
+    #[error("dead letter `{id}` of `{function}` is {status:?}, not open")]
+    NotOpen {
+        /// Whose it is.
+        function: FunctionName,
+        /// Its identity.
+        id: LetterId,
+        /// Its status.
+        status: LetterStatus,
+    },
+    /// A topic exists with another number of partitions.
+    #[error("topic `{topic}` has {existing} partitions, not {wanted}")]
+    PartitionCount {
+        /// The topic.
+        topic: Topic,
+        /// What it has.
+        existing: u32,
+        /// What was asked for.
+        wanted: u32,
+    },
+    /// The host could not act.
+    #[error(transparent)]
+    Broker(#[from] Error),
+}
+
+/// Listing and administration. Reads see only what is durable.
+pub trait Catalog: Send + Sync + 'static {
+    /// All topics, by name.
+    fn topics(&self) -> impl Future<Output = Result<Vec<TopicInfo>, CatalogError>> + Send;
+
+    /// Makes a topic unless it exists with this number of partitions.
+    fn create_topic(&self, topic: Topic, partitions: u32) -> impl Future<Output = Result<(), CatalogError>> + Send;
+
+    /// Records of one partition from `offset`, or the oldest offset there is, on; empty at the end. Does not wait.
+    fn read(
+        &self,
+        topic: &Topic,
+        partition: u32,
+        offset: u64,
+        max_records: usize,
+    ) -> impl Future<Output = Result<Fetched, CatalogError>> + Send;
+
+    /// Committed progress of all units of a function, by topic and partition.
+    fn units(&self, function: &FunctionName) -> impl Future<Output = Result<Vec<UnitInfo>, CatalogError>> + Send;
+
+    /// Identities and statuses of a function's dead letters after `after`, by id, at most `max`.
+    fn letters(
+        &self,
+        function: &FunctionName,
+        after: Option<&LetterId>,
+        max: usize,
+    ) -> impl Future<Output = Result<Vec<StoredLetter>, CatalogError>> + Send;
+
+    /// One dead letter.
+    fn letter(
+        &self,
+        function: &FunctionName,
+        id: &LetterId,
+    ) -> impl Future<Output = Result<StoredLetter, CatalogError>> + Send;
+
+    /// How many open dead letters a function has.
+    fn open_letters(&self, function: &FunctionName) -> impl Future<Output = Result<u64, CatalogError>> + Send;
+
+    /// Changes the status of dead letters, all or none. Only open ones can change, unless `force`. A redrive appends
+    /// the original record, with its `millrace-` headers, to the redrive topic in the same commit.
+    fn act_on_letters(
+        &self,
+        function: &FunctionName,
+        ids: &[LetterId],
+        action: LetterAction,
+        force: Force,
+    ) -> impl Future<Output = Result<(), CatalogError>> + Send;
+}
+
+/// Whether a dead letter that is not open may change.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Force {
+    /// Only open ones.
+    No,
+    /// Any.
+    Yes,
+}

@@ -1,0 +1,5 @@
+//! Millrace, a serverless runtime for event functions.
+
+pub mod broker;
+pub mod clock;
+pub mod sandbox;
