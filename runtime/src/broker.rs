@@ -5,6 +5,7 @@ use std::future::Future;
 use std::str::FromStr;
 
 use millrace_core::name::{FunctionName, Topic, Unit};
+pub use millrace_core::policy::StartAt;
 use millrace_core::progress::{KeyHash, Progress, Stream};
 use millrace_core::record::Record;
 use millrace_core::time::Timestamp;
@@ -73,17 +74,6 @@ pub struct Subscription {
     pub from: StartAt,
     /// Key blocks older than this are not restored.
     pub keys_since: Timestamp,
-}
-
-/// Where a function starts; applied once per function and topic.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum StartAt {
-    /// At the oldest record there is.
-    #[default]
-    Earliest,
-    /// At the next record published.
-    Latest,
 }
 
 /// A partition that a worker now owns.

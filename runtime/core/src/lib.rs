@@ -4,9 +4,12 @@
 
 pub mod event;
 pub mod limits;
+pub mod manifest;
 pub mod name;
 pub mod outcome;
 pub mod policy;
 pub mod progress;
 pub mod record;
+pub mod settings;
 pub mod time;
+pub mod units;

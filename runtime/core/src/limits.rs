@@ -67,6 +67,10 @@ pub const PUBLISHES_WAITING_MAX_BYTES: usize = 64 * MIB;
 pub const RETENTION_DEFAULT_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Bytes kept per partition when neither manifest nor configuration says.
 pub const RETENTION_DEFAULT_BYTES: u64 = 4 * GIB as u64;
+/// Longest time that a manifest can ask to keep records.
+pub const RETENTION_MAX_AGE: Duration = Duration::from_secs(36_500 * 24 * 3600);
+/// Most bytes per partition that a manifest can ask to keep.
+pub const RETENTION_MAX_BYTES: u64 = 1 << 50;
 /// Bytes of the whole embedded log at which publishing is refused, unless the configuration says otherwise.
 pub const LOG_DEFAULT_BYTES: u64 = 64 * GIB as u64;
 

@@ -10,6 +10,11 @@ pub const TOPIC_MAX_CHARS: usize = 249;
 /// Longest name of an application or of a function within it.
 pub const LABEL_MAX_CHARS: usize = 63;
 
+/// What everything of ours in a broker begins with, unless the configuration says otherwise.
+pub const DEFAULT_PREFIX: &str = "millrace";
+/// Longest prefix.
+pub const PREFIX_MAX_CHARS: usize = 32;
+
 /// Why a text is not a name. Its message names the text, the rule and the fix.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct InvalidName(String);
@@ -111,6 +116,53 @@ impl FunctionName {
     }
 }
 
+/// Where a function's dead letters are kept: `<prefix>.<application>.<function>.dead-letter`.
+///
+/// # Errors
+/// If the name would be too long for a topic.
+pub fn dead_letter_topic(prefix: &str, function: &FunctionName) -> Result<Topic, InvalidName> {
+    derived_topic(format!("{prefix}.{function}.dead-letter"))
+}
+
+/// Where dead letters that were read from `source` go to be handled once more:
+/// `<prefix>.<application>.<function>.redrive.<source>`.
+///
+/// # Errors
+/// If the name would be too long for a topic.
+pub fn redrive_topic(prefix: &str, function: &FunctionName, source: &Topic) -> Result<Topic, InvalidName> {
+    derived_topic(format!("{prefix}.{function}.redrive.{source}"))
+}
+
+fn derived_topic(name: String) -> Result<Topic, InvalidName> {
+    let chars = name.len();
+    Topic::new(name).map_err(|InvalidName(message)| {
+        if chars <= TOPIC_MAX_CHARS {
+            return InvalidName(message);
+        }
+        InvalidName(format!(
+            "{message}; this name has {chars} characters: shorten the application's, the function's or the source's name"
+        ))
+    })
+}
+
+/// Whether a topic's name is one of those the runtime makes for itself: it begins with the prefix and a dot.
+#[must_use]
+pub fn is_reserved(prefix: &str, topic: &str) -> bool {
+    topic.strip_prefix(prefix).is_some_and(|rest| rest.starts_with('.'))
+}
+
+/// Checks a prefix: the name of an application, and not longer than [`PREFIX_MAX_CHARS`].
+///
+/// # Errors
+/// If it is not one.
+pub fn check_prefix(prefix: &str) -> Result<(), InvalidName> {
+    check_label("a prefix", prefix)?;
+    if prefix.len() <= PREFIX_MAX_CHARS {
+        return Ok(());
+    }
+    Err(InvalidName(format!("`{prefix}` is too long for a prefix: use at most {PREFIX_MAX_CHARS} characters")))
+}
+
 /// Checks the name of an application or function.
 ///
 /// # Errors
@@ -176,5 +228,36 @@ pub struct Unit {
 impl fmt::Display for Unit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} on {}/{}", self.function, self.topic, self.partition)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn derived_names_are_checked_for_their_length() {
+        let label = "f".repeat(LABEL_MAX_CHARS);
+        let function = FunctionName::new("orders", "pay").unwrap();
+        let long = FunctionName::new(&label, &label).unwrap();
+        let topic = |chars: usize| Topic::new("t".repeat(chars)).unwrap();
+        let shown = |topic: Result<Topic, InvalidName>| topic.map_or_else(|e| e.to_string(), |t| t.to_string());
+        assert_eq!(shown(dead_letter_topic("millrace", &function)), "millrace.orders.pay.dead-letter");
+        assert_eq!(shown(redrive_topic("staging", &function, &topic(3))), "staging.orders.pay.redrive.ttt");
+        assert!(redrive_topic("millrace", &long, &topic(104)).is_ok());
+        assert!(shown(redrive_topic("millrace", &long, &topic(105))).contains("this name has 250 characters: shorten"));
+        assert!(dead_letter_topic(&"p".repeat(PREFIX_MAX_CHARS), &long).is_ok());
+    }
+
+    #[test]
+    fn the_runtimes_own_names_begin_with_the_prefix_and_a_dot() {
+        for (topic, reserved) in
+            [("millrace.a", true), ("millrace.", true), ("millrace", false), ("millraces.a", false)]
+        {
+            assert_eq!(is_reserved("millrace", topic), reserved, "{topic}");
+        }
+        assert!(check_prefix("staging-2").is_ok());
+        assert!(check_prefix("a.b").is_err());
+        assert!(check_prefix(&"p".repeat(PREFIX_MAX_CHARS + 1)).is_err());
     }
 }

@@ -2,7 +2,21 @@
 
 use std::time::Duration;
 
+use serde::{Deserialize, Serialize};
+
 use crate::limits;
+use crate::outcome::Category;
+
+/// Where a function starts; applied once per function and topic.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StartAt {
+    /// At the oldest record there is.
+    #[default]
+    Earliest,
+    /// At the next record published.
+    Latest,
+}
 
 /// In which order a function's events are handled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -114,4 +128,106 @@ pub enum Overflow {
     DeadLetter,
     /// The source waits until a parked lane goes on.
     Pause,
+}
+
+/// How repetitions of an event are recognised.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdempotencyPolicy {
+    /// An expression over the event that gives its idempotency key; without one it is the event's source and id.
+    pub key: Option<String>,
+    /// How long a completed event is recognised; at least twice [`RetryPolicy::longest`].
+    pub window: Duration,
+    /// Keys kept for the function; when there are more, the oldest go first.
+    pub max_keys: usize,
+}
+
+impl IdempotencyPolicy {
+    /// The shortest window that is safe with this retry policy.
+    #[must_use]
+    pub const fn shortest_window(retry: &RetryPolicy) -> Duration {
+        retry.longest().saturating_mul(2)
+    }
+}
+
+impl Default for IdempotencyPolicy {
+    fn default() -> Self {
+        Self { key: None, window: limits::IDEMPOTENCY_DEFAULT_WINDOW, max_keys: limits::IDEMPOTENCY_DEFAULT_KEYS }
+    }
+}
+
+/// What one invocation may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InvocationLimits {
+    /// Time from call to return; then the guest is ended.
+    pub time: Duration,
+    /// Linear memory of the instance, all memories together.
+    pub memory_bytes: usize,
+    /// Events emitted.
+    pub emitted_events: usize,
+    /// Bytes of the events emitted, as records.
+    pub emitted_bytes: usize,
+    /// Bytes of messages logged; what follows is cut.
+    pub log_bytes: usize,
+}
+
+impl Default for InvocationLimits {
+    fn default() -> Self {
+        Self {
+            time: limits::INVOCATION_DEFAULT_TIME,
+            memory_bytes: limits::MEMORY_DEFAULT_BYTES,
+            emitted_events: limits::EMITTED_DEFAULT_EVENTS,
+            emitted_bytes: limits::EMITTED_DEFAULT_BYTES,
+            log_bytes: limits::LOG_BYTES_DEFAULT,
+        }
+    }
+}
+
+/// How instances of a function's component are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct InstancePolicy {
+    /// Events that one instance handles before it is replaced; 1 gives each event its own.
+    pub reuse_events: u32,
+}
+
+impl Default for InstancePolicy {
+    fn default() -> Self {
+        Self { reuse_events: limits::INSTANCE_REUSE_DEFAULT_EVENTS }
+    }
+}
+
+/// By when a person should have looked at a dead letter, by category of its failure.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Deadlines {
+    /// For [`Category::Transient`].
+    pub transient: Duration,
+    /// For [`Category::Invalid`].
+    pub invalid: Duration,
+    /// For [`Category::Rejected`].
+    pub rejected: Duration,
+    /// For [`Category::Unknown`].
+    pub unknown: Duration,
+}
+
+impl Deadlines {
+    /// The deadline for a category.
+    #[must_use]
+    pub const fn of(&self, category: Category) -> Duration {
+        match category {
+            Category::Transient => self.transient,
+            Category::Invalid => self.invalid,
+            Category::Rejected => self.rejected,
+            Category::Unknown => self.unknown,
+        }
+    }
+}
+
+impl Default for Deadlines {
+    fn default() -> Self {
+        Self {
+            transient: Category::Transient.default_deadline(),
+            invalid: Category::Invalid.default_deadline(),
+            rejected: Category::Rejected.default_deadline(),
+            unknown: Category::Unknown.default_deadline(),
+        }
+    }
 }
