@@ -1,5 +1,9 @@
 //! Millrace, a serverless runtime for event functions.
 
+pub mod api;
+pub mod breaker;
 pub mod broker;
 pub mod clock;
+pub mod registry;
 pub mod sandbox;
+pub mod worker;

@@ -2,14 +2,22 @@
 //!
 //! Time is an argument, randomness is a seed, and what must happen is returned as a value for someone else to do.
 
+pub mod breaker;
+pub mod dispatcher;
 pub mod event;
+pub mod idempotency;
+pub mod intake;
+pub mod lanes;
+pub mod letter;
 pub mod limits;
 pub mod manifest;
 pub mod name;
+pub mod offsets;
 pub mod outcome;
 pub mod policy;
 pub mod progress;
 pub mod record;
+pub mod retry;
 pub mod settings;
 pub mod time;
 pub mod units;

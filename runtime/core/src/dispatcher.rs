@@ -1,0 +1,699 @@
+//! What happens next to the events of one unit of ownership: a pure state machine.
+//!
+//! It never acts. [`Dispatcher::handle`] takes what happened and answers with what must be done; the worker does it. A
+//! commit is a pair: [`Dispatcher::seal`] says what it must contain, and [`Input::Committed`] that it is durable.
+
+use std::collections::{HashMap, HashSet};
+use std::fmt;
+
+use crate::idempotency::Window;
+use crate::lanes::{BuildNoHash, History, LaneId, Lanes, Slot};
+use crate::limits;
+use crate::offsets::Offsets;
+use crate::outcome::{Category, Failure, Outcome};
+use crate::policy::{Overflow, ParkedPolicy, RetryPolicy};
+use crate::progress::{KeyHash, ParkedHead, Position, Progress, Stream};
+use crate::retry::{Attempts, Jitter, next_attempt};
+use crate::time::Timestamp;
+
+/// What a function's manifest decides about dispatching.
+#[derive(Clone, Copy, Debug)]
+pub struct Policy {
+    /// When a failed event is attempted again.
+    pub retry: RetryPolicy,
+    /// How much is held back behind failing keys.
+    pub parked: ParkedPolicy,
+    /// Invocations of the unit at the same time, at least 1.
+    pub concurrency: usize,
+}
+
+/// Something happened.
+#[derive(Debug)]
+pub enum Input<T> {
+    /// Records came. `next` is the offset to go on from; an offset from the wanted one up to it that is not among the
+    /// arrivals is not a record.
+    Delivered {
+        /// The log they came from.
+        stream: Stream,
+        /// In ascending order.
+        arrivals: Vec<Arrival<T>>,
+        /// One past the last offset looked at.
+        next: u64,
+    },
+    /// An attempt ended.
+    Finished(Ticket<T>, Outcome),
+    /// The host could not make the attempt; it does not count.
+    Released(Ticket<T>),
+    /// The sealed commit is durable.
+    Committed,
+    /// Nothing happened but time.
+    Tick,
+    /// The breaker or an operator decided what may be invoked.
+    Admit(Admission),
+}
+
+/// A record on its way in.
+#[derive(Clone, Debug)]
+pub struct Arrival<T> {
+    /// Its offset.
+    pub offset: u64,
+    /// What it is.
+    pub content: Content<T>,
+}
+
+/// What a record turned out to be.
+#[derive(Clone, Debug)]
+pub enum Content<T> {
+    /// An event to handle.
+    Event {
+        /// Carried along and given back.
+        payload: T,
+        /// Its lane, or none for one of its own.
+        lane: Option<LaneId>,
+        /// Its idempotency key.
+        key: KeyHash,
+    },
+    /// The filter says no.
+    Filtered,
+    /// It cannot be decoded, or an expression over it failed.
+    Refused {
+        /// Carried along and given back.
+        payload: T,
+        /// Why.
+        failure: Failure,
+    },
+}
+
+/// What may be invoked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Admission {
+    /// Everything.
+    All,
+    /// One event, as a trial.
+    One,
+    /// Nothing: the source waits.
+    Nothing,
+}
+
+/// The right and the duty to make one attempt: it is given back exactly once.
+#[derive(Debug)]
+pub struct Ticket<T> {
+    slot: Slot<T>,
+    lane: LaneId,
+    trial: bool,
+}
+
+impl<T> Ticket<T> {
+    /// What was delivered.
+    pub fn payload(&self) -> &T {
+        &self.slot.payload
+    }
+
+    /// Where it was delivered from.
+    #[must_use]
+    pub fn position(&self) -> Position {
+        self.slot.position
+    }
+
+    /// 1 for the first attempt.
+    #[must_use]
+    pub fn attempt(&self) -> u32 {
+        1 + self.slot.history.as_ref().map_or(0, |h| h.attempts.failed)
+    }
+
+    /// Whether a half-open breaker waits for the result.
+    #[must_use]
+    pub fn is_trial(&self) -> bool {
+        self.trial
+    }
+
+    /// The same number for events of one lane.
+    #[must_use]
+    pub fn lane(&self) -> LaneId {
+        self.lane
+    }
+}
+
+/// Something must be done.
+#[derive(Debug)]
+pub enum Effect<T> {
+    /// Make one attempt, and answer with [`Input::Finished`] or [`Input::Released`].
+    Invoke(Ticket<T>),
+    /// This settlement joins the next commit.
+    Settle(Settled<T>),
+}
+
+/// A record that is done with.
+#[derive(Debug)]
+pub struct Settled<T> {
+    /// Where it was delivered from.
+    pub position: Position,
+    /// What was delivered; none if it was filtered.
+    pub payload: Option<T>,
+    /// How it was settled.
+    pub settlement: Settlement,
+}
+
+/// How a record was settled.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Settlement {
+    /// Its effects join the commit.
+    Completed,
+    /// The filter said no.
+    Filtered,
+    /// Its key was known.
+    Duplicate,
+    /// It becomes a dead letter.
+    DeadLettered(DeadLetter),
+}
+
+/// Why and when an event became a dead letter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// The last failure.
+    pub failure: Failure,
+    /// Failed attempts; zero if it was never attempted.
+    pub attempts: u32,
+    /// When the first attempt failed, or it was refused.
+    pub first_failed_at: Timestamp,
+    /// When the last attempt failed, or it was refused.
+    pub last_failed_at: Timestamp,
+}
+
+/// What the next commit must contain, beside the effects of the settlements.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sealed {
+    /// Progress after the commit.
+    pub progress: Progress,
+    /// Keys of the events that completed since the last seal.
+    pub keys: Vec<KeyHash>,
+    /// Settlements since the last seal.
+    pub settlements: usize,
+}
+
+/// Which records are wanted next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wants {
+    /// From this offset of the source on.
+    pub source: u64,
+    /// From this offset of the redrive log on.
+    pub redrive: u64,
+    /// At most this many, at least 1.
+    pub max_records: usize,
+}
+
+/// The state machine of one unit. `T` is whatever the worker wants to have back with each event.
+pub struct Dispatcher<T> {
+    policy: Policy,
+    jitter: Jitter,
+    window: Window,
+    admission: Admission,
+    committed: Progress,
+    source: Log,
+    redrive: Log,
+    lanes: Lanes<T>,
+    in_flight: usize,
+    /// Keys of events that were attempted and are not settled, and where the one event is that goes ahead.
+    pending: HashMap<KeyHash, Position, BuildNoHash>,
+    /// Lanes whose head waits for the pending event with the same key.
+    blocked: HashMap<KeyHash, Vec<LaneId>, BuildNoHash>,
+    /// Keys of completed events whose commit is not durable.
+    uncommitted: HashSet<KeyHash, BuildNoHash>,
+    group: Group,
+    sealed: Option<(Timestamp, Sealed, Option<Position>)>,
+    isolation: Isolation,
+}
+
+/// One of the unit's two logs.
+#[derive(Debug)]
+struct Log {
+    offsets: Offsets,
+    /// The next offset that has not been delivered.
+    cursor: u64,
+}
+
+/// What has happened since the last seal.
+#[derive(Debug, Default)]
+struct Group {
+    keys: Vec<KeyHash>,
+    settlements: usize,
+    last: Option<Position>,
+    /// Something happened that a restart must not forget.
+    dirty: bool,
+}
+
+/// After the log refused a commit for its content, settlements are committed one at a time until the culprit is found.
+#[derive(Debug, Default)]
+struct Isolation {
+    /// Settlements still to be committed alone.
+    remaining: usize,
+    /// Events whose own commit was refused, with the log's reason: they fail without being attempted.
+    blamed: HashMap<Position, Failure>,
+    /// Not even its dead letter was taken: the partition waits for an operator.
+    stuck: Option<(Position, Failure)>,
+}
+
+impl<T> Dispatcher<T> {
+    /// Goes on from what was committed. `seed` is for jitter only.
+    ///
+    /// # Panics
+    /// If the progress breaks its invariants.
+    #[must_use]
+    pub fn new(policy: Policy, committed: Progress, window: Window, seed: u64) -> Self {
+        assert!(policy.concurrency >= 1, "a unit must be able to run one invocation");
+        Self {
+            policy,
+            jitter: Jitter::seeded(seed),
+            window,
+            admission: Admission::All,
+            source: Log::restore(&committed.source),
+            redrive: Log::restore(&committed.redrive),
+            committed,
+            lanes: Lanes::default(),
+            in_flight: 0,
+            pending: HashMap::default(),
+            blocked: HashMap::default(),
+            uncommitted: HashSet::default(),
+            group: Group::default(),
+            sealed: None,
+            isolation: Isolation::default(),
+        }
+    }
+
+    /// Takes what happened, and appends what must be done.
+    ///
+    /// # Panics
+    /// If an input cannot be true, such as a commit that was not sealed: that is a bug of the caller.
+    pub fn handle(&mut self, now: Timestamp, input: Input<T>, effects: &mut Vec<Effect<T>>) {
+        match input {
+            Input::Delivered { stream, arrivals, next } => self.delivered(now, stream, arrivals, next, effects),
+            Input::Finished(ticket, outcome) => self.finished(now, ticket, outcome, effects),
+            Input::Released(ticket) => self.released(ticket),
+            Input::Committed => self.committed(now),
+            Input::Tick => {}
+            Input::Admit(admission) => self.admission = admission,
+        }
+        self.lanes.unpark_due(now);
+        self.enforce_parked_limit(now, effects);
+        self.start(now, effects);
+    }
+
+    /// The earliest instant at which a [`Input::Tick`] changes anything.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Timestamp> {
+        self.lanes.next_due()
+    }
+
+    /// Which records to fetch, or none while enough wait.
+    #[must_use]
+    pub fn wants(&self) -> Option<Wants> {
+        let parked = &self.policy.parked;
+        let waits_for_lanes = parked.overflow == Overflow::Pause && self.lanes.held() >= parked.limit;
+        let moving = self.lanes.queued() - self.lanes.held();
+        let full = moving >= limits::QUEUED_MAX_RECORDS
+            || self.source.offsets.gaps() + self.redrive.offsets.gaps() >= limits::SETTLED_RANGES_MAX;
+        if self.isolation.stuck.is_some() || waits_for_lanes || full {
+            return None;
+        }
+        if self.isolation.remaining > 0 {
+            return (moving == 0 && self.is_clean()).then(|| self.wants_up_to(1));
+        }
+        Some(self.wants_up_to((limits::QUEUED_MAX_RECORDS - moving).min(limits::FETCH_MAX_RECORDS)))
+    }
+
+    /// Whether a commit has something to say.
+    #[must_use]
+    pub fn is_dirty(&self) -> bool {
+        self.group.dirty
+    }
+
+    /// Settlements since the last seal.
+    #[must_use]
+    pub fn settlements(&self) -> usize {
+        self.group.settlements
+    }
+
+    /// Whether an event waits only to be admitted.
+    #[must_use]
+    pub fn has_ready(&self) -> bool {
+        self.lanes.has_ready()
+    }
+
+    /// Attempts being made.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.in_flight
+    }
+
+    /// Records held back behind failing keys, the failing ones included.
+    #[must_use]
+    pub fn parked(&self) -> usize {
+        self.lanes.held()
+    }
+
+    /// Why the partition waits for an operator, if it does: the log refused even the dead letter.
+    #[must_use]
+    pub fn stuck(&self) -> Option<(Position, &Failure)> {
+        self.isolation.stuck.as_ref().map(|(position, failure)| (*position, failure))
+    }
+
+    /// The idempotency keys that are known.
+    #[must_use]
+    pub fn window(&self) -> &Window {
+        &self.window
+    }
+
+    /// Progress as it was last committed.
+    #[must_use]
+    pub fn last_committed(&self) -> &Progress {
+        &self.committed
+    }
+
+    /// Closes the group of settlements: what the commit that is now begun must contain.
+    ///
+    /// # Panics
+    /// If another commit is under way.
+    pub fn seal(&mut self, now: Timestamp) -> Sealed {
+        assert!(self.sealed.is_none(), "one commit at a time");
+        let group = std::mem::take(&mut self.group);
+        let sealed = Sealed {
+            progress: Progress {
+                source: self.source.offsets.progress(),
+                redrive: self.redrive.offsets.progress(),
+                parked: self.parked_heads(),
+                commits: self.committed.commits + 1,
+            },
+            keys: group.keys,
+            settlements: group.settlements,
+        };
+        self.sealed = Some((now, sealed.clone(), group.last));
+        sealed
+    }
+
+    /// Drops everything that is not committed and goes on from the last commit, as after a restart. Tickets that are out
+    /// must be dropped.
+    pub fn abort(&mut self) {
+        self.source = Log::restore(&self.committed.source);
+        self.redrive = Log::restore(&self.committed.redrive);
+        self.lanes = Lanes::default();
+        self.in_flight = 0;
+        self.pending.clear();
+        self.blocked.clear();
+        self.uncommitted.clear();
+        self.group = Group::default();
+        self.sealed = None;
+    }
+
+    /// The log refused the sealed commit for its content. As [`Dispatcher::abort`], and settlements are then committed
+    /// one at a time; one that is refused alone fails with category unknown and the log's reason.
+    ///
+    /// # Panics
+    /// If no commit is under way.
+    pub fn refuse(&mut self, reason: &str) {
+        let (_, sealed, last) = self.sealed.take().expect("only a sealed commit is refused");
+        if let Some(position) = last
+            && sealed.settlements == 1
+        {
+            let failure = Failure::new(Category::Unknown, format!("the log refused it: {reason}"));
+            let earlier = self.isolation.blamed.insert(position, failure.clone());
+            if earlier.is_some() {
+                self.isolation.stuck = Some((position, failure));
+            }
+        }
+        // Whatever was settled but not sealed is done again too.
+        self.isolation.remaining = self.isolation.remaining.max(sealed.settlements + self.group.settlements);
+        self.abort();
+    }
+
+    fn delivered(
+        &mut self,
+        now: Timestamp,
+        stream: Stream,
+        arrivals: Vec<Arrival<T>>,
+        next: u64,
+        effects: &mut Vec<Effect<T>>,
+    ) {
+        for Arrival { offset, content } in arrivals {
+            if self.advance(stream, offset) {
+                self.arrived(now, Position { stream, offset }, content, effects);
+            }
+        }
+        self.skip_to(stream, next);
+    }
+
+    /// Moves the cursor past a record; whether it has to be handled.
+    fn advance(&mut self, stream: Stream, offset: u64) -> bool {
+        let log = self.log(stream);
+        if offset < log.cursor {
+            return false;
+        }
+        self.skip_to(stream, offset);
+        let log = self.log(stream);
+        log.cursor = offset + 1;
+        !log.offsets.is_settled(offset)
+    }
+
+    /// Moves the cursor to an offset: what lies between was not a record, or is settled.
+    fn skip_to(&mut self, stream: Stream, offset: u64) {
+        let log = self.log(stream);
+        if offset <= log.cursor {
+            return;
+        }
+        let skipped = log.offsets.settle_rest(log.cursor..offset);
+        log.offsets.totals_mut().not_a_record += skipped;
+        log.cursor = offset;
+        self.group.dirty |= skipped > 0;
+    }
+
+    fn arrived(&mut self, now: Timestamp, position: Position, content: Content<T>, effects: &mut Vec<Effect<T>>) {
+        match content {
+            Content::Event { payload, lane, key } => {
+                let history = self.remembered(position);
+                if history.is_some() {
+                    self.pending.entry(key).or_insert(position);
+                }
+                self.lanes.push(lane, Slot { position, key, payload, history });
+            }
+            Content::Filtered => self.settle(position, None, Settlement::Filtered, effects),
+            Content::Refused { payload, failure } => {
+                let letter = DeadLetter { failure, attempts: 0, first_failed_at: now, last_failed_at: now };
+                self.settle(position, Some(payload), Settlement::DeadLettered(letter), effects);
+            }
+        }
+    }
+
+    /// What a commit told of the event at this position.
+    fn remembered(&self, position: Position) -> Option<History> {
+        let at = self.committed.parked.binary_search_by_key(&position, |head| head.position).ok()?;
+        let head = self.committed.parked.get(at)?;
+        Some(History {
+            attempts: Attempts { failed: head.attempts, first_failed_at: head.first_failed_at },
+            last: Failure::new(head.category, "it failed before a restart"),
+            due_at: head.due_at,
+        })
+    }
+
+    fn finished(&mut self, now: Timestamp, ticket: Ticket<T>, outcome: Outcome, effects: &mut Vec<Effect<T>>) {
+        self.in_flight -= 1;
+        let Ticket { slot, lane, .. } = ticket;
+        match outcome {
+            Outcome::Completed => {
+                self.uncommitted.insert(slot.key);
+                self.group.keys.push(slot.key);
+                self.lanes.finish(lane, slot.position);
+                self.unblock(slot.key, slot.position);
+                self.settle(slot.position, Some(slot.payload), Settlement::Completed, effects);
+            }
+            Outcome::Failed(failure) => self.failed(now, lane, slot, failure, effects),
+        }
+    }
+
+    fn failed(&mut self, now: Timestamp, lane: LaneId, slot: Slot<T>, failure: Failure, effects: &mut Vec<Effect<T>>) {
+        let attempts = match &slot.history {
+            Some(History { attempts, .. }) => Attempts { failed: attempts.failed + 1, ..*attempts },
+            None => Attempts { failed: 1, first_failed_at: now },
+        };
+        match next_attempt(&self.policy.retry, attempts, &failure, now, &mut self.jitter) {
+            Some(due_at) => {
+                self.lanes.park(lane, slot, History { attempts, last: failure, due_at });
+                self.group.dirty = true;
+            }
+            None => {
+                let letter = DeadLetter {
+                    failure,
+                    attempts: attempts.failed,
+                    first_failed_at: attempts.first_failed_at,
+                    last_failed_at: now,
+                };
+                self.lanes.finish(lane, slot.position);
+                self.unblock(slot.key, slot.position);
+                self.settle(slot.position, Some(slot.payload), Settlement::DeadLettered(letter), effects);
+            }
+        }
+    }
+
+    fn released(&mut self, ticket: Ticket<T>) {
+        self.in_flight -= 1;
+        if ticket.slot.history.is_none() {
+            self.unblock(ticket.slot.key, ticket.slot.position);
+        }
+        self.lanes.put_back(ticket.lane, ticket.slot);
+    }
+
+    fn committed(&mut self, now: Timestamp) {
+        let (at, sealed, _) = self.sealed.take().expect("only a sealed commit is committed");
+        for key in &sealed.keys {
+            self.uncommitted.remove(key);
+        }
+        self.isolation.remaining = self.isolation.remaining.saturating_sub(sealed.settlements);
+        self.window.insert(at, sealed.keys.into_iter());
+        self.window.expire(now);
+        self.committed = sealed.progress;
+        if !self.isolation.blamed.is_empty() {
+            let (source, redrive) = (&self.source.offsets, &self.redrive.offsets);
+            self.isolation.blamed.retain(|position, _| match position.stream {
+                Stream::Source => !source.is_settled(position.offset),
+                Stream::Redrive => !redrive.is_settled(position.offset),
+            });
+        }
+    }
+
+    /// The oldest parked heads make room until the bound holds.
+    fn enforce_parked_limit(&mut self, now: Timestamp, effects: &mut Vec<Effect<T>>) {
+        let ParkedPolicy { limit, overflow } = self.policy.parked;
+        while overflow == Overflow::DeadLetter && self.lanes.held() > limit {
+            let Some(slot) = self.lanes.give_up_oldest() else { return };
+            let history = slot.history.expect("a parked head has a history");
+            let failure = Failure::new(
+                history.last.category,
+                format!("parked-limit: more than {limit} records waited behind failing keys; {}", history.last.reason),
+            );
+            let letter = DeadLetter {
+                failure,
+                attempts: history.attempts.failed,
+                first_failed_at: history.attempts.first_failed_at,
+                last_failed_at: now,
+            };
+            self.unblock(slot.key, slot.position);
+            self.settle(slot.position, Some(slot.payload), Settlement::DeadLettered(letter), effects);
+        }
+    }
+
+    /// Starts what may be started.
+    fn start(&mut self, now: Timestamp, effects: &mut Vec<Effect<T>>) {
+        while self.may_start() {
+            let Some((lane, slot)) = self.lanes.take_ready() else { return };
+            if self.uncommitted.contains(&slot.key) || self.window.contains(slot.key, now) {
+                self.lanes.finish(lane, slot.position);
+                self.unblock(slot.key, slot.position);
+                self.settle(slot.position, Some(slot.payload), Settlement::Duplicate, effects);
+            } else if *self.pending.entry(slot.key).or_insert(slot.position) != slot.position {
+                self.blocked.entry(slot.key).or_default().push(lane);
+                self.lanes.block(lane, slot);
+            } else if let Some(failure) = self.isolation.blamed.get(&slot.position).cloned() {
+                self.failed(now, lane, slot, failure, effects);
+            } else {
+                let trial = self.admission == Admission::One;
+                if trial {
+                    self.admission = Admission::Nothing;
+                }
+                self.in_flight += 1;
+                effects.push(Effect::Invoke(Ticket { slot, lane, trial }));
+            }
+        }
+    }
+
+    fn may_start(&self) -> bool {
+        self.admission != Admission::Nothing
+            && self.isolation.stuck.is_none()
+            && self.in_flight < self.policy.concurrency
+            && (self.isolation.remaining == 0 || (self.in_flight == 0 && self.is_clean()))
+    }
+
+    /// Nothing waits for a commit.
+    fn is_clean(&self) -> bool {
+        !self.group.dirty && self.sealed.is_none()
+    }
+
+    fn settle(&mut self, position: Position, payload: Option<T>, settlement: Settlement, effects: &mut Vec<Effect<T>>) {
+        let log = self.log(position.stream);
+        log.offsets.settle(position.offset);
+        let totals = log.offsets.totals_mut();
+        match settlement {
+            Settlement::Completed => totals.completed += 1,
+            Settlement::Filtered => totals.filtered += 1,
+            Settlement::Duplicate => totals.duplicate += 1,
+            Settlement::DeadLettered(_) => totals.dead_lettered += 1,
+        }
+        self.group.settlements += 1;
+        self.group.last = Some(position);
+        self.group.dirty = true;
+        effects.push(Effect::Settle(Settled { position, payload, settlement }));
+    }
+
+    /// The event that went ahead with this key is done: those that wait for it look again.
+    fn unblock(&mut self, key: KeyHash, position: Position) {
+        if self.pending.get(&key) != Some(&position) {
+            return;
+        }
+        self.pending.remove(&key);
+        if self.blocked.is_empty() {
+            return;
+        }
+        for lane in self.blocked.remove(&key).unwrap_or_default() {
+            self.lanes.unblock(lane);
+        }
+    }
+
+    /// Failed heads in the lanes, and those of the last commit that have not been delivered again yet.
+    fn parked_heads(&self) -> Vec<ParkedHead> {
+        let undelivered = self.committed.parked.iter().filter(|head| {
+            let log = match head.position.stream {
+                Stream::Source => &self.source,
+                Stream::Redrive => &self.redrive,
+            };
+            head.position.offset >= log.cursor && !log.offsets.is_settled(head.position.offset)
+        });
+        let mut heads = self.lanes.failed_heads();
+        heads.extend(undelivered.cloned());
+        heads.sort_unstable_by_key(|head| head.position);
+        heads
+    }
+
+    fn wants_up_to(&self, max_records: usize) -> Wants {
+        Wants { source: self.source.wanted(), redrive: self.redrive.wanted(), max_records }
+    }
+
+    fn log(&mut self, stream: Stream) -> &mut Log {
+        match stream {
+            Stream::Source => &mut self.source,
+            Stream::Redrive => &mut self.redrive,
+        }
+    }
+}
+
+impl Log {
+    fn restore(progress: &crate::progress::StreamProgress) -> Self {
+        Self { offsets: Offsets::restore(progress), cursor: progress.resume }
+    }
+
+    fn wanted(&self) -> u64 {
+        self.offsets.next_unsettled(self.cursor)
+    }
+}
+
+impl<T> fmt::Debug for Dispatcher<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Dispatcher")
+            .field("source", &self.source)
+            .field("redrive", &self.redrive)
+            .field("queued", &self.lanes.queued())
+            .field("parked", &self.lanes.held())
+            .field("in_flight", &self.in_flight)
+            .field("admission", &self.admission)
+            .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,257 @@
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use super::*;
+use crate::policy::Ordering;
+
+const POLICY: Policy = Policy {
+    retry: RetryPolicy {
+        attempts: 3,
+        initial: Duration::from_secs(1),
+        max: Duration::from_secs(1),
+        max_age: Duration::from_secs(3600),
+    },
+    parked: ParkedPolicy { limit: 3, overflow: Overflow::DeadLetter },
+    concurrency: 1,
+};
+
+/// Runs a script of steps, and compares what the dispatcher asks for.
+///
+/// Steps: `a:x` delivers a record with ordering key `a` and idempotency key `x` (`-` for no ordering key; the next
+/// words up to a `;` come in the same batch), `filtered`, `refused` and `gap` deliver such a record; `ok`, `transient`,
+/// `unknown`, `invalid` and `rejected` end the oldest attempt, `released` gives it back; `seal`, `commit`, `abort` and
+/// `refuse`; `restart` forgets everything but what is committed; `all`, `one` and `nothing` admit; `wait` lets 2 s pass.
+/// Deliveries start at the cursor, so after an abort the records must be delivered again.
+///
+/// Effects: `run0` (`run0#2` for a second attempt), `done0`, `filtered0`, `dup0`, `dead0` (`dead0#3` after 3 attempts).
+struct Machine {
+    dispatcher: Dispatcher<u64>,
+    now: Timestamp,
+    tickets: VecDeque<Ticket<u64>>,
+    trace: Vec<String>,
+    offset: u64,
+}
+
+impl Machine {
+    fn new(policy: Policy) -> Self {
+        let window = Window::new(Duration::from_secs(86_400), 1000);
+        let dispatcher = Dispatcher::new(policy, Progress::default(), window, 7);
+        let now = Timestamp::from_millis(1_000_000);
+        Self { dispatcher, now, tickets: VecDeque::new(), trace: Vec::new(), offset: 0 }
+    }
+
+    fn input(&mut self, input: Input<u64>) {
+        let mut effects = Vec::new();
+        self.dispatcher.handle(self.now, input, &mut effects);
+        for effect in effects {
+            let word = match effect {
+                Effect::Invoke(ticket) => {
+                    let again = if ticket.attempt() > 1 { format!("#{}", ticket.attempt()) } else { String::new() };
+                    let word = format!("run{}{again}", ticket.position().offset);
+                    self.tickets.push_back(ticket);
+                    word
+                }
+                Effect::Settle(Settled { position: Position { offset, .. }, settlement, .. }) => match settlement {
+                    Settlement::Completed => format!("done{offset}"),
+                    Settlement::Filtered => format!("filtered{offset}"),
+                    Settlement::Duplicate => format!("dup{offset}"),
+                    Settlement::DeadLettered(letter) if letter.attempts > 1 => {
+                        format!("dead{offset}#{}", letter.attempts)
+                    }
+                    Settlement::DeadLettered(_) => format!("dead{offset}"),
+                },
+            };
+            self.trace.push(word);
+        }
+        assert!(self.dispatcher.next_deadline().is_none_or(|at| at > self.now), "a deadline lies in the future");
+    }
+
+    fn deliver(&mut self, words: &str) {
+        let mut arrivals = Vec::new();
+        for word in words.split(' ') {
+            let offset = self.offset;
+            self.offset += 1;
+            let content = match word.split_once(':') {
+                Some((lane, key)) => Content::Event {
+                    payload: offset,
+                    lane: LaneId::of(Ordering::Key, (lane != "-").then_some(lane.as_bytes())),
+                    key: KeyHash(key.bytes().fold(0, |hash, b| hash * 256 + u128::from(b))),
+                },
+                None if word == "filtered" => Content::Filtered,
+                None if word == "gap" => continue,
+                None => Content::Refused { payload: offset, failure: Failure::new(Category::Invalid, "bad") },
+            };
+            arrivals.push(Arrival { offset, content });
+        }
+        self.input(Input::Delivered { stream: Stream::Source, arrivals, next: self.offset });
+    }
+
+    fn finish(&mut self, outcome: Outcome) {
+        let ticket = self.tickets.pop_front().expect("an attempt is being made");
+        self.input(Input::Finished(ticket, outcome));
+    }
+
+    fn reset(&mut self) {
+        self.tickets.clear();
+        self.offset = self.dispatcher.source.wanted();
+    }
+
+    fn step(&mut self, step: &str) {
+        match step {
+            "ok" => self.finish(Outcome::Completed),
+            "transient" | "unknown" | "invalid" | "rejected" => {
+                self.finish(Outcome::Failed(Failure::new(step.parse().expect("a category"), "no")));
+            }
+            "released" => {
+                let ticket = self.tickets.pop_front().expect("an attempt is being made");
+                self.input(Input::Released(ticket));
+            }
+            "seal" => drop(self.dispatcher.seal(self.now)),
+            "commit" => self.input(Input::Committed),
+            "abort" => {
+                self.dispatcher.abort();
+                self.reset();
+            }
+            "refuse" => {
+                self.dispatcher.refuse("too large");
+                self.reset();
+            }
+            "restart" => {
+                let window = std::mem::replace(&mut self.dispatcher.window, Window::new(Duration::ZERO, 1));
+                self.dispatcher = Dispatcher::new(POLICY, self.dispatcher.committed.clone(), window, 9);
+                self.reset();
+            }
+            "all" => self.input(Input::Admit(Admission::All)),
+            "one" => self.input(Input::Admit(Admission::One)),
+            "nothing" => self.input(Input::Admit(Admission::Nothing)),
+            "wait" => {
+                self.now = self.now + Duration::from_secs(2);
+                self.input(Input::Tick);
+            }
+            records => self.deliver(records),
+        }
+    }
+}
+
+fn run(policy: Policy, script: &str) -> Machine {
+    let mut machine = Machine::new(policy);
+    for step in script.split(';').map(str::trim).filter(|s| !s.is_empty()) {
+        machine.step(step);
+    }
+    machine
+}
+
+fn check(script: &str, expected: &str) {
+    assert_eq!(run(POLICY, script).trace.join(" "), expected, "after {script}");
+}
+
+#[test]
+fn events_are_handled_one_after_the_other() {
+    check("a:1 b:2 c:3; ok; ok; ok", "run0 done0 run1 done1 run2 done2");
+    let two = Policy { concurrency: 2, ..POLICY };
+    assert_eq!(run(two, "a:1 a:2 b:3; ok; ok; ok").trace.join(" "), "run0 run2 done0 run1 done2 done1");
+}
+
+#[test]
+fn a_failing_key_blocks_only_itself() {
+    check("a:1 a:2 b:3; transient; ok; wait; ok; ok", "run0 run2 done2 run0#2 done0 run1 done1");
+    check("-:1 -:2 -:3; transient; ok; ok; wait; ok", "run0 run1 done1 run2 done2 run0#2 done0");
+}
+
+#[test]
+fn attempts_are_bounded() {
+    check("a:1 a:2; unknown; wait; unknown; wait; unknown; ok", "run0 run0#2 run0#3 dead0#3 run1 done1");
+    check("a:1; invalid", "run0 dead0");
+    check("a:1; transient; wait; rejected", "run0 run0#2 dead0#2");
+    check("a:1; released; ok", "run0 run0 done0");
+}
+
+#[test]
+fn filtered_refused_and_missing_records_are_settled_at_once() {
+    check("filtered refused a:1; ok", "filtered0 dead1 run2 done2");
+    let machine = run(POLICY, "gap a:1 gap gap; ok; seal; commit");
+    let progress = machine.dispatcher.last_committed();
+    assert_eq!((progress.source.resume, progress.source.totals.not_a_record), (4, 3));
+}
+
+#[test]
+fn a_known_key_is_a_duplicate() {
+    check("a:1 a:1; ok", "run0 done0 dup1");
+    check("a:1 b:1; ok", "run0 done0 dup1");
+    check("a:1; ok; seal; commit; b:1", "run0 done0 dup1");
+    check("a:1; ok; seal; commit; restart; b:1", "run0 done0 dup1");
+    check("a:1; ok; abort; a:1; ok", "run0 done0 run0 done0");
+    check("a:1; invalid; b:1; ok", "run0 dead0 run1 done1");
+}
+
+#[test]
+fn an_event_waits_for_the_pending_one_with_its_key() {
+    check("a:1 b:1 c:2; transient; ok; wait; ok", "run0 run2 done2 run0#2 done0 dup1");
+    check("a:1 b:1; invalid; ok", "run0 dead0 run1 done1");
+    check("a:1 b:1; transient; wait; transient; wait; transient; ok", "run0 run0#2 run0#3 dead0#3 run1 done1");
+    // The failed event goes ahead after a restart too, though the other one's lane is ready first.
+    check("a:1 b:1; transient; seal; commit; restart; a:1 b:1; wait; ok", "run0 run0#2 done0 dup1");
+}
+
+#[test]
+fn attempts_survive_a_restart() {
+    check(
+        "a:1 b:2; transient; ok; seal; commit; restart; a:1; wait; transient; seal; commit; restart; a:1; wait; transient",
+        "run0 run1 done1 run0#2 run0#3 dead0#3",
+    );
+}
+
+#[test]
+fn what_is_settled_above_the_resume_point_is_not_delivered_again() {
+    let mut machine = run(POLICY, "a:1 b:2 c:3; transient; ok; ok; seal; commit; restart");
+    assert_eq!(machine.offset, 0);
+    machine.step("a:1 b:2 c:3; d:4".split(';').next().expect("records"));
+    machine.step("wait");
+    machine.step("ok");
+    assert_eq!(machine.trace.join(" "), "run0 run1 done1 run2 done2 run0#2 done0");
+    assert_eq!(machine.dispatcher.wants().map(|w| w.source), Some(3));
+}
+
+#[test]
+fn at_the_bound_of_parked_records_the_oldest_head_becomes_a_dead_letter() {
+    check("a:1; transient; b:2; transient; a:3; c:4; transient; ok", "run0 run1 run3 dead0 run2 done2");
+    let pausing = Policy { parked: ParkedPolicy { limit: 3, overflow: Overflow::Pause }, ..POLICY };
+    let machine = run(pausing, "a:1; transient; b:2; transient; a:3");
+    assert_eq!(machine.trace.join(" "), "run0 run1");
+    assert_eq!(machine.dispatcher.wants(), None);
+}
+
+#[test]
+fn an_open_breaker_starts_nothing_and_a_half_open_one_tries_one() {
+    check("nothing; a:1 b:2; wait", "");
+    check("nothing; a:1 b:2; one; ok; all; ok", "run0 done0 run1 done1");
+    check("nothing; a:1; one; transient; wait; wait; all", "run0 run0#2");
+}
+
+#[test]
+fn a_refused_group_is_committed_one_settlement_at_a_time() {
+    check(
+        "a:1 b:2 c:3; ok; ok; ok; seal; refuse; a:1; ok; seal; commit; b:2; ok; seal; refuse; \
+         b:2; seal; commit; wait; seal; commit; wait; seal; commit; c:3; ok; seal; commit",
+        "run0 done0 run1 done1 run2 done2 run0 done0 run1 done1 dead1#3 run2 done2",
+    );
+}
+
+#[test]
+fn a_partition_whose_dead_letter_is_refused_waits_for_an_operator() {
+    let machine = run(POLICY, "refused; seal; refuse; refused; seal; refuse; refused; seal; refuse; a:1");
+    assert!(machine.dispatcher.stuck().is_some());
+    assert_eq!(machine.dispatcher.wants(), None);
+}
+
+#[test]
+fn the_accounts_name_each_outcome() {
+    let machine = run(POLICY, "a:1 a:1 filtered refused gap b:2; ok; invalid; seal; commit");
+    let progress = machine.dispatcher.last_committed();
+    let totals = progress.source.totals;
+    assert_eq!(progress.source.resume, 6);
+    assert_eq!(
+        (totals.completed, totals.duplicate, totals.filtered, totals.dead_lettered, totals.not_a_record),
+        (1, 1, 1, 2, 1)
+    );
+}

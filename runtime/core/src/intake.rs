@@ -1,0 +1,115 @@
+//! From a record to what the dispatcher must know of it: decode, filter, idempotency key, lane.
+
+use bytes::Bytes;
+use bytestring::ByteString;
+
+use crate::codec::{self, Place};
+use crate::dispatcher::Content;
+use crate::event::Event;
+use crate::expression::{Filter, KeyExpression};
+use crate::identity;
+use crate::lanes::LaneId;
+use crate::letter::{self, LetterHeaders};
+use crate::name::Topic;
+use crate::outcome::{Category, Failure};
+use crate::policy::Ordering;
+use crate::progress::{KeyHash, Stream};
+use crate::record::Record;
+
+/// How a function takes records in. Made once per revision.
+#[derive(Debug)]
+pub struct Intake {
+    /// In which order events are handled.
+    pub ordering: Ordering,
+    /// Which events are handled; all, if absent.
+    pub filter: Option<Filter>,
+    /// What makes two events the same; their identity, if absent.
+    pub key: Option<KeyExpression>,
+}
+
+/// A record that was taken in.
+#[derive(Clone, Debug)]
+pub struct Delivered {
+    /// Where it was first read from; for a redriven record that is not where it was read from now.
+    pub origin: Origin,
+    /// The record, without the headers of a dead letter.
+    pub record: Record,
+    /// The event; none if the record could not be decoded.
+    pub event: Option<Event>,
+    /// Its ordering key.
+    pub key: Option<Bytes>,
+    /// Its idempotency key; none if it could not be computed.
+    pub idempotency_key: Option<ByteString>,
+    /// How often it was redriven.
+    pub redrives: u32,
+}
+
+/// The place of a record in a source topic: a dead letter's identity.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Origin {
+    /// The topic.
+    pub topic: Topic,
+    /// The partition.
+    pub partition: u32,
+    /// The offset.
+    pub offset: u64,
+}
+
+impl Intake {
+    /// Takes one record in. `place` is where it was read from now.
+    #[must_use]
+    pub fn take(&self, stream: Stream, place: Origin, record: Record) -> Content<Box<Delivered>> {
+        let mut delivered = Box::new(Delivered {
+            origin: place,
+            record,
+            event: None,
+            key: None,
+            idempotency_key: None,
+            redrives: 0,
+        });
+        if stream == Stream::Redrive
+            && let Err(failure) = delivered.unseal()
+        {
+            return Content::Refused { payload: delivered, failure };
+        }
+        match self.understand(&mut delivered) {
+            Err(failure) => Content::Refused { payload: delivered, failure },
+            Ok(None) => Content::Filtered,
+            Ok(Some(key)) => {
+                Content::Event { lane: LaneId::of(self.ordering, delivered.key.as_deref()), key, payload: delivered }
+            }
+        }
+    }
+
+    /// Fills in what the record says; none if the filter says no.
+    fn understand(&self, delivered: &mut Delivered) -> Result<Option<KeyHash>, Failure> {
+        let Origin { topic, partition, offset } = &delivered.origin;
+        let event = codec::decode(&delivered.record, Place { topic, partition: *partition, offset: *offset })?;
+        delivered.key = codec::ordering_key(&delivered.record, &event);
+        let event = &*delivered.event.insert(event);
+        if let Some(filter) = &self.filter
+            && !filter.matches(event, delivered.key.as_ref())?
+        {
+            return Ok(None);
+        }
+        let key = match &self.key {
+            Some(expression) => expression.evaluate(event, delivered.key.as_ref())?,
+            None => identity::default_key(event),
+        };
+        let hash = KeyHash::of(&key);
+        delivered.idempotency_key = Some(key);
+        Ok(Some(hash))
+    }
+}
+
+impl Delivered {
+    /// Turns a redriven dead letter back into what was first read.
+    fn unseal(&mut self) -> Result<(), Failure> {
+        let headers = LetterHeaders::read(&self.record)
+            .map_err(|malformed| Failure::new(Category::Invalid, format!("it cannot be redriven: {malformed}")))?;
+        self.record = letter::original(&self.record);
+        self.origin = Origin { topic: headers.topic, partition: headers.partition, offset: headers.offset };
+        self.redrives = headers.redrives;
+        Ok(())
+    }
+}

@@ -1,0 +1,286 @@
+//! The bodies of requests and answers: what the API writes, the command line reads.
+//!
+//! Instants are RFC 3339, durations seconds, sizes bytes.
+
+use serde::{Deserialize, Serialize};
+
+use crate::broker::LetterStatus;
+
+/// `202` of `POST /v1/topics/{topic}/events`: where the events landed, in the order they were given.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Published {
+    /// The topic.
+    pub topic: String,
+    /// A place for each event; a single one for a single event.
+    pub placements: Vec<Place>,
+}
+
+/// The place of a record in a topic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Place {
+    /// The partition.
+    pub partition: u32,
+    /// The offset.
+    pub offset: u64,
+}
+
+/// `GET /v1/topics`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Topics {
+    /// By name; those that the runtime made for itself only with `?internal=true`.
+    pub topics: Vec<Topic>,
+}
+
+/// A topic.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Topic {
+    /// Its name.
+    pub name: String,
+    /// Whether the runtime made it for itself.
+    pub internal: bool,
+    /// Its partitions, by number.
+    pub partitions: Vec<Partition>,
+}
+
+/// A partition of a topic.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Partition {
+    /// The oldest offset there is.
+    pub earliest: u64,
+    /// One past the newest offset.
+    pub next: u64,
+    /// Bytes kept.
+    pub size_bytes: u64,
+}
+
+/// `GET /v1/topics/{topic}/events?partition=&from=&limit=&wait=`: records of one partition, or of all.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Records {
+    /// Ascending offsets within each partition.
+    pub records: Vec<Record>,
+    /// For each partition, where to go on reading.
+    pub next: Vec<Place>,
+}
+
+/// A record of a topic.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Record {
+    /// The partition.
+    pub partition: u32,
+    /// The offset.
+    pub offset: u64,
+    /// When it was published.
+    pub timestamp: String,
+    /// The ordering key as text, if it is UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub key: Option<String>,
+    /// The ordering key in base64, if it is not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub key_base64: Option<String>,
+    /// The event in the JSON format of CloudEvents; absent if the record cannot be decoded.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub event: Option<Box<serde_json::value::RawValue>>,
+    /// Why the record cannot be decoded.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub undecodable: Option<String>,
+    /// The record's bytes in base64, if it cannot be decoded.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub value_base64: Option<String>,
+}
+
+/// `GET /v1/functions` and `GET /v1/status`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    /// `ready`, or why not.
+    pub state: String,
+    /// By name.
+    pub functions: Vec<FunctionStatus>,
+}
+
+/// A function and its accounts.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FunctionStatus {
+    /// `<application>.<function>`.
+    pub name: String,
+    /// The active revision.
+    pub revision: u64,
+    /// The SHA-256 of its component, in hex.
+    pub component: String,
+    /// Its sources.
+    pub topics: Vec<String>,
+    /// `closed`, `open` or `half-open`.
+    pub breaker: String,
+    /// Settlements by outcome, as committed.
+    pub totals: Totals,
+    /// The same for redriven events.
+    pub redriven: Totals,
+    /// Records published and not settled.
+    pub lag_records: u64,
+    /// Age of the oldest record that is not settled.
+    pub lag_seconds: f64,
+    /// Records held back behind failing keys.
+    pub parked: u64,
+    /// Open dead letters.
+    pub open_dead_letters: u64,
+    /// Whether the accounts of all units balance: settled records are as many as the positions say.
+    pub balanced: bool,
+    /// By topic and partition.
+    pub units: Vec<UnitStatus>,
+}
+
+/// Settlements by outcome.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Totals {
+    /// The handler succeeded.
+    pub completed: u64,
+    /// The filter said no.
+    pub filtered: u64,
+    /// Its idempotency key was known.
+    pub duplicate: u64,
+    /// It became a dead letter.
+    pub dead_lettered: u64,
+    /// An operator skipped it.
+    pub skipped: u64,
+    /// An offset without a record.
+    pub not_a_record: u64,
+}
+
+/// One partition of one source topic.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UnitStatus {
+    /// The source topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: u32,
+    /// Where the function began.
+    pub start: u64,
+    /// One past the last contiguous settled offset.
+    pub resume: u64,
+    /// Settled records above it.
+    pub settled_above: u64,
+    /// One past the newest record.
+    pub next: u64,
+    /// Settlements by outcome.
+    pub totals: Totals,
+    /// Records held back behind failing keys.
+    pub parked: u64,
+    /// Why it waits for an operator, if it does.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub stopped: Option<String>,
+}
+
+/// `GET /v1/dead-letters?function=&status=&category=&topic=&after=&limit=`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DeadLetters {
+    /// By function and id.
+    pub letters: Vec<DeadLetter>,
+    /// Give it as `after` for what follows; absent at the end.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub next: Option<String>,
+}
+
+/// A dead letter.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct DeadLetter {
+    /// Whose it is.
+    pub function: String,
+    /// `<topic>/<partition>/<offset>` of its source record.
+    pub id: String,
+    /// What happened to it.
+    pub status: LetterStatus,
+    /// When that was.
+    pub status_at: String,
+    /// Why a person resolved or discarded it.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub note: Option<String>,
+    /// The last failure's category.
+    pub category: String,
+    /// The last failure's reason.
+    pub reason: String,
+    /// Failed attempts.
+    pub attempts: u32,
+    /// When the first one failed.
+    pub first_failed_at: String,
+    /// When the last one failed.
+    pub last_failed_at: String,
+    /// By when a person should have looked at it.
+    pub deadline: String,
+    /// The revision that handled it last.
+    pub revision: u64,
+    /// Its idempotency key.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub idempotency_key: Option<String>,
+    /// How often it was redriven.
+    pub redrives: u32,
+    /// The record as it was first read; only when one letter is shown.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub record: Option<Record>,
+}
+
+/// `POST /v1/dead-letters/{redrive|resolve|discard}`: which letters, and what about them.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct LetterRequest {
+    /// Whose letters.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub function: Option<String>,
+    /// These letters; else those that the filters below select.
+    #[serde(skip_serializing_if = "Vec::is_empty", default)]
+    pub ids: Vec<String>,
+    /// All open ones with this category.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub category: Option<String>,
+    /// All open ones from this source topic.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub topic: Option<String>,
+    /// All open ones whose reason contains this.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub reason_contains: Option<String>,
+    /// All open ones of all functions: must be said when nothing else selects.
+    #[serde(default)]
+    pub all: bool,
+    /// Only say what would be done.
+    #[serde(default)]
+    pub dry_run: bool,
+    /// Also letters that are not open.
+    #[serde(default)]
+    pub force: bool,
+    /// Why; required to discard.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub note: Option<String>,
+}
+
+/// What was done with dead letters.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LetterAnswer {
+    /// Whether it was only said and not done.
+    pub dry_run: bool,
+    /// Which letters.
+    pub letters: Vec<LetterName>,
+}
+
+/// Names one dead letter.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct LetterName {
+    /// Whose it is.
+    pub function: String,
+    /// Its identity.
+    pub id: String,
+}
+
+/// A problem (RFC 9457), with content type `application/problem+json`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Problem {
+    /// `https://millrace.dev/problems/<kind>`; stable.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The kind in words.
+    pub title: String,
+    /// The status code.
+    pub status: u16,
+    /// What is wrong this time, and what to do.
+    pub detail: String,
+    /// The place of the offending event in its batch, from 0.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub index: Option<usize>,
+}

@@ -1,0 +1,247 @@
+//! The functions that run here: activate, change over, drain.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use millrace_core::breaker::Phase;
+use millrace_core::dispatcher::Policy;
+use millrace_core::manifest::Function;
+use millrace_core::name::FunctionName;
+use tokio::sync::{mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::breaker::SharedBreaker;
+use crate::broker::{Assignment, Broker, Error, Subscription};
+use crate::clock::Clock;
+use crate::worker::{Command, Exit, Revision, Shared, UnitStatus, Worker};
+
+/// A function as it is activated.
+#[derive(Debug)]
+pub struct Deployment<R> {
+    /// Its part of the manifest.
+    pub settings: Function,
+    /// The SHA-256 of its component, in hex.
+    pub digest: String,
+    /// Ready to run.
+    pub revision: R,
+}
+
+/// What is known of an active function.
+#[derive(Clone, Debug)]
+pub struct FunctionInfo {
+    /// Its part of the manifest.
+    pub settings: Arc<Function>,
+    /// The SHA-256 of its component, in hex.
+    pub digest: String,
+    /// The active revision.
+    pub revision: u64,
+    /// What its breaker lets through.
+    pub breaker: Phase,
+    /// Its workers on this instance, by topic and partition.
+    pub units: Vec<Arc<UnitStatus>>,
+}
+
+/// All functions of this process. Cheap to clone.
+#[derive(Debug)]
+pub struct Registry<B, R> {
+    broker: Arc<B>,
+    clock: Clock,
+    active: Arc<Mutex<BTreeMap<FunctionName, Active<R>>>>,
+    failure: watch::Sender<Option<Error>>,
+}
+
+impl<B, R> Clone for Registry<B, R> {
+    fn clone(&self) -> Self {
+        Self {
+            broker: Arc::clone(&self.broker),
+            clock: self.clock,
+            active: Arc::clone(&self.active),
+            failure: self.failure.clone(),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct Active<R> {
+    settings: Arc<Function>,
+    digest: String,
+    revision: watch::Sender<Arc<R>>,
+    command: watch::Sender<Command>,
+    breaker: SharedBreaker,
+    units: Units,
+    task: JoinHandle<()>,
+}
+
+type Units = Arc<Mutex<BTreeMap<(String, u32), Arc<UnitStatus>>>>;
+
+impl<B: Broker, R: Revision> Registry<B, R> {
+    /// No functions yet.
+    #[must_use]
+    pub fn new(broker: Arc<B>, clock: Clock) -> Self {
+        Self { broker, clock, active: Arc::default(), failure: watch::Sender::new(None) }
+    }
+
+    /// Becomes something when the log cannot go on and the process must stop.
+    #[must_use]
+    pub fn failure(&self) -> watch::Receiver<Option<Error>> {
+        self.failure.subscribe()
+    }
+
+    /// Runs a function, in place of the revision that ran before. If only the component changed, the workers change over
+    /// between two invocations; else they are drained first.
+    ///
+    /// # Errors
+    /// If the log cannot take up the subscription.
+    pub async fn activate(&self, deployment: Deployment<R>) -> Result<(), Error> {
+        let Deployment { settings, digest, revision } = deployment;
+        let (settings, revision) = (Arc::new(settings), Arc::new(revision));
+        if let Some(active) = lock(&self.active).get_mut(&settings.name)
+            && runs_alike(&active.settings, &settings)
+        {
+            active.settings = settings;
+            active.digest = digest;
+            active.revision.send_replace(revision);
+            return Ok(());
+        }
+        self.deactivate(&settings.name).await;
+        let active = self.start(settings, digest, revision).await?;
+        lock(&self.active).insert(active.settings.name.clone(), active);
+        Ok(())
+    }
+
+    /// Drains a function and forgets it. Its position stays in the log.
+    pub async fn deactivate(&self, name: &FunctionName) {
+        let removed = lock(&self.active).remove(name);
+        if let Some(active) = removed {
+            active.drain().await;
+        }
+    }
+
+    /// Drains all functions: what is being handled is finished and committed, as far as that ends within this time.
+    pub async fn drain(&self, within: Duration) {
+        let all = std::mem::take(&mut *lock(&self.active));
+        let draining = futures::future::join_all(all.into_values().map(Active::drain));
+        if tokio::time::timeout(within, draining).await.is_err() {
+            tracing::warn!("Not everything was finished in time; it is handled again after the next start.");
+        }
+    }
+
+    /// All active functions, by name.
+    #[must_use]
+    pub fn functions(&self) -> Vec<FunctionInfo> {
+        let now = self.clock.now();
+        let info = |active: &Active<R>| FunctionInfo {
+            settings: Arc::clone(&active.settings),
+            digest: active.digest.clone(),
+            revision: active.revision.borrow().number(),
+            breaker: active.breaker.phase(now),
+            units: lock(&active.units).values().cloned().collect(),
+        };
+        lock(&self.active).values().map(info).collect()
+    }
+
+    /// One active function.
+    #[must_use]
+    pub fn function(&self, name: &FunctionName) -> Option<FunctionInfo> {
+        self.functions().into_iter().find(|info| info.settings.name == *name)
+    }
+
+    async fn start(&self, settings: Arc<Function>, digest: String, revision: Arc<R>) -> Result<Active<R>, Error> {
+        let window = settings.idempotency.window;
+        let subscription = Subscription {
+            function: settings.name.clone(),
+            topics: settings.topics.clone(),
+            from: settings.from,
+            keys_since: self.clock.now() - window,
+        };
+        let assignments = self.broker.subscribe(subscription).await?;
+        let (revision, command) = (watch::Sender::new(revision), watch::Sender::new(Command::Run));
+        let breaker = SharedBreaker::new(settings.breaker);
+        let shared = Shared {
+            policy: Policy { retry: settings.retry, parked: settings.parked, concurrency: 1 },
+            window: (window, settings.idempotency.max_keys),
+            breaker: breaker.clone(),
+            revision: revision.subscribe(),
+            command: command.subscribe(),
+            clock: self.clock,
+        };
+        let units = Units::default();
+        let supervisor = Supervisor { shared, units: Arc::clone(&units), failure: self.failure.clone() };
+        let task = tokio::spawn(supervisor.run(assignments));
+        Ok(Active { settings, digest, revision, command, breaker, units, task })
+    }
+}
+
+impl<R> Active<R> {
+    async fn drain(self) {
+        self.command.send_replace(Command::Drain);
+        if let Err(error) = self.task.await {
+            tracing::error!(function = %self.settings.name, %error, "A function's workers ended abruptly.");
+        }
+    }
+}
+
+/// Whether workers can change over from one to the other between two invocations.
+fn runs_alike(old: &Function, new: &Function) -> bool {
+    let without_component = |function: &Function| Function {
+        build: None,
+        component: String::new(),
+        watch: Vec::new(),
+        ..function.clone()
+    };
+    without_component(old) == without_component(new)
+}
+
+/// Starts a worker for each assignment of one function.
+struct Supervisor<R> {
+    shared: Shared<R>,
+    units: Units,
+    failure: watch::Sender<Option<Error>>,
+}
+
+impl<R: Revision> Supervisor<R> {
+    async fn run<P: crate::broker::Partition>(mut self, mut assignments: mpsc::Receiver<Assignment<P>>) {
+        let mut workers = JoinSet::new();
+        let mut command = self.shared.command.clone();
+        let mut assigning = true;
+        loop {
+            tokio::select! {
+                biased;
+                _ = command.wait_for(|command| *command == Command::Drain) => break,
+                assignment = assignments.recv(), if assigning => match assignment {
+                    Some(assignment) => self.start(assignment, &mut workers),
+                    None => assigning = false,
+                },
+                Some(ended) = workers.join_next() => self.ended(ended),
+                else => break,
+            }
+        }
+        while let Some(ended) = workers.join_next().await {
+            self.ended(ended);
+        }
+    }
+
+    fn start<P: crate::broker::Partition>(&mut self, assignment: Assignment<P>, workers: &mut JoinSet<Exit>) {
+        let unit = assignment.partition.unit().clone();
+        let seed = self.shared.clock.now().as_nanos() ^ u64::from(unit.partition);
+        let worker = Worker::new(assignment, self.shared.clone(), seed);
+        lock(&self.units).insert((unit.topic.to_string(), unit.partition), worker.status());
+        workers.spawn(worker.run());
+    }
+
+    /// A worker that cannot go on, or that has a bug, stops the process: recovery is the tested path.
+    fn ended(&self, ended: Result<Exit, tokio::task::JoinError>) {
+        let error = match ended {
+            Ok(Exit::Drained | Exit::Revoked) => return,
+            Ok(Exit::Failed(error)) => error,
+            Err(error) => Error::Fatal(format!("a worker ended abruptly: {error}")),
+        };
+        tracing::error!(%error, "A worker cannot go on; the process stops.");
+        self.failure.send_replace(Some(error));
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,560 @@
+//! The loop of one unit of ownership: wake, decide, perform, commit.
+//!
+//! A worker is one task that owns everything of its unit. It runs its invocations itself, one after the other, while the
+//! last group of settlements is being committed.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_core::breaker::Phase;
+use millrace_core::dispatcher::{Admission, Arrival, Dispatcher, Effect, Input, Policy, Settled, Ticket, Wants};
+use millrace_core::idempotency::Window;
+use millrace_core::intake::{Delivered, Intake, Origin};
+use millrace_core::limits;
+use millrace_core::outcome::{Failure, Outcome};
+use millrace_core::progress::Stream;
+use millrace_core::time::Timestamp;
+use tokio::sync::watch;
+
+use crate::breaker::SharedBreaker;
+use crate::broker::{self, Assignment, CommitOutcome, FetchError, Fetched, Partition, Wanted};
+use crate::clock::Clock;
+use crate::sandbox::{self, Completion, Delivery, Invocation, Sandbox};
+
+mod effects;
+mod status;
+
+use effects::Effects;
+pub use status::{Stopped, UnitStatus};
+
+/// One revision of a function, ready to run.
+pub trait Revision: Send + Sync + 'static {
+    /// Runs its handler.
+    type Sandbox: Sandbox;
+
+    /// Numbered per function, from 1.
+    fn number(&self) -> u64;
+
+    /// How it takes records in.
+    fn intake(&self) -> &Intake;
+
+    /// A sandbox for one worker.
+    fn sandbox(&self) -> Self::Sandbox;
+}
+
+/// What a function's workers share.
+#[derive(Debug)]
+pub struct Shared<R> {
+    /// When and how often to try.
+    pub policy: Policy,
+    /// How long, and how many, idempotency keys are remembered by one unit.
+    pub window: (Duration, usize),
+    /// The function's breaker.
+    pub breaker: SharedBreaker,
+    /// The active revision. Workers change over between two invocations.
+    pub revision: watch::Receiver<Arc<R>>,
+    /// What an operator wants.
+    pub command: watch::Receiver<Command>,
+    /// The time.
+    pub clock: Clock,
+}
+
+impl<R> Clone for Shared<R> {
+    fn clone(&self) -> Self {
+        Self {
+            policy: self.policy,
+            window: self.window,
+            breaker: self.breaker.clone(),
+            revision: self.revision.clone(),
+            command: self.command.clone(),
+            clock: self.clock,
+        }
+    }
+}
+
+/// What an operator wants of a function's workers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Command {
+    /// Handle events.
+    #[default]
+    Run,
+    /// Finish and commit what is being handled, then end.
+    Drain,
+}
+
+/// Why a worker ended.
+#[derive(Debug)]
+pub enum Exit {
+    /// It was told to.
+    Drained,
+    /// The partition was lost.
+    Revoked,
+    /// The log cannot go on: the process must stop.
+    Failed(broker::Error),
+}
+
+/// The longest pause after the host could not act.
+const BACKOFF_MAX: Duration = Duration::from_secs(5);
+
+type CommitFuture = Pin<Box<dyn Future<Output = Result<CommitOutcome, broker::Error>> + Send>>;
+
+/// The worker of one unit.
+pub struct Worker<P: Partition, R: Revision> {
+    sandbox: R::Sandbox,
+    unit: Owned<P, R>,
+}
+
+/// What a worker owns beside its sandbox: usable while the sandbox is busy.
+struct Owned<P: Partition, R: Revision> {
+    partition: P,
+    revoked: watch::Receiver<bool>,
+    shared: Shared<R>,
+    revision: Arc<R>,
+    dispatcher: Dispatcher<Box<Delivered>>,
+    /// Attempts to make; at most one, for they are made one after the other.
+    tickets: VecDeque<Ticket<Box<Delivered>>>,
+    /// Effects of settlements that are not sealed.
+    effects: Effects,
+    /// When the oldest of those settlements was made.
+    group_began: Option<Timestamp>,
+    commit: Option<CommitFuture>,
+    breaker_changes: watch::Receiver<u64>,
+    /// First attempts that succeeded and were not told to the breaker yet.
+    successes: u64,
+    failures_in_row: u32,
+    status: Arc<UnitStatus>,
+}
+
+/// Everything that can wake a worker.
+enum Wake {
+    Fetched(Result<Fetched, FetchError>),
+    CommitEnded(Result<CommitOutcome, broker::Error>),
+    Due,
+    /// The breaker, the operator or the revision: whoever looks next sees it.
+    Changed,
+    Revoked,
+}
+
+/// What happened to a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Concluded {
+    /// It is durable.
+    Committed,
+    /// Everything since the last commit was dropped and is done again.
+    StartedAgain,
+}
+
+impl<P: Partition, R: Revision> Worker<P, R> {
+    /// Takes up an assignment. `seed` is for the jitter of retries.
+    #[must_use]
+    pub fn new(assignment: Assignment<P>, mut shared: Shared<R>, seed: u64) -> Self {
+        let Assignment { partition, restored, revoked } = assignment;
+        let (span, max_keys) = shared.window;
+        let mut window = Window::new(span, max_keys);
+        for block in restored.keys {
+            window.insert(block.committed_at, block.keys.into_iter());
+        }
+        let revision = Arc::clone(&shared.revision.borrow_and_update());
+        Self {
+            sandbox: revision.sandbox(),
+            unit: Owned {
+                status: Arc::new(UnitStatus::new(partition.unit().clone())),
+                dispatcher: Dispatcher::new(shared.policy, restored.progress, window, seed),
+                revision,
+                breaker_changes: shared.breaker.changes(),
+                partition,
+                revoked,
+                shared,
+                tickets: VecDeque::new(),
+                effects: Effects::default(),
+                group_began: None,
+                commit: None,
+                successes: 0,
+                failures_in_row: 0,
+            },
+        }
+    }
+
+    /// What others may know of the worker while it runs.
+    #[must_use]
+    pub fn status(&self) -> Arc<UnitStatus> {
+        Arc::clone(&self.unit.status)
+    }
+
+    /// Runs until told to end, or until the partition is lost or the log fails. Dropping the future is as safe as a crash:
+    /// what is not committed is done again by the next owner.
+    pub async fn run(mut self) -> Exit {
+        loop {
+            if let Err(exit) = self.turn().await {
+                return exit;
+            }
+        }
+    }
+
+    /// Makes all attempts that can be made, commits, and waits for something to happen.
+    async fn turn(&mut self) -> Result<(), Exit> {
+        self.change_over();
+        self.unit.admit_by_breaker();
+        while !self.unit.draining()
+            && !self.unit.group_is_full()
+            && let Some(ticket) = self.unit.tickets.pop_front()
+        {
+            self.attempt(ticket).await?;
+            self.unit.look_at_commit()?;
+            self.unit.commit_if_due();
+            self.change_over();
+        }
+        if self.unit.draining() {
+            self.unit.release_tickets();
+            self.unit.begin_commit();
+            if self.unit.commit.is_none() {
+                return Err(Exit::Drained);
+            }
+        } else if self.unit.tickets.is_empty() {
+            self.unit.begin_commit();
+        }
+        let wake = self.unit.wait().await;
+        self.unit.apply(wake).await
+    }
+
+    /// Changes to the newest revision, if there is one.
+    fn change_over(&mut self) {
+        if self.unit.shared.revision.has_changed().unwrap_or(false) {
+            self.unit.revision = Arc::clone(&self.unit.shared.revision.borrow_and_update());
+            self.sandbox = self.unit.revision.sandbox();
+        }
+    }
+
+    /// Makes one attempt. Committing goes on meanwhile.
+    async fn attempt(&mut self, ticket: Ticket<Box<Delivered>>) -> Result<(), Exit> {
+        let Self { sandbox, unit } = self;
+        let mut invoked = std::pin::pin!(sandbox.invoke(invocation(&ticket)));
+        let result = loop {
+            let committing = unit.commit.is_some();
+            tokio::select! {
+                biased;
+                result = &mut invoked => break result,
+                ended = ended(&mut unit.commit), if committing => {
+                    unit.commit = None;
+                    if unit.conclude(ended)? == Concluded::StartedAgain {
+                        // The event is delivered again; this attempt never happened.
+                        unit.give_up(&ticket);
+                        return Ok(());
+                    }
+                    unit.begin_commit();
+                }
+                _ = unit.revoked.wait_for(|revoked| *revoked) => {
+                    unit.give_up(&ticket);
+                    return Err(Exit::Revoked);
+                }
+            }
+        };
+        match result {
+            Ok(completion) => unit.finish(ticket, completion),
+            Err(error) => unit.release(ticket, &error).await,
+        }
+        Ok(())
+    }
+}
+
+/// Waits for a commit that is under way.
+async fn ended(commit: &mut Option<CommitFuture>) -> Result<CommitOutcome, broker::Error> {
+    match commit {
+        Some(commit) => commit.await,
+        None => std::future::pending().await,
+    }
+}
+
+impl<P: Partition, R: Revision> Owned<P, R> {
+    fn draining(&self) -> bool {
+        *self.shared.command.borrow() == Command::Drain
+    }
+
+    /// Waits for the next thing that happens.
+    async fn wait(&mut self) -> Wake {
+        let draining = self.draining();
+        let wants = if draining || self.group_is_full() { None } else { self.dispatcher.wants() };
+        let deadline = if draining { None } else { self.next_deadline() };
+        let deadline = deadline.map(|at| self.shared.clock.instant(at));
+        tokio::select! {
+            biased;
+            _ = self.revoked.wait_for(|revoked| *revoked) => Wake::Revoked,
+            ended = ended(&mut self.commit) => Wake::CommitEnded(ended),
+            Ok(()) = self.shared.command.changed(), if !draining => Wake::Changed,
+            Ok(()) = self.shared.revision.changed() => {
+                // Whoever changes over looks for a change itself.
+                self.shared.revision.mark_changed();
+                Wake::Changed
+            }
+            Ok(()) = self.breaker_changes.changed() => Wake::Changed,
+            () = due(deadline) => Wake::Due,
+            fetched = fetch(&mut self.partition, wants) => Wake::Fetched(fetched),
+        }
+    }
+
+    /// Acts on what happened.
+    async fn apply(&mut self, wake: Wake) -> Result<(), Exit> {
+        match wake {
+            Wake::Fetched(Ok(fetched)) => self.take_in(fetched),
+            Wake::Fetched(Err(error)) => self.fetch_failed(error).await?,
+            Wake::CommitEnded(ended) => {
+                self.commit = None;
+                self.conclude(ended)?;
+            }
+            Wake::Due => self.handle(Input::Tick),
+            Wake::Changed => {}
+            Wake::Revoked => return Err(Exit::Revoked),
+        }
+        Ok(())
+    }
+
+    fn take_in(&mut self, fetched: Fetched) {
+        self.failures_in_row = 0;
+        let Fetched { stream, records, next } = fetched;
+        let unit = self.partition.unit();
+        let intake = self.revision.intake();
+        let arrivals = records
+            .into_iter()
+            .map(|(offset, record)| {
+                let place = Origin { topic: unit.topic.clone(), partition: unit.partition, offset };
+                Arrival { offset, content: intake.take(stream, place, record) }
+            })
+            .collect();
+        self.handle(Input::Delivered { stream, arrivals, next });
+    }
+
+    async fn fetch_failed(&mut self, error: FetchError) -> Result<(), Exit> {
+        let unit = self.partition.unit();
+        match error {
+            FetchError::Broker(error) if error.is_transient() => {
+                tracing::warn!(%unit, %error, "Records could not be read; it is tried again.");
+                self.back_off().await;
+                Ok(())
+            }
+            FetchError::Broker(error) => Err(Exit::Failed(error)),
+            FetchError::Gone { .. } => {
+                tracing::error!(%unit, %error, "The position no longer exists; the partition waits for an operator.");
+                self.status.stop(Stopped::Gone(error.to_string()));
+                let mut command = self.shared.command.clone();
+                tokio::select! {
+                    _ = self.revoked.wait_for(|revoked| *revoked) => Err(Exit::Revoked),
+                    _ = command.wait_for(|command| *command == Command::Drain) => Ok(()),
+                }
+            }
+        }
+    }
+
+    fn finish(&mut self, ticket: Ticket<Box<Delivered>>, completion: Completion) {
+        self.failures_in_row = 0;
+        let now = self.shared.clock.now();
+        self.tell_breaker(now, &ticket, &completion.outcome);
+        self.status.attempted(&ticket, &completion);
+        let Completion { outcome, emitted, .. } = completion;
+        self.effects.stage(ticket.position(), emitted);
+        self.handle_at(now, Input::Finished(ticket, outcome));
+    }
+
+    /// The host could not run the guest: the attempt does not count.
+    async fn release(&mut self, ticket: Ticket<Box<Delivered>>, error: &sandbox::Error) {
+        tracing::warn!(unit = %self.partition.unit(), %error, "A guest could not be run; it is tried again.");
+        self.give_up(&ticket);
+        self.handle(Input::Released(ticket));
+        self.back_off().await;
+    }
+
+    /// An attempt has no result: the breaker must not wait for one.
+    fn give_up(&self, ticket: &Ticket<Box<Delivered>>) {
+        if ticket.is_trial() {
+            self.shared.breaker.release();
+        }
+    }
+
+    async fn back_off(&mut self) {
+        self.failures_in_row += 1;
+        let pause = Duration::from_millis(10).saturating_mul(1 << self.failures_in_row.min(16)).min(BACKOFF_MAX);
+        tokio::time::sleep(pause).await;
+    }
+
+    fn tell_breaker(&mut self, now: Timestamp, ticket: &Ticket<Box<Delivered>>, outcome: &Outcome) {
+        let outage = matches!(outcome, Outcome::Failed(Failure { category, .. }) if category.is_retried());
+        let breaker = &self.shared.breaker;
+        if ticket.is_trial() {
+            breaker.tried(now, outage);
+        } else if ticket.attempt() == 1 && outage {
+            breaker.succeeded(now, std::mem::take(&mut self.successes));
+            breaker.failed(now, ticket.lane().as_u64());
+        } else if ticket.attempt() == 1 {
+            self.successes += 1;
+        }
+    }
+
+    fn handle(&mut self, input: Input<Box<Delivered>>) {
+        self.handle_at(self.shared.clock.now(), input);
+    }
+
+    fn handle_at(&mut self, now: Timestamp, input: Input<Box<Delivered>>) {
+        let mut effects = Vec::new();
+        self.dispatcher.handle(now, input, &mut effects);
+        for effect in effects {
+            match effect {
+                Effect::Invoke(ticket) => self.tickets.push_back(ticket),
+                Effect::Settle(settled) => {
+                    self.status.settled(&settled);
+                    self.effects.settle(self.partition.unit(), self.revision.number(), settled);
+                }
+            }
+        }
+        if self.dispatcher.is_dirty() && self.group_began.is_none() {
+            self.group_began = Some(now);
+        }
+    }
+
+    /// No more may be settled before the commit under way has ended.
+    fn group_is_full(&self) -> bool {
+        self.commit.is_some() && self.dispatcher.settlements() >= limits::GROUP_MAX_EVENTS
+    }
+
+    /// Commits what was settled, unless more can join it soon.
+    fn commit_if_due(&mut self) {
+        let Some(began) = self.group_began else { return };
+        if self.tickets.is_empty()
+            || self.dispatcher.settlements() >= limits::GROUP_MAX_EVENTS
+            || self.shared.clock.now().since(began) >= limits::GROUP_MAX_HANDLER_TIME
+        {
+            self.begin_commit();
+        }
+    }
+
+    /// Commits what was settled, unless there is nothing or a commit is under way.
+    fn begin_commit(&mut self) {
+        if self.commit.is_some() || !self.dispatcher.is_dirty() {
+            return;
+        }
+        let now = self.shared.clock.now();
+        self.shared.breaker.succeeded(now, std::mem::take(&mut self.successes));
+        let sealed = self.dispatcher.seal(now);
+        self.group_began = None;
+        self.commit = Some(Box::pin(self.partition.commit(self.effects.commit(now, sealed))));
+    }
+
+    /// Concludes the commit under way if it has ended.
+    fn look_at_commit(&mut self) -> Result<(), Exit> {
+        let Some(ended) = self.commit.as_mut().and_then(futures::FutureExt::now_or_never) else { return Ok(()) };
+        self.commit = None;
+        self.conclude(ended).map(|_| ())
+    }
+
+    fn conclude(&mut self, ended: Result<CommitOutcome, broker::Error>) -> Result<Concluded, Exit> {
+        match ended {
+            Ok(CommitOutcome::Committed) => {
+                self.handle(Input::Committed);
+                self.status.committed(&self.dispatcher);
+                return Ok(Concluded::Committed);
+            }
+            Ok(CommitOutcome::Aborted) if *self.revoked.borrow() => return Err(Exit::Revoked),
+            Ok(CommitOutcome::Aborted) => {
+                tracing::info!(unit = %self.partition.unit(), "A commit was aborted; its events are handled again.");
+                self.dispatcher.abort();
+            }
+            Ok(CommitOutcome::Refused { reason }) => {
+                tracing::warn!(unit = %self.partition.unit(), reason, "The log refused a commit for its content.");
+                self.dispatcher.refuse(&reason);
+                self.report_if_stuck();
+            }
+            Err(error) => return Err(Exit::Failed(error)),
+        }
+        self.start_again();
+        Ok(Concluded::StartedAgain)
+    }
+
+    fn report_if_stuck(&self) {
+        if let Some((position, failure)) = self.dispatcher.stuck() {
+            let (unit, reason) = (self.partition.unit(), &failure.reason);
+            tracing::error!(%unit, ?position, %reason, "Not even a dead letter was taken; the partition waits.");
+            self.status.stop(Stopped::Refused(reason.to_string()));
+        }
+    }
+
+    /// Drops what belongs to settlements that the dispatcher has forgotten.
+    fn start_again(&mut self) {
+        for ticket in std::mem::take(&mut self.tickets) {
+            self.give_up(&ticket);
+        }
+        self.effects = Effects::default();
+        self.group_began = None;
+        self.successes = 0;
+    }
+
+    /// Gives back what was about to be attempted; nothing new starts.
+    fn release_tickets(&mut self) {
+        self.handle(Input::Admit(Admission::Nothing));
+        while let Some(ticket) = self.tickets.pop_front() {
+            self.give_up(&ticket);
+            self.handle(Input::Released(ticket));
+        }
+    }
+
+    /// Lets through what the breaker lets through.
+    fn admit_by_breaker(&mut self) {
+        let now = self.shared.clock.now();
+        let admission = match self.shared.breaker.phase(now) {
+            Phase::Closed => Admission::All,
+            Phase::Open { .. } => Admission::Nothing,
+            Phase::HalfOpen if self.tickets.is_empty() && self.dispatcher.has_ready() => {
+                if self.shared.breaker.try_one(now) { Admission::One } else { Admission::Nothing }
+            }
+            Phase::HalfOpen => Admission::Nothing,
+        };
+        self.handle_at(now, Input::Admit(admission));
+        if admission == Admission::One && !self.tickets.iter().any(Ticket::is_trial) {
+            // What was ready needed no attempt, such as a duplicate: another worker may try.
+            self.handle_at(now, Input::Admit(Admission::Nothing));
+            self.shared.breaker.release();
+        }
+    }
+
+    fn next_deadline(&self) -> Option<Timestamp> {
+        let breaker = match self.shared.breaker.phase(self.shared.clock.now()) {
+            Phase::Open { until } => Some(until),
+            Phase::Closed | Phase::HalfOpen => None,
+        };
+        [self.dispatcher.next_deadline(), breaker].into_iter().flatten().min()
+    }
+}
+
+async fn due(deadline: Option<tokio::time::Instant>) {
+    match deadline {
+        Some(deadline) => tokio::time::sleep_until(deadline).await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn fetch<P: Partition>(partition: &mut P, wants: Option<Wants>) -> Result<Fetched, FetchError> {
+    let Some(wants) = wants else { return std::future::pending().await };
+    let wanted = Wanted {
+        source: Some(wants.source),
+        redrive: Some(wants.redrive),
+        max_records: wants.max_records,
+        max_bytes: limits::FETCH_MAX_BYTES,
+    };
+    partition.fetch(wanted).await
+}
+
+fn invocation(ticket: &Ticket<Box<Delivered>>) -> Invocation {
+    let delivered = ticket.payload();
+    Invocation {
+        event: delivered.event.clone().expect("only decoded events are invoked"),
+        delivery: Delivery {
+            topic: delivered.origin.topic.clone(),
+            partition: delivered.origin.partition,
+            offset: delivered.origin.offset,
+            key: delivered.key.clone(),
+            attempt: ticket.attempt(),
+            idempotency_key: delivered.idempotency_key.clone().unwrap_or_default(),
+        },
+        trace: None,
+    }
+}

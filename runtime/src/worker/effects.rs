@@ -1,0 +1,93 @@
+//! What settlements did, gathered for the next commit.
+
+use millrace_core::codec;
+use millrace_core::dispatcher::{DeadLetter, Sealed, Settled, Settlement};
+use millrace_core::intake::{Delivered, Origin};
+use millrace_core::letter::LetterHeaders;
+use millrace_core::name::{FunctionName, Unit};
+use millrace_core::partition;
+use millrace_core::progress::{Position, Stream};
+use millrace_core::time::Timestamp;
+
+use crate::broker::{Commit, Letter, LetterId, Outgoing, Placing};
+use crate::sandbox::Emission;
+
+/// Effects of settlements since the last seal.
+#[derive(Debug, Default)]
+pub(super) struct Effects {
+    /// What the attempt that just ended emitted: kept only if its event completes.
+    staged: Option<(Position, Vec<Emission>)>,
+    outputs: Vec<Emission>,
+    letters: Vec<Letter>,
+    resolved: Vec<LetterId>,
+}
+
+impl Effects {
+    /// Holds what an attempt emitted until its event is settled.
+    pub(super) fn stage(&mut self, position: Position, emitted: Vec<Emission>) {
+        self.staged = Some((position, emitted));
+    }
+
+    /// Takes one settlement in.
+    pub(super) fn settle(&mut self, unit: &Unit, revision: u64, settled: Settled<Box<Delivered>>) {
+        let Settled { position, payload, settlement } = settled;
+        match settlement {
+            Settlement::DeadLettered(dead) => {
+                let delivered = payload.expect("a dead letter keeps its bytes");
+                self.letters.push(letter(&unit.function, revision, &delivered, &dead));
+                return;
+            }
+            Settlement::Completed => {
+                let (at, emitted) = self.staged.take().expect("an event completes right after its attempt");
+                assert_eq!(at, position, "what is staged belongs to the event that completes");
+                self.outputs.extend(emitted);
+            }
+            Settlement::Filtered | Settlement::Duplicate => {}
+        }
+        if position.stream == Stream::Redrive
+            && let Some(delivered) = payload
+        {
+            self.resolved.push(letter_id(&delivered.origin));
+        }
+    }
+
+    /// All that a commit says, and starts gathering anew.
+    pub(super) fn commit(&mut self, now: Timestamp, sealed: Sealed) -> Commit {
+        Commit {
+            at: now,
+            progress: sealed.progress,
+            keys: sealed.keys,
+            outputs: std::mem::take(&mut self.outputs).into_iter().map(|emission| outgoing(now, emission)).collect(),
+            letters: std::mem::take(&mut self.letters),
+            resolved: std::mem::take(&mut self.resolved),
+        }
+    }
+}
+
+fn outgoing(now: Timestamp, emission: Emission) -> Outgoing {
+    let Emission { topic, key, event } = emission;
+    let hash = partition::hash(key.as_deref(), &event.source, &event.id);
+    Outgoing { topic, placing: Placing::Hash(hash), record: codec::encode(&event, key, now) }
+}
+
+fn letter_id(origin: &Origin) -> LetterId {
+    LetterId { topic: origin.topic.clone(), partition: origin.partition, offset: origin.offset }
+}
+
+fn letter(function: &FunctionName, revision: u64, delivered: &Delivered, dead: &DeadLetter) -> Letter {
+    let headers = LetterHeaders {
+        function: function.clone(),
+        revision,
+        category: dead.failure.category,
+        reason: dead.failure.reason.clone(),
+        attempts: dead.attempts,
+        first_failed_at: dead.first_failed_at,
+        last_failed_at: dead.last_failed_at,
+        topic: delivered.origin.topic.clone(),
+        partition: delivered.origin.partition,
+        offset: delivered.origin.offset,
+        idempotency_key: delivered.idempotency_key.clone(),
+        redrives: delivered.redrives,
+    };
+    Letter { id: letter_id(&delivered.origin), record: headers.seal(&delivered.record) }
+}

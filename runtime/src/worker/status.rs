@@ -1,0 +1,107 @@
+//! What others may know of a worker while it runs.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use millrace_core::dispatcher::{Dispatcher, Settled, Settlement, Ticket};
+use millrace_core::intake::Delivered;
+use millrace_core::name::Unit;
+use millrace_core::outcome::Outcome;
+
+use crate::sandbox::Completion;
+
+/// Why a partition waits for an operator.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Stopped {
+    /// Its position no longer exists.
+    Gone(String),
+    /// The log refused even a dead letter.
+    Refused(String),
+}
+
+/// A unit's live figures. Committed progress is in the log.
+#[derive(Clone, Debug, Default)]
+pub struct UnitFigures {
+    /// Records held back behind failing keys.
+    pub parked: usize,
+    /// Idempotency keys in the window.
+    pub keys: usize,
+    /// Attempts since the worker started.
+    pub attempts: u64,
+    /// Attempts that failed.
+    pub failed_attempts: u64,
+    /// Commits since the worker started.
+    pub commits: u64,
+    /// The largest memory that a guest had, in bytes.
+    pub guest_memory_bytes: u64,
+    /// Why it waits for an operator, if it does.
+    pub stopped: Option<Stopped>,
+}
+
+/// A unit's live figures, shared.
+#[derive(Debug)]
+pub struct UnitStatus {
+    unit: Unit,
+    figures: Mutex<UnitFigures>,
+}
+
+impl UnitStatus {
+    pub(super) fn new(unit: Unit) -> Self {
+        Self { unit, figures: Mutex::default() }
+    }
+
+    /// The unit.
+    #[must_use]
+    pub fn unit(&self) -> &Unit {
+        &self.unit
+    }
+
+    /// The figures now.
+    #[must_use]
+    pub fn figures(&self) -> UnitFigures {
+        self.lock().clone()
+    }
+
+    pub(super) fn stop(&self, why: Stopped) {
+        self.lock().stopped = Some(why);
+    }
+
+    pub(super) fn attempted(&self, ticket: &Ticket<Box<Delivered>>, completion: &Completion) {
+        let mut figures = self.lock();
+        figures.attempts += 1;
+        figures.failed_attempts += u64::from(completion.outcome != Outcome::Completed);
+        figures.guest_memory_bytes = figures.guest_memory_bytes.max(completion.usage.memory_bytes);
+        drop(figures);
+        let event = ticket.payload().event.as_ref();
+        let id = event.map_or("", |event| &event.id);
+        let function = &self.unit.function;
+        for line in &completion.logs {
+            let (level, context, message) = (line.level, &line.context, &line.message);
+            tracing::info!(target: "millrace::guest", %function, event = id, %level, context, "{message}");
+        }
+        if let Outcome::Failed(failure) = &completion.outcome {
+            let (attempt, category, reason) = (ticket.attempt(), failure.category, &failure.reason);
+            tracing::debug!(target: "millrace::attempt", %function, event = id, attempt, %category, %reason, "An attempt failed.");
+        }
+    }
+
+    pub(super) fn settled(&self, settled: &Settled<Box<Delivered>>) {
+        let Settlement::DeadLettered(dead) = &settled.settlement else { return };
+        let function = &self.unit.function;
+        let Some(delivered) = &settled.payload else { return };
+        let origin = &delivered.origin;
+        let (category, reason, attempts) = (dead.failure.category, &dead.failure.reason, dead.attempts);
+        let letter = format_args!("{}/{}/{}", origin.topic, origin.partition, origin.offset);
+        tracing::warn!(target: "millrace::letter", %function, %letter, attempts, %category, %reason, "An event is dead-lettered.");
+    }
+
+    pub(super) fn committed<T>(&self, dispatcher: &Dispatcher<T>) {
+        let mut figures = self.lock();
+        figures.parked = dispatcher.parked();
+        figures.keys = dispatcher.window().len();
+        figures.commits += 1;
+    }
+
+    fn lock(&self) -> MutexGuard<'_, UnitFigures> {
+        self.figures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
