@@ -3,6 +3,10 @@
 use std::ops::{Add, Sub};
 use std::time::Duration;
 
+mod rfc3339;
+
+pub use rfc3339::InvalidTime;
+
 /// An instant: nanoseconds since 1970-01-01T00:00:00Z, up to the year 2554.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Timestamp(u64);
