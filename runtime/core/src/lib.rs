@@ -4,8 +4,10 @@
 
 pub mod codec;
 pub mod event;
+pub mod identity;
 pub mod name;
 pub mod outcome;
+pub mod partition;
 pub mod progress;
 pub mod record;
 pub mod time;
