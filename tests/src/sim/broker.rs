@@ -43,6 +43,7 @@ pub(super) struct SimPartition {
     clock: Clock,
     appended: watch::Sender<u64>,
     changes: watch::Receiver<u64>,
+    revoked: watch::Receiver<bool>,
 }
 
 impl Broker for SimBroker {
@@ -88,6 +89,7 @@ impl SimBroker {
                 clock: self.clock,
                 appended: self.appended.clone(),
                 changes: self.appended.subscribe(),
+                revoked: revoked.subscribe(),
             },
         };
         // A supervisor that is gone takes no more assignments.
@@ -178,7 +180,8 @@ impl Partition for SimPartition {
             let ticket = world.next_pending;
             world.next_pending += 1;
             let (abort_percent, slow_percent) = (world.faults.commit_aborted, world.faults.slow);
-            let aborted = world.rng.percent(abort_percent);
+            // A zombie commits nothing.
+            let aborted = world.rng.percent(abort_percent) || *self.revoked.borrow();
             let slow = world.rng.percent(slow_percent);
             let delay = if slow { world.rng.between(20, 300) } else { world.rng.between(0, 3) };
             if !aborted && !refused {
@@ -199,7 +202,7 @@ impl Partition for SimPartition {
                 return Ok(CommitOutcome::Refused { reason: "the simulated log does not take it".into() });
             }
             let Some(pending) = world.pending.remove(&ticket) else {
-                // The partition was taken away meanwhile: a zombie commits nothing.
+                // The partition was taken away meanwhile.
                 return Ok(CommitOutcome::Aborted);
             };
             world.apply(pending);
