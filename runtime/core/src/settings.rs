@@ -533,6 +533,7 @@ mod tests {
             ("max_age", Some("max-age")),
             ("maxAge", Some("max-age")),
             ("may", Some("max")),
+            ("mxa", Some("max")),
             ("windwo", Some("window")),
             ("delay", None),
             ("", None),
