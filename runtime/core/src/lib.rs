@@ -3,9 +3,12 @@
 //! Time is an argument, randomness is a seed, and what must happen is returned as a value for someone else to do.
 
 pub mod breaker;
+pub mod codec;
 pub mod dispatcher;
 pub mod event;
+pub mod expression;
 pub mod idempotency;
+pub mod identity;
 pub mod intake;
 pub mod lanes;
 pub mod letter;
@@ -14,6 +17,7 @@ pub mod manifest;
 pub mod name;
 pub mod offsets;
 pub mod outcome;
+pub mod partition;
 pub mod policy;
 pub mod progress;
 pub mod record;

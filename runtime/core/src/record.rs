@@ -1,5 +1,7 @@
 //! A record as a log keeps it: key, value, headers, as in Kafka.
 
+use std::ops::Range;
+
 use bytes::{BufMut, Bytes, BytesMut};
 
 use crate::time::Timestamp;
@@ -47,6 +49,8 @@ impl std::fmt::Display for MalformedHeaders {
 impl std::error::Error for MalformedHeaders {}
 
 const ABSENT: u32 = u32::MAX;
+const NAME_LEN_BYTES: usize = 2;
+const VALUE_LEN_BYTES: usize = 4;
 
 impl Headers {
     /// Takes a block that [`Headers::as_block`] gave.
@@ -86,6 +90,19 @@ impl Headers {
         })
     }
 
+    /// Where in the block each header's name and value lie.
+    pub(crate) fn spans(&self) -> impl Iterator<Item = (Range<usize>, Option<Range<usize>>)> {
+        let mut at = 0;
+        std::iter::from_fn(move || {
+            let (name, value, _) = split(self.0.get(at..)?)?;
+            let name = at + NAME_LEN_BYTES..at + NAME_LEN_BYTES + name.len();
+            let value_at = name.end + VALUE_LEN_BYTES;
+            let value = value.map(|v| value_at..value_at + v.len());
+            at = value.as_ref().map_or(value_at, |v| v.end);
+            Some((name, value))
+        })
+    }
+
     /// The value of the last header with this name, as Kafka's `lastHeader` does.
     #[must_use]
     pub fn last(&self, name: &str) -> Option<Bytes> {
@@ -108,6 +125,15 @@ impl<'a> FromIterator<(&'a str, Option<&'a [u8]>)> for Headers {
 pub struct HeadersBuilder(BytesMut);
 
 impl HeadersBuilder {
+    /// What a header takes beside its name and its value.
+    pub(crate) const OVERHEAD_BYTES: usize = NAME_LEN_BYTES + VALUE_LEN_BYTES;
+
+    /// A builder with room for this many bytes, so that it allocates once.
+    #[must_use]
+    pub fn with_capacity(bytes: usize) -> Self {
+        Self(BytesMut::with_capacity(bytes))
+    }
+
     /// A builder that begins with these headers.
     #[must_use]
     pub fn starting_with(headers: &Headers) -> Self {
@@ -122,6 +148,10 @@ impl HeadersBuilder {
         let name = &name[..name.floor_char_boundary(usize::from(u16::MAX))];
         self.0.put_u16_le(u16::try_from(name.len()).unwrap_or(u16::MAX));
         self.0.put_slice(name.as_bytes());
+        self.put_value(value);
+    }
+
+    fn put_value(&mut self, value: Option<&[u8]>) {
         match value {
             None => self.0.put_u32_le(ABSENT),
             Some(value) => {
@@ -136,6 +166,15 @@ impl HeadersBuilder {
     /// Appends one header with text.
     pub fn push_str(&mut self, name: &str, value: &str) {
         self.push(name, Some(value.as_bytes()));
+    }
+
+    /// Appends one header whose name has two parts, which must be shorter than 64 KiB together.
+    pub(crate) fn push_prefixed(&mut self, prefix: &str, name: &str, value: &str) {
+        let len = u16::try_from(prefix.len() + name.len()).expect("the name of a header is shorter than 64 KiB");
+        self.0.put_u16_le(len);
+        self.0.put_slice(prefix.as_bytes());
+        self.0.put_slice(name.as_bytes());
+        self.put_value(Some(value.as_bytes()));
     }
 
     /// The headers.

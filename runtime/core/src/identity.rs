@@ -1,0 +1,201 @@
+//! Who an event is: the ids of emitted events, idempotency keys, and how events follow from one another.
+
+use bytestring::ByteString;
+use sha2::{Digest, Sha256};
+
+use crate::event::Event;
+use crate::name::{FunctionName, Topic};
+use crate::progress::KeyHash;
+
+/// The id of an event that a handler emitted without one: 128 bits of SHA-256 in 32 hexadecimal digits, the same again
+/// whenever the same event is handled anew. `topic` is the source topic, `idempotency_key` the text of the event
+/// handled, `index` the place of the emission among those of the invocation, from 0.
+#[must_use]
+pub fn emitted_id(function: &FunctionName, topic: &Topic, idempotency_key: &str, index: u32) -> ByteString {
+    let mut hash = Sha256::new();
+    for part in [function.as_str(), topic.as_str(), idempotency_key] {
+        // With lengths in front, no two lists of parts give the same bytes.
+        hash.update((part.len() as u64).to_le_bytes());
+        hash.update(part);
+    }
+    hash.update(index.to_le_bytes());
+    format!("{:032x}", first_128_bits(hash)).into()
+}
+
+/// The `source` of an event that a handler emitted without one: `/millrace/<application>/<function>`.
+#[must_use]
+pub fn emitted_source(function: &FunctionName) -> ByteString {
+    format!("/millrace/{}/{}", function.application(), function.function()).into()
+}
+
+impl KeyHash {
+    /// The hash of an idempotency key: the first 128 bits of its SHA-256.
+    #[must_use]
+    pub fn of(idempotency_key: &str) -> Self {
+        Self(first_128_bits(Sha256::new_with_prefix(idempotency_key)))
+    }
+}
+
+fn first_128_bits(hash: Sha256) -> u128 {
+    let digest: [u8; 32] = hash.finalize().into();
+    let (high, _) = digest.split_at(16);
+    high.iter().fold(0, |bits, &byte| bits << 8 | u128::from(byte))
+}
+
+/// The idempotency key of an event when the manifest gives no expression: its source, a space, its id. Spaces and
+/// backslashes of the source, which no URI has, get a backslash in front, so that no two identities share a key.
+#[must_use]
+pub fn default_idempotency_key(event: &Event) -> ByteString {
+    let mut key = String::with_capacity(event.source.len() + 1 + event.id.len());
+    if event.source.contains([' ', '\\']) {
+        for c in event.source.chars() {
+            if matches!(c, ' ' | '\\') {
+                key.push('\\');
+            }
+            key.push(c);
+        }
+    } else {
+        key.push_str(&event.source);
+    }
+    key.push(' ');
+    key.push_str(&event.id);
+    key.into()
+}
+
+/// What an emitted event follows from.
+#[derive(Clone, Copy, Debug)]
+pub struct Cause<'a> {
+    /// The event being handled.
+    pub handled: &'a Event,
+    /// The W3C trace context for what it leads to: `traceparent`, and `tracestate` if there is one.
+    pub trace: Option<(&'a ByteString, Option<&'a ByteString>)>,
+}
+
+impl Cause<'_> {
+    /// Fills in what the handler left out among the extensions of an event that it emits: `causationid`, the id of the
+    /// event handled; `correlationid`, inherited from it, or its id if it is the first event; `traceparent` and
+    /// `tracestate`. A handler that gave one of the latter two speaks of a trace of its own, and neither is touched.
+    /// Leaves the extensions sorted by name, whatever order they had.
+    pub fn fill_in(&self, emitted: &mut Event) {
+        let extensions = &mut emitted.extensions;
+        if !extensions.is_sorted_by(|(a, _), (b, _)| **a <= **b) {
+            // Stable, so that what is given twice is refused later and not shuffled.
+            extensions.sort_by(|(a, _), (b, _)| str::cmp(a, b));
+        }
+        let has = |name: &str| extensions.binary_search_by(|(n, _)| str::cmp(n, name)).is_ok();
+        let trace = self.trace.filter(|_| !has("traceparent") && !has("tracestate"));
+        insert(extensions, "causationid", &self.handled.id);
+        insert(extensions, "correlationid", self.handled.extension("correlationid").unwrap_or(&self.handled.id));
+        if let Some((parent, state)) = trace {
+            insert(extensions, "traceparent", parent);
+            if let Some(state) = state {
+                insert(extensions, "tracestate", state);
+            }
+        }
+    }
+}
+
+/// Adds an extension where its name belongs, unless it is there.
+fn insert(extensions: &mut Vec<(ByteString, ByteString)>, name: &'static str, value: &ByteString) {
+    if let Err(at) = extensions.binary_search_by(|(n, _)| str::cmp(n, name)) {
+        extensions.insert(at, (ByteString::from_static(name), value.clone()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn event(source: &str, id: &str, extensions: &[(&str, &str)]) -> Event {
+        Event {
+            id: id.into(),
+            source: source.into(),
+            ty: "order.placed".into(),
+            subject: None,
+            time: None,
+            datacontenttype: None,
+            dataschema: None,
+            extensions: extensions.iter().map(|&(name, value)| (name.into(), value.into())).collect(),
+            data: None,
+        }
+    }
+
+    #[test]
+    fn an_emitted_id_depends_on_every_part_and_nothing_else() {
+        let id = |application: &str, function: &str, topic: &str, key: &str, index| {
+            let function = FunctionName::new(application, function).unwrap();
+            emitted_id(&function, &Topic::new(topic.to_owned()).unwrap(), key, index)
+        };
+        let first = id("shop", "reserve", "orders", "/shop 1", 0);
+        assert_eq!(first, id("shop", "reserve", "orders", "/shop 1", 0));
+        // A stored format: ids of events already emitted must come out the same for ever.
+        assert_eq!(first, "0944e56bb21741f11a27f5b727d8aaa9");
+        for other in [
+            id("shop", "charge", "orders", "/shop 1", 0),
+            id("shop2", "reserve", "orders", "/shop 1", 0),
+            id("shop", "reserve", "orders2", "/shop 1", 0),
+            id("shop", "reserve", "orders", "/shop 2", 0),
+            id("shop", "reserve", "orders", "/shop 1", 1),
+            id("shop", "reserve", "order", "s/shop 1", 0),
+        ] {
+            assert_ne!(first, other);
+        }
+        assert_eq!(emitted_source(&FunctionName::new("shop", "reserve").unwrap()), "/millrace/shop/reserve");
+    }
+
+    #[test]
+    fn a_key_hash_is_the_start_of_sha_256() {
+        // FIPS 180-2, appendix B.1.
+        assert_eq!(KeyHash::of("abc"), KeyHash(0xba78_16bf_8f01_cfea_4141_40de_5dae_2223));
+    }
+
+    #[test]
+    fn the_default_key_reads_as_source_and_id() {
+        for (source, id, expected) in [
+            ("/shop", "1", "/shop 1"),
+            ("/shop", "a b", "/shop a b"),
+            ("/my shop", "1", "/my\\ shop 1"),
+            ("\\", " ", "\\\\  "),
+        ] {
+            assert_eq!(default_idempotency_key(&event(source, id, &[])), expected);
+        }
+    }
+
+    #[test]
+    fn an_emitted_event_names_what_it_follows_from() {
+        let (parent, state) = (ByteString::from("00-aa-bb-01"), ByteString::from("x=1"));
+        let traced = Some((&parent, Some(&state)));
+        for (handled, given, trace, expected) in [
+            (vec![], vec![], None, "causationid=7 correlationid=7"),
+            (vec![("correlationid", "1")], vec![], None, "causationid=7 correlationid=1"),
+            (vec![], vec![("causationid", "x"), ("correlationid", "y")], None, "causationid=x correlationid=y"),
+            (
+                vec![],
+                vec![("z", "1"), ("a", "2")],
+                traced,
+                "a=2 causationid=7 correlationid=7 traceparent=00-aa-bb-01 tracestate=x=1 z=1",
+            ),
+            (vec![], vec![], Some((&parent, None)), "causationid=7 correlationid=7 traceparent=00-aa-bb-01"),
+            (vec![], vec![("traceparent", "own")], traced, "causationid=7 correlationid=7 traceparent=own"),
+        ] {
+            let handled = event("/shop", "7", &handled);
+            let mut emitted = event("/shop", "8", &given);
+            Cause { handled: &handled, trace }.fill_in(&mut emitted);
+            let listed: Vec<_> = emitted.extensions.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            assert_eq!(listed.join(" "), expected);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_two_identities_share_a_default_key(
+            a in ("[a \\\\]{0,4}", "[a \\\\]{0,4}"),
+            b in ("[a \\\\]{0,4}", "[a \\\\]{0,4}"),
+        ) {
+            let same_key = default_idempotency_key(&event(&a.0, &a.1, &[])) == default_idempotency_key(&event(&b.0, &b.1, &[]));
+            prop_assert_eq!(same_key, a == b);
+        }
+    }
+}
