@@ -338,7 +338,6 @@ impl Completion {
     /// let completion = testing::Invocation::new(testing::event("ping", &())).run(handle).expect_completed();
     /// assert_eq!(completion.emitted.len(), 1);
     /// ```
-    #[must_use = "the effects are worth a look; `drop` it if they are not"]
     #[track_caller]
     pub fn expect_completed(self) -> Self {
         if let Err(failure) = &self.outcome {

@@ -14,7 +14,6 @@ pub mod bindings {
         path: "wit",
         pub_export_macro: true,
         generate_all,
-        runtime_path: "::wit_bindgen",
     });
 }
 

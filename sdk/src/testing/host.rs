@@ -127,7 +127,7 @@ mod tests {
             assert_eq!(answer, expected.map_err(|reason| EmitError::Invalid(reason.into())));
             Ok(())
         };
-        drop(Invocation::new(event("ping", &())).run(emit).expect_completed());
+        Invocation::new(event("ping", &())).run(emit).expect_completed();
     }
 
     #[test]
