@@ -17,7 +17,6 @@ use millrace_core::partition;
 use millrace_core::policy::{Ordering, Overflow};
 use millrace_core::record::Record;
 use millrace_core::time::Timestamp;
-use tokio::sync::watch;
 
 use super::broker::SimBroker;
 use super::check;
@@ -120,12 +119,8 @@ fn live<T>(world: &Shared, scenario: &Scenario, until: impl AsyncFnOnce(&SimBrok
     let origin = lock(world).now;
     let result = runtime.block_on(async {
         let clock = Clock::starting_at(origin);
-        let broker = Arc::new(SimBroker {
-            world: Arc::clone(world),
-            clock,
-            appended: watch::Sender::new(0),
-            owners: Mutex::default(),
-        });
+        let broker =
+            Arc::new(SimBroker { world: Arc::clone(world), clock, appended: Arc::default(), owners: Mutex::default() });
         let registry = Registry::new(Arc::clone(&broker), clock);
         let failure = registry.failure();
         let revision = SimRevision {
