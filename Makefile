@@ -3,7 +3,8 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help setup guests build demo test lint deny bench clean-data
+.ONESHELL:
+.PHONY: help setup guests build demo test lint format clippy docs deny bench clean-data
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 ENV := $(TARGET_DIR)/setup.env
@@ -40,8 +41,6 @@ guests: setup
 	cargo build --profile guest --target wasm32-wasip2 $$packages || {
 	  echo 'a guest did not build; the compiler says above which and why' >&2; exit 1; }
 
-.ONESHELL:
-
 build: setup
 	$(call step,building the runtime)
 	@source $(ENV)
@@ -58,25 +57,32 @@ test: guests
 	cargo test --workspace --no-fail-fast || {
 	  echo 'tests failed; each failure above names its test: run it alone with cargo test --workspace NAME' >&2; exit 1; }
 
-lint: setup
+lint: format clippy docs deny
+
+format: setup
 	$(call step,format)
 	@source $(ENV)
 	cargo fmt --all --check || { echo 'run: cargo fmt --all' >&2; exit 1; }
-	printf '\n==> clippy, with all features\n'
-	cargo clippy --workspace --all-targets -- -D warnings
-	printf '\n==> clippy, without features\n'
-	cargo clippy --workspace --all-targets --no-default-features -- -D warnings
-	printf '\n==> documentation\n'
-	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --quiet
-	$(MAKE) --no-print-directory deny
 
-# Licences, bans and sources of dependencies. The tool takes some three minutes to build, once, into a cache of its own.
+# Features only remove dependencies; with and without them the code must be clean.
+clippy: setup
+	$(call step,clippy)
+	@source $(ENV)
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace --all-targets --no-default-features -- -D warnings
+
+docs: setup
+	$(call step,documentation)
+	@source $(ENV)
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
+
+# Licences, bans and sources of dependencies. The tool takes a minute or two to build, once, into a cache of its own.
 deny: setup
 	$(call step,dependencies)
 	@source $(ENV)
 	PATH="$$PATH:$(TOOLS)/bin"
 	if ! command -v cargo-deny >/dev/null; then
-	  echo 'building cargo-deny $(DENY_VERSION), once; about three minutes'
+	  echo 'building cargo-deny $(DENY_VERSION), once; this takes a minute or two'
 	  cargo install --quiet --locked --debug --root $(TOOLS) --version $(DENY_VERSION) cargo-deny || {
 	    echo 'cargo-deny could not be installed: licences, bans and sources of dependencies are NOT checked' >&2; exit 0; }
 	fi

@@ -1,7 +1,7 @@
 //! Configuration of the process: defaults, then the file, then the environment, then flags, each over the ones before.
 //!
-//! Resolved once at start into plain values. Every setting has one row in [`table`], which gives its key in the file, its
-//! name in the environment (`http.listen` is `MILLRACE_HTTP_LISTEN`), its default and its line in the sample.
+//! Resolved once at start into plain values. Every setting has one row in `config/table.rs`, which gives its key in the
+//! file, its name in the environment (`http.listen` is `MILLRACE_HTTP_LISTEN`), its default and its line in the sample.
 
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use millrace_core::manifest::{FILE_NAME, Manifest};
+
 /// Words that say nothing in the name of a type, function or module, with what to write instead.
 const EMPTY_WORDS: [(&str, &str); 8] = [
     ("manager", "name what it owns"),
@@ -168,6 +170,19 @@ fn the_sources_keep_the_habits_of_the_house() {
     assert!(sources.iter().any(|s| s.path == "runtime/core/src/lib.rs"), "nothing was read");
     let wrong: Vec<String> = sources.iter().flat_map(violations).collect();
     assert!(wrong.is_empty(), "\n{}\n", wrong.join("\n"));
+}
+
+#[test]
+fn manifests_of_the_examples_have_no_problems_and_no_warnings() {
+    let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../guest-examples");
+    for example in fs::read_dir(&examples).into_iter().flatten() {
+        let path = example.expect("the examples can be read").path().join(FILE_NAME);
+        let Ok(text) = fs::read_to_string(&path) else { continue };
+        let parsed = Manifest::parse(&text).map(|(_, warnings)| warnings);
+        let problems = parsed.unwrap_or_else(|errors| errors);
+        let shown: Vec<String> = problems.iter().map(ToString::to_string).collect();
+        assert!(shown.is_empty(), "{}\n{}", path.display(), shown.join("\n"));
+    }
 }
 
 #[test]

@@ -53,7 +53,7 @@ fn each_source_wins_over_the_one_before() {
         path: Path::new("etc/m.toml"),
         text: "[topics]\npartitions = 2\n[log]\nlevel = 'warn'\nformat = 'json'",
     };
-    let env = environment(&[("MILLRACE_TOPICS_PARTITIONS", "3"), ("MILLRACE_LOG_LEVEL", "debug"), ("HOME", "/root")]);
+    let env = environment(&[("MILLRACE_TOPICS_PARTITIONS", "3"), ("MILLRACE_LOG_LEVEL", "debug"), ("HOME", "/home/a")]);
     let mut flags = flags(&["topics.partitions=4", "log.level=error"]);
     let with = |flags: &Flags| resolve(Some(file), env.clone(), flags, Path::new(DIRECTORY)).unwrap().config;
     let config = with(&flags);
