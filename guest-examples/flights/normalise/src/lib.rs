@@ -26,14 +26,14 @@ struct Flight<'a> {
 }
 
 fn handle(row: Event<Row>, cx: &mut Context) -> Result<(), Failure> {
-    let Row { date, delay, distance, origin, destination } = &row.data;
-    check_airport("origin", origin)?;
-    check_airport("destination", destination)?;
-    let flight = Flight { origin, destination, delay: *delay, distance: *distance };
+    let Row { date, delay, distance, origin, destination } = row.data;
+    check_airport("origin", &origin)?;
+    check_airport("destination", &destination)?;
+    let flight = Flight { origin: &origin, destination: &destination, delay, distance };
     let emission = Emission::json("flight.recorded", &flight)?
         .subject(format!("{origin}-{destination}"))
-        .time(instant(date)?)
-        .key(origin.as_str());
+        .time(instant(&date)?)
+        .key(origin);
     cx.emit("flights", emission)?;
     Ok(())
 }
