@@ -14,7 +14,7 @@ use crate::record::{Headers, HeadersBuilder, Record};
 use crate::time::Timestamp;
 
 mod attributes;
-mod base64;
+pub mod base64;
 pub mod http;
 pub mod json;
 mod media;
