@@ -1,3 +1,340 @@
-//! The HTTP API.
+//! The HTTP API: publishing, and everything that people and tools ask and do.
+//!
+//! | request | answer |
+//! |---|---|
+//! | `POST /v1/topics/{topic}/events` | [`types::Published`], `202` once durable |
+//! | `GET /v1/topics?internal=` | [`types::Topics`] |
+//! | `GET /v1/topics/{topic}/events?partition=&from=&limit=&wait=` | [`types::Records`] |
+//! | `GET /v1/functions`, `GET /v1/status` | [`types::Status`] |
+//! | `GET /v1/functions/{function}` | [`types::FunctionStatus`] |
+//! | `GET /v1/dead-letters?function=&status=&category=&topic=&after=&limit=` | [`types::DeadLetters`] |
+//! | `GET /v1/dead-letters/{function}/{topic}/{partition}/{offset}` | [`types::DeadLetter`] |
+//! | `POST /v1/dead-letters/redrive`, `…/resolve`, `…/discard` | [`types::LetterAnswer`] to a [`types::LetterRequest`] |
+//! | `GET /livez`, `GET /readyz` | [`types::Health`] |
+//! | `GET /metrics` | figures for Prometheus |
+//!
+//! Any other answer is a [`types::Problem`]; those with `Retry-After` are worth repeating. `429` means too much at once,
+//! `503` that the log is full, failed or out of reach, or that the process is starting or ending.
+//!
+//! **Publishing.** `application/cloudevents+json` is one event, `application/cloudevents-batch+json` a list, all of which
+//! is published or nothing. With `ce-` headers the body is an event's data; without them it is plain: the event is made
+//! here, with the `Idempotency-Key` or else a random id, [`PLAIN_SOURCE`] and
+//! [`PLAIN_TYPE`](millrace_core::codec::PLAIN_TYPE). The ordering key is the header `Millrace-Key`, else the extension
+//! `partitionkey`. `traceparent` and `tracestate` become extensions of events that have none.
 
+use std::fmt;
+use std::hash::{BuildHasher, RandomState};
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::extract::{MatchedPath, Request, State as Given};
+use axum::http::Uri;
+use axum::middleware::{self, Next};
+use axum::response::{IntoResponse, Response};
+use axum::routing::{get, post};
+use axum::{Json, Router};
+use millrace_core::limits;
+use millrace_core::name::DEFAULT_PREFIX;
+use tokio::sync::{Semaphore, watch};
+use tokio::time::Instant;
+
+use crate::broker::{Broker, Catalog, Error};
+use crate::clock::Clock;
+use crate::registry::Registry;
+use crate::worker::Revision;
+
+mod body;
+mod functions;
+mod guard;
+mod ingest;
+mod letters;
+mod metrics;
+mod problem;
+mod request;
+mod serve;
+#[cfg(test)]
+mod tests;
+mod topics;
+mod trace;
 pub mod types;
+
+use guard::Guard;
+pub use ingest::PLAIN_SOURCE;
+use metrics::Metrics;
+use problem::{Kind, Refusal};
+pub use serve::serve;
+
+/// What the API can be told.
+#[derive(Clone, Debug)]
+pub struct ApiOptions {
+    /// Names of this host beyond `localhost` and its addresses, with a port or for any port.
+    pub allowed_hosts: Vec<String>,
+    /// What everything of ours in the broker begins with.
+    pub prefix: String,
+    /// Requests served at the same time, at least 1; health checks do not count.
+    pub max_concurrent: usize,
+    /// Largest body of a request.
+    pub max_body_bytes: usize,
+    /// How long requests under way may take to come to their end when serving ends.
+    pub drain: Duration,
+}
+
+impl Default for ApiOptions {
+    fn default() -> Self {
+        Self {
+            allowed_hosts: Vec::new(),
+            prefix: DEFAULT_PREFIX.to_owned(),
+            max_concurrent: limits::REQUESTS_IN_FLIGHT_MAX,
+            max_body_bytes: limits::REQUEST_MAX_BYTES,
+            drain: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The API of one process. Cheap to clone.
+#[derive(Debug)]
+pub struct Api<B, R> {
+    shared: Arc<Shared<B, R>>,
+}
+
+impl<B, R> Clone for Api<B, R> {
+    fn clone(&self) -> Self {
+        Self { shared: Arc::clone(&self.shared) }
+    }
+}
+
+impl<B: Broker + Catalog, R: Revision> Api<B, R> {
+    /// An API that says it is starting until [`Api::set_ready`].
+    #[must_use]
+    pub fn new(options: ApiOptions, broker: Arc<B>, registry: Registry<B, R>, clock: Clock) -> Self {
+        let ApiOptions { allowed_hosts, prefix, max_concurrent, max_body_bytes, drain } = options;
+        let shared = Shared {
+            guard: Guard::new(&allowed_hosts),
+            prefix,
+            in_flight: Semaphore::new(max_concurrent.clamp(1, Semaphore::MAX_PERMITS)),
+            bodies: body::Intake::new(max_body_bytes),
+            long_polls: Semaphore::new(limits::LONG_POLLS_MAX),
+            drain,
+            failure: registry.failure(),
+            stage: watch::Sender::new(Stage::Starting),
+            ids: Ids::new(),
+            metrics: Metrics::new(),
+            broker,
+            registry,
+            clock,
+        };
+        Self { shared: Arc::new(shared) }
+    }
+
+    /// Says that all functions are active. Has no effect once draining has begun.
+    pub fn set_ready(&self) {
+        self.shared.stage.send_if_modified(|stage| {
+            let is_starting = *stage == Stage::Starting;
+            if is_starting {
+                *stage = Stage::Ready;
+            }
+            is_starting
+        });
+    }
+}
+
+/// What all requests share.
+#[derive(Debug)]
+struct Shared<B, R> {
+    broker: Arc<B>,
+    registry: Registry<B, R>,
+    clock: Clock,
+    prefix: String,
+    guard: Guard,
+    in_flight: Semaphore,
+    bodies: body::Intake,
+    long_polls: Semaphore,
+    drain: Duration,
+    failure: watch::Receiver<Option<Error>>,
+    stage: watch::Sender<Stage>,
+    ids: Ids,
+    metrics: Metrics,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    Starting,
+    Ready,
+    Draining,
+}
+
+/// Whether the process is of use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum State {
+    Ready,
+    Starting,
+    Draining,
+    Failed(String),
+}
+
+impl fmt::Display for State {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ready => f.write_str("ready"),
+            Self::Starting => f.write_str("starting"),
+            Self::Draining => f.write_str("draining"),
+            Self::Failed(error) => write!(f, "log failed: {error}"),
+        }
+    }
+}
+
+impl<B, R> Shared<B, R> {
+    fn state(&self) -> State {
+        if let Some(error) = &*self.failure.borrow() {
+            return State::Failed(error.to_string());
+        }
+        match *self.stage.borrow() {
+            Stage::Starting => State::Starting,
+            Stage::Ready => State::Ready,
+            Stage::Draining => State::Draining,
+        }
+    }
+
+    fn begin_to_drain(&self) {
+        self.stage.send_replace(Stage::Draining);
+    }
+
+    /// Waits, but not beyond the end of serving; says whether that has come.
+    async fn pause(&self, time: Duration) -> bool {
+        let mut stage = self.stage.subscribe();
+        let draining = stage.wait_for(|stage| *stage == Stage::Draining);
+        tokio::time::timeout(time, draining).await.is_ok()
+    }
+}
+
+/// The address that a connection was made to.
+#[derive(Clone, Copy, Debug)]
+struct Local(Option<IpAddr>);
+
+/// Makes ids that do not repeat: 128 bits of SipHash of a counter, under keys that the system chose at random.
+#[derive(Debug)]
+struct Ids {
+    keys: [RandomState; 2],
+    counter: AtomicU64,
+}
+
+impl Ids {
+    fn new() -> Self {
+        Self { keys: [RandomState::new(), RandomState::new()], counter: AtomicU64::new(0) }
+    }
+
+    fn next(&self) -> String {
+        let count = self.counter.fetch_add(1, Ordering::Relaxed);
+        let [high, low] = [&self.keys[0], &self.keys[1]].map(|key| key.hash_one(count));
+        format!("{high:016x}{low:016x}")
+    }
+}
+
+/// Every route: the template under which it is counted.
+const ROUTES: [&str; 13] =
+    [PUBLISH, TOPICS, FUNCTIONS, FUNCTION, STATUS, LETTERS, LETTER, REDRIVE, RESOLVE, DISCARD, LIVE, READY, METRICS];
+const PUBLISH: &str = "/v1/topics/{topic}/events";
+const TOPICS: &str = "/v1/topics";
+const FUNCTIONS: &str = "/v1/functions";
+const FUNCTION: &str = "/v1/functions/{function}";
+const STATUS: &str = "/v1/status";
+const LETTERS: &str = "/v1/dead-letters";
+const LETTER: &str = "/v1/dead-letters/{function}/{topic}/{partition}/{offset}";
+const REDRIVE: &str = "/v1/dead-letters/redrive";
+const RESOLVE: &str = "/v1/dead-letters/resolve";
+const DISCARD: &str = "/v1/dead-letters/discard";
+const LIVE: &str = "/livez";
+const READY: &str = "/readyz";
+const METRICS: &str = "/metrics";
+
+fn router<B: Broker + Catalog, R: Revision>(shared: Arc<Shared<B, R>>) -> Router {
+    Router::new()
+        .route(PUBLISH, get(topics::read::<B, R>).post(ingest::publish::<B, R>))
+        .route(TOPICS, get(topics::list::<B, R>))
+        .route(FUNCTIONS, get(functions::list::<B, R>))
+        .route(FUNCTION, get(functions::show::<B, R>))
+        .route(STATUS, get(functions::list::<B, R>))
+        .route(LETTERS, get(letters::list::<B, R>))
+        .route(LETTER, get(letters::show::<B, R>))
+        .route(REDRIVE, post(letters::redrive::<B, R>))
+        .route(RESOLVE, post(letters::resolve::<B, R>))
+        .route(DISCARD, post(letters::discard::<B, R>))
+        .route(LIVE, get(live))
+        .route(READY, get(ready::<B, R>))
+        .route(METRICS, get(metrics::show::<B, R>))
+        .fallback(unknown_path)
+        .method_not_allowed_fallback(method_not_allowed)
+        .layer(middleware::from_fn_with_state(Arc::clone(&shared), enter::<B, R>))
+        .with_state(shared)
+}
+
+/// What happens to every request before its route and after it.
+async fn enter<B: Broker + Catalog, R: Revision>(
+    Given(api): Given<Arc<Shared<B, R>>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    let begun = Instant::now();
+    let matched = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
+    let route = ROUTES.into_iter().find(|route| *route == matched).unwrap_or("");
+    let method = request.method().clone();
+    let answer = admit(&api, route, request, next).await.unwrap_or_else(IntoResponse::into_response);
+    api.metrics.answered(&method, route, answer.status(), begun.elapsed());
+    answer
+}
+
+async fn admit<B, R>(api: &Shared<B, R>, route: &str, request: Request, next: Next) -> Result<Response, Refusal> {
+    let local = request.extensions().get::<Local>().and_then(|Local(address)| *address);
+    api.guard.check(request.uri(), request.headers(), local)?;
+    // Whoever asks whether we are well must not be told that we are busy.
+    if matches!(route, LIVE | READY) {
+        return Ok(next.run(request).await);
+    }
+    let _permit = api.in_flight.try_acquire().map_err(|_| {
+        Refusal::new(Kind::TooManyRequests, "too many requests are being served; try again").retry_soon()
+    })?;
+    let _active = Active::begin(&api.metrics);
+    Ok(next.run(request).await)
+}
+
+/// A request that is being served, until it is dropped: a client can give up at any time.
+struct Active<'a>(&'a Metrics);
+
+impl<'a> Active<'a> {
+    fn begin(metrics: &'a Metrics) -> Self {
+        metrics.begun();
+        Self(metrics)
+    }
+}
+
+impl Drop for Active<'_> {
+    fn drop(&mut self) {
+        self.0.ended();
+    }
+}
+
+/// `GET /livez`
+async fn live() -> Json<types::Health> {
+    Json(types::Health { state: "live".to_owned() })
+}
+
+/// `GET /readyz`
+async fn ready<B: Broker + Catalog, R: Revision>(
+    Given(api): Given<Arc<Shared<B, R>>>,
+) -> Result<Json<types::Health>, Refusal> {
+    match api.state() {
+        State::Ready => Ok(Json(types::Health { state: State::Ready.to_string() })),
+        state => Err(Refusal::new(Kind::NotReady, state).retry_soon()),
+    }
+}
+
+async fn unknown_path(uri: Uri) -> Refusal {
+    let path: String = uri.path().chars().take(200).collect();
+    Refusal::new(Kind::UnknownPath, format_args!("there is nothing at `{path}`; the API is under /v1"))
+}
+
+async fn method_not_allowed() -> Refusal {
+    Refusal::new(Kind::MethodNotAllowed, "the header `Allow` says which methods are possible here")
+}

@@ -2,6 +2,7 @@
 //!
 //! `*_DEFAULT_*` is what holds when a manifest or the configuration says nothing; `*_MAX_*` cannot be exceeded by either.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 /// One kibibyte.
@@ -34,6 +35,11 @@ pub const HEADER_VALUE_MAX_BYTES: usize = 16 * KIB;
 /// Longest ordering key.
 pub const KEY_MAX_BYTES: usize = 4 * KIB;
 
+// The process.
+
+/// Threads that run functions.
+pub const THREADS_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
+
 // Requests.
 
 /// Largest body of a request, unless the configuration says otherwise.
@@ -42,12 +48,28 @@ pub const REQUEST_MAX_BYTES: usize = 8 * MIB;
 pub const BATCH_MAX_EVENTS: usize = 10_000;
 /// Bytes of one published batch, as the log counts them.
 pub const BATCH_MAX_BYTES: usize = 16 * MIB;
-/// Requests served at the same time; more are answered 503.
+/// Requests served at the same time; more are answered 429.
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 1024;
+/// Connections open at the same time; more wait to be accepted.
+pub const CONNECTIONS_MAX: usize = 1024;
+/// What one connection reads ahead.
+pub const CONNECTION_BUFFER_MAX_BYTES: usize = 128 * KIB;
+/// Bytes of all bodies that are held at the same time; requests beyond are answered 429.
+pub const BODIES_MAX_BYTES: usize = 128 * MIB;
+/// Requests that wait for records at the same time; more are answered 429.
+pub const LONG_POLLS_MAX: usize = 256;
+/// How long a request can wait for records.
+pub const LONG_POLL_MAX: Duration = Duration::from_secs(60);
+/// Bytes of records in one answer, as a soft bound: one record always comes.
+pub const RESPONSE_MAX_BYTES: usize = 4 * MIB;
 /// How long a request may take to arrive in full.
 pub const REQUEST_READ_TIMEOUT: Duration = Duration::from_secs(30);
 /// Items of one page of a listing.
 pub const PAGE_MAX_ITEMS: usize = 1000;
+/// Dead letters that one request looks at to find those that it asks for.
+pub const LETTERS_SCANNED_MAX: usize = 10_000;
+/// Longest note on a dead letter.
+pub const NOTE_MAX_BYTES: usize = KIB;
 /// Items of one page of a listing when the request does not say.
 pub const PAGE_DEFAULT_ITEMS: usize = 100;
 

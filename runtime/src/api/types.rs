@@ -6,6 +6,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::broker::LetterStatus;
 
+/// The header of a published event's ordering key, as bytes. For each event of a batch it is the same.
+pub const KEY_HEADER: &str = "millrace-key";
+/// The header that becomes the id of a plain event, so that publishing it can be repeated.
+pub const IDEMPOTENCY_KEY_HEADER: &str = "idempotency-key";
+/// The content type of one event in the JSON format of CloudEvents.
+pub const EVENT_TYPE: &str = "application/cloudevents+json";
+/// The content type of a list of events in the JSON format of CloudEvents.
+pub const BATCH_TYPE: &str = "application/cloudevents-batch+json";
+/// The content type of a [`Problem`].
+pub const PROBLEM_TYPE: &str = "application/problem+json";
+/// What the `type` of a [`Problem`] begins with; the kind follows.
+pub const PROBLEM_PREFIX: &str = "https://millrace.dev/problems/";
+
 /// `202` of `POST /v1/topics/{topic}/events`: where the events landed, in the order they were given.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Published {
@@ -54,12 +67,26 @@ pub struct Partition {
 }
 
 /// `GET /v1/topics/{topic}/events?partition=&from=&limit=&wait=`: records of one partition, or of all.
+///
+/// `from` is `earliest` (as without it), `latest`, an offset for all partitions that are read, or a place for each of
+/// them, as `<partition>:<offset>,<partition>:<offset>`; partitions that are not in such a list are read from their
+/// beginning. `wait` is how many seconds to wait for a record if there is none yet.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Records {
     /// Ascending offsets within each partition.
     pub records: Vec<Record>,
-    /// For each partition, where to go on reading.
+    /// For each partition that was read, where to go on reading.
     pub next: Vec<Place>,
+}
+
+impl Records {
+    /// What to give as `from` to go on reading.
+    #[must_use]
+    pub fn go_on_from(&self) -> String {
+        let places: Vec<String> =
+            self.next.iter().map(|place| format!("{}:{}", place.partition, place.offset)).collect();
+        places.join(",")
+    }
 }
 
 /// A record of a topic.
@@ -88,10 +115,17 @@ pub struct Record {
     pub value_base64: Option<String>,
 }
 
-/// `GET /v1/functions` and `GET /v1/status`.
+/// `GET /livez` and `GET /readyz`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Health {
+    /// `live` or `ready`.
+    pub state: String,
+}
+
+/// `GET /v1/functions` and `GET /v1/status`; `GET /v1/functions/{function}` answers with one [`FunctionStatus`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
-    /// `ready`, or why not.
+    /// `ready`, `starting`, `draining`, or `log failed: ` with the reason.
     pub state: String,
     /// By name.
     pub functions: Vec<FunctionStatus>,
@@ -114,7 +148,7 @@ pub struct FunctionStatus {
     pub totals: Totals,
     /// The same for redriven events.
     pub redriven: Totals,
-    /// Records published and not settled.
+    /// Records published and not settled, redriven ones included.
     pub lag_records: u64,
     /// Age of the oldest record that is not settled.
     pub lag_seconds: f64,
@@ -169,17 +203,19 @@ pub struct UnitStatus {
     pub stopped: Option<String>,
 }
 
-/// `GET /v1/dead-letters?function=&status=&category=&topic=&after=&limit=`.
+/// `GET /v1/dead-letters?function=&status=&category=&topic=&after=&limit=`. `status` is `open` (as without it),
+/// `redriven`, `resolved`, `discarded` or `all`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DeadLetters {
     /// By function and id.
     pub letters: Vec<DeadLetter>,
-    /// Give it as `after` for what follows; absent at the end.
+    /// Give it as `after` for what follows; absent at the end. A page can hold fewer letters than asked for, even none,
+    /// and still not be the last.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub next: Option<String>,
 }
 
-/// A dead letter.
+/// A dead letter; also `GET /v1/dead-letters/{function}/{topic}/{partition}/{offset}`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct DeadLetter {
     /// Whose it is.
@@ -245,9 +281,12 @@ pub struct LetterRequest {
     /// Also letters that are not open.
     #[serde(default)]
     pub force: bool,
-    /// Why; required to discard.
+    /// Why; required to discard, possible to resolve.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub note: Option<String>,
+    /// Go on after an earlier answer's `next`; not with `ids`.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub after: Option<String>,
 }
 
 /// What was done with dead letters.
@@ -257,6 +296,10 @@ pub struct LetterAnswer {
     pub dry_run: bool,
     /// Which letters.
     pub letters: Vec<LetterName>,
+    /// One request treats a bounded number of letters: send it again with this as `after` for those that follow; absent
+    /// at the end.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub next: Option<String>,
 }
 
 /// Names one dead letter.
@@ -271,7 +314,7 @@ pub struct LetterName {
 /// A problem (RFC 9457), with content type `application/problem+json`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Problem {
-    /// `https://millrace.dev/problems/<kind>`; stable.
+    /// [`PROBLEM_PREFIX`] and the kind; stable.
     #[serde(rename = "type")]
     pub kind: String,
     /// The kind in words.

@@ -11,7 +11,7 @@ use millrace::clock::Clock;
 use millrace_core::name::Unit;
 use millrace_core::progress::Stream;
 use millrace_core::record::Record;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 use super::world::{Pending, Shared, lock};
 
@@ -24,7 +24,7 @@ pub(super) struct SimBroker {
     pub(super) world: Shared,
     pub(super) clock: Clock,
     /// Told when something was appended.
-    pub(super) appended: watch::Sender<u64>,
+    pub(super) appended: Arc<Notify>,
     /// Who owns what, and how to take it away.
     pub(super) owners: Mutex<Vec<Owner>>,
 }
@@ -41,8 +41,9 @@ pub(super) struct SimPartition {
     unit: Unit,
     world: Shared,
     clock: Clock,
-    appended: watch::Sender<u64>,
-    changes: watch::Receiver<u64>,
+    /// Wakes waiters in their order. A watch channel would wake them in a random one.
+    appended: Arc<Notify>,
+    revoked: watch::Receiver<bool>,
 }
 
 impl Broker for SimBroker {
@@ -59,7 +60,7 @@ impl Broker for SimBroker {
                 Placement { partition, offset }
             })
             .collect();
-        self.appended.send_modify(|n| *n += 1);
+        self.appended.notify_waiters();
         Ok(placements)
     }
 
@@ -86,8 +87,8 @@ impl SimBroker {
                 unit: unit.clone(),
                 world: Arc::clone(&self.world),
                 clock: self.clock,
-                appended: self.appended.clone(),
-                changes: self.appended.subscribe(),
+                appended: Arc::clone(&self.appended),
+                revoked: revoked.subscribe(),
             },
         };
         // A supervisor that is gone takes no more assignments.
@@ -151,7 +152,9 @@ impl Partition for SimPartition {
 
     async fn fetch(&mut self, wanted: Wanted) -> Result<Fetched, FetchError> {
         loop {
-            self.changes.mark_unchanged();
+            let appended = Arc::clone(&self.appended);
+            let mut appended = std::pin::pin!(appended.notified());
+            appended.as_mut().enable();
             let (failed, delay) = {
                 let mut world = lock(&self.world);
                 let percent = world.faults.fetch_failed;
@@ -164,13 +167,12 @@ impl Partition for SimPartition {
             if let Some(fetched) = self.available(&wanted) {
                 return Ok(fetched);
             }
-            // The sender lives as long as the broker.
-            self.changes.changed().await.map_err(|_| Error::Transient("the broker is gone".into()))?;
+            appended.await;
         }
     }
 
     fn commit(&mut self, commit: Commit) -> impl Future<Output = Result<CommitOutcome, Error>> + Send + 'static {
-        let (world, clock, appended) = (Arc::clone(&self.world), self.clock, self.appended.clone());
+        let (world, clock, appended) = (Arc::clone(&self.world), self.clock, Arc::clone(&self.appended));
         let refused = commit.outputs.iter().any(|output| output.record.headers.last(REFUSED_HEADER).is_some());
         let (ticket, aborted, delay) = {
             let mut world = lock(&world);
@@ -178,7 +180,8 @@ impl Partition for SimPartition {
             let ticket = world.next_pending;
             world.next_pending += 1;
             let (abort_percent, slow_percent) = (world.faults.commit_aborted, world.faults.slow);
-            let aborted = world.rng.percent(abort_percent);
+            // A zombie commits nothing.
+            let aborted = world.rng.percent(abort_percent) || *self.revoked.borrow();
             let slow = world.rng.percent(slow_percent);
             let delay = if slow { world.rng.between(20, 300) } else { world.rng.between(0, 3) };
             if !aborted && !refused {
@@ -199,11 +202,11 @@ impl Partition for SimPartition {
                 return Ok(CommitOutcome::Refused { reason: "the simulated log does not take it".into() });
             }
             let Some(pending) = world.pending.remove(&ticket) else {
-                // The partition was taken away meanwhile: a zombie commits nothing.
+                // The partition was taken away meanwhile.
                 return Ok(CommitOutcome::Aborted);
             };
             world.apply(pending);
-            appended.send_modify(|n| *n += 1);
+            appended.notify_waiters();
             Ok(CommitOutcome::Committed)
         }
     }

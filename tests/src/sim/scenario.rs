@@ -17,7 +17,6 @@ use millrace_core::partition;
 use millrace_core::policy::{Ordering, Overflow};
 use millrace_core::record::Record;
 use millrace_core::time::Timestamp;
-use tokio::sync::watch;
 
 use super::broker::SimBroker;
 use super::check;
@@ -79,19 +78,22 @@ pub fn run(seed: u64) -> Report {
     let scenario = Scenario::draw(&mut rng);
     let world: Shared = Arc::new(Mutex::new(World::new(rng.next(), scenario.partitions, scenario.faults)));
     let per_life = scenario.published.len() / usize::try_from(scenario.crashes + 1).expect("few crashes") + 1;
-    for (life, published) in scenario.published.chunks(per_life).enumerate() {
-        let publish = published.to_vec();
+    let lives: Vec<_> = scenario.published.chunks(per_life).collect();
+    let mut settled = false;
+    for (life, published) in lives.iter().enumerate() {
         let rebalances = if life % 2 == 0 { scenario.rebalances } else { 0 };
-        live(&world, &scenario, async |broker, world| {
-            publish_all(broker, world, &publish, rebalances).await;
+        let last = life + 1 == lives.len();
+        settled = live(&world, &scenario, async |broker, world| {
+            publish_all(broker, world, published, rebalances).await;
+            if last {
+                lock(world).faults = Faults::default();
+            }
+            last && settle(world).await
         });
-        lock(&world).crash();
+        if !last {
+            lock(&world).crash();
+        }
     }
-    {
-        let mut world = lock(&world);
-        world.faults = Faults::default();
-    }
-    let mut settled = live(&world, &scenario, async |_, world| settle(world).await);
     let before_redrive = check::Snapshot::take(&lock(&world));
     if settled && scenario.redrive {
         lock(&world).mended = true;
@@ -117,12 +119,8 @@ fn live<T>(world: &Shared, scenario: &Scenario, until: impl AsyncFnOnce(&SimBrok
     let origin = lock(world).now;
     let result = runtime.block_on(async {
         let clock = Clock::starting_at(origin);
-        let broker = Arc::new(SimBroker {
-            world: Arc::clone(world),
-            clock,
-            appended: watch::Sender::new(0),
-            owners: Mutex::default(),
-        });
+        let broker =
+            Arc::new(SimBroker { world: Arc::clone(world), clock, appended: Arc::default(), owners: Mutex::default() });
         let registry = Registry::new(Arc::clone(&broker), clock);
         let failure = registry.failure();
         let revision = SimRevision {

@@ -1,0 +1,216 @@
+//! Functions and their accounts.
+
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, State};
+use axum::http::Uri;
+use millrace_core::breaker::Phase;
+use millrace_core::name::{FunctionName, Unit};
+use millrace_core::progress::{StreamProgress, Totals};
+use millrace_core::time::Timestamp;
+
+use super::problem::{Kind, Refusal};
+use super::request::{function_of, no_query};
+use super::{Shared, types};
+use crate::broker::{Broker, Catalog, UnitInfo};
+use crate::registry::FunctionInfo;
+use crate::worker::{Revision, Stopped, UnitStatus};
+
+/// All that is known of one function at one time.
+#[derive(Clone, Debug)]
+pub(super) struct Observed {
+    pub(super) function: FunctionInfo,
+    /// By topic and partition.
+    pub(super) units: Vec<UnitInfo>,
+    pub(super) open_letters: u64,
+    pub(super) at: Timestamp,
+}
+
+/// `GET /v1/functions` and `GET /v1/status`
+pub(super) async fn list<B: Broker + Catalog, R: Revision>(
+    State(api): State<Arc<Shared<B, R>>>,
+    uri: Uri,
+) -> Result<Json<types::Status>, Refusal> {
+    no_query(&uri, "ask for one function as /v1/functions/<application>.<function>")?;
+    let functions = api.observe().await?.iter().map(Observed::status).collect();
+    Ok(Json(types::Status { state: api.state().to_string(), functions }))
+}
+
+/// `GET /v1/functions/{function}`
+pub(super) async fn show<B: Broker + Catalog, R: Revision>(
+    State(api): State<Arc<Shared<B, R>>>,
+    function: Result<Path<String>, PathRejection>,
+) -> Result<Json<types::FunctionStatus>, Refusal> {
+    let name = function_of(function)?;
+    let function = api.registry.function(&name).ok_or_else(|| unknown(&name))?;
+    Ok(Json(api.observe_one(function).await?.status()))
+}
+
+pub(super) fn unknown(name: &FunctionName) -> Refusal {
+    Refusal::new(Kind::UnknownFunction, format_args!("no function `{name}` is active here"))
+}
+
+impl<B: Broker + Catalog, R: Revision> Shared<B, R> {
+    /// All functions, by name.
+    pub(super) async fn observe(&self) -> Result<Vec<Observed>, Refusal> {
+        let mut observed = Vec::new();
+        for function in self.registry.functions() {
+            observed.push(self.observe_one(function).await?);
+        }
+        Ok(observed)
+    }
+
+    async fn observe_one(&self, function: FunctionInfo) -> Result<Observed, Refusal> {
+        let name = &function.settings.name;
+        let units = self.broker.units(name).await?;
+        let open_letters = self.broker.open_letters(name).await?;
+        Ok(Observed { function, units, open_letters, at: self.clock.now() })
+    }
+}
+
+impl Observed {
+    /// The live status of a unit, if its worker runs here.
+    pub(super) fn live(&self, unit: &Unit) -> Option<&UnitStatus> {
+        self.function.units.iter().find(|status| status.unit() == unit).map(|status| &**status)
+    }
+
+    /// As the API shows it.
+    pub(super) fn status(&self) -> types::FunctionStatus {
+        let FunctionInfo { settings, digest, revision, breaker, .. } = &self.function;
+        let units: Vec<types::UnitStatus> = self.units.iter().map(|info| self.unit(info)).collect();
+        let sum = |totals: fn(&UnitInfo) -> &Totals| self.units.iter().map(totals).fold(Totals::default(), plus);
+        types::FunctionStatus {
+            name: settings.name.to_string(),
+            revision: *revision,
+            component: digest.clone(),
+            topics: settings.topics.iter().map(ToString::to_string).collect(),
+            breaker: breaker_name(*breaker).to_owned(),
+            totals: shown(sum(|info| &info.progress.source.totals)),
+            redriven: shown(sum(|info| &info.progress.redrive.totals)),
+            lag_records: self.units.iter().map(lag_records).sum(),
+            lag_seconds: self.units.iter().map(|info| lag_seconds(info, self.at)).fold(0.0, f64::max),
+            parked: units.iter().map(|unit| unit.parked).sum(),
+            open_dead_letters: self.open_letters,
+            balanced: self.units.iter().all(is_balanced),
+            units,
+        }
+    }
+
+    fn unit(&self, info: &UnitInfo) -> types::UnitStatus {
+        let UnitInfo { unit, progress, source_next, .. } = info;
+        let figures = self.live(unit).map(UnitStatus::figures);
+        let parked = figures.as_ref().map_or(progress.parked.len(), |figures| figures.parked);
+        types::UnitStatus {
+            topic: unit.topic.to_string(),
+            partition: unit.partition,
+            start: progress.source.start,
+            resume: progress.source.resume,
+            settled_above: settled_above(&progress.source),
+            next: *source_next,
+            totals: shown(progress.source.totals),
+            parked: parked as u64,
+            stopped: figures.and_then(|figures| figures.stopped).map(|stopped| match stopped {
+                Stopped::Gone(why) => format!("its position no longer exists: {why}"),
+                Stopped::Refused(why) => format!("the log refuses even a dead letter: {why}"),
+            }),
+        }
+    }
+}
+
+/// The word for what a breaker lets through.
+pub(super) const fn breaker_name(phase: Phase) -> &'static str {
+    match phase {
+        Phase::Closed => "closed",
+        Phase::Open { .. } => "open",
+        Phase::HalfOpen => "half-open",
+    }
+}
+
+/// Records of both logs that are published and not settled.
+pub(super) fn lag_records(info: &UnitInfo) -> u64 {
+    let lag =
+        |next: u64, stream: &StreamProgress| next.saturating_sub(stream.resume).saturating_sub(settled_above(stream));
+    lag(info.source_next, &info.progress.source) + lag(info.redrive_next, &info.progress.redrive)
+}
+
+/// The age of the oldest record that is not settled.
+pub(super) fn lag_seconds(info: &UnitInfo, now: Timestamp) -> f64 {
+    info.oldest_unsettled_at.filter(|_| lag_records(info) > 0).map_or(0.0, |at| now.since(at).as_secs_f64())
+}
+
+/// Whether as many records are accounted for as the positions say, for both logs.
+pub(super) fn is_balanced(info: &UnitInfo) -> bool {
+    [&info.progress.source, &info.progress.redrive].into_iter().all(|stream| {
+        let contiguous = stream.resume.checked_sub(stream.start);
+        contiguous.and_then(|settled| settled.checked_add(settled_above(stream))) == Some(stream.totals.sum())
+    })
+}
+
+fn settled_above(stream: &StreamProgress) -> u64 {
+    stream.settled_above.iter().map(|range| range.end.saturating_sub(range.start)).sum()
+}
+
+fn plus(a: Totals, b: &Totals) -> Totals {
+    Totals {
+        completed: a.completed + b.completed,
+        filtered: a.filtered + b.filtered,
+        duplicate: a.duplicate + b.duplicate,
+        dead_lettered: a.dead_lettered + b.dead_lettered,
+        skipped: a.skipped + b.skipped,
+        not_a_record: a.not_a_record + b.not_a_record,
+    }
+}
+
+fn shown(totals: Totals) -> types::Totals {
+    let Totals { completed, filtered, duplicate, dead_lettered, skipped, not_a_record } = totals;
+    types::Totals { completed, filtered, duplicate, dead_lettered, skipped, not_a_record }
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_core::progress::Progress;
+
+    use super::*;
+
+    fn unit(resume: u64, above: &[std::ops::Range<u64>], completed: u64) -> UnitInfo {
+        let unit = Unit { function: "a.b".parse().unwrap(), topic: "t".parse().unwrap(), partition: 0 };
+        let totals = Totals { completed, ..Totals::default() };
+        let source = StreamProgress { start: 10, resume, settled_above: above.to_vec(), totals };
+        UnitInfo {
+            unit,
+            progress: Progress { source, ..Progress::default() },
+            source_next: 40,
+            oldest_unsettled_at: Some(Timestamp::from_millis(5_000)),
+            redrive_next: 0,
+        }
+    }
+
+    #[test]
+    fn accounts_balance_if_settlements_are_as_many_as_positions_say() {
+        for (unit, expected) in [
+            (unit(10, &[], 0), true),
+            (unit(20, &[], 10), true),
+            (unit(20, &[22..25, 30..31], 14), true),
+            (unit(20, &[], 9), false),
+            (unit(20, &[], 11), false),
+            (unit(20, &[22..25], 10), false),
+            (unit(9, &[], 0), false),
+        ] {
+            assert_eq!(is_balanced(&unit), expected, "{unit:?}");
+        }
+        let mut redriven = unit(20, &[], 10);
+        redriven.progress.redrive.resume = 1;
+        assert!(!is_balanced(&redriven));
+    }
+
+    #[test]
+    fn lag_counts_what_is_not_settled() {
+        let now = Timestamp::from_millis(7_500);
+        let lag = |info: &UnitInfo| (lag_records(info), lag_seconds(info, now));
+        assert_eq!(lag(&unit(20, &[22..25], 13)), (17, 2.5));
+        assert_eq!(lag(&unit(40, &[], 30)), (0, 0.0));
+        assert_eq!(lag(&UnitInfo { redrive_next: 3, ..unit(40, &[], 30) }), (3, 2.5));
+    }
+}

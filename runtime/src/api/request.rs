@@ -1,0 +1,54 @@
+//! The parameters of a request: path and query.
+
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Query};
+use axum::http::Uri;
+use millrace_core::name::{FunctionName, Topic};
+use serde::de::DeserializeOwned;
+
+use super::problem::{Kind, Refusal};
+
+/// The topic that a path names. A name that no topic can have is one that does not exist.
+pub(super) fn topic_of(path: Result<Path<String>, PathRejection>) -> Result<Topic, Refusal> {
+    let Path(name) = path.map_err(|e| Refusal::new(Kind::UnknownTopic, e.body_text()))?;
+    Topic::new(name).map_err(|e| Refusal::new(Kind::UnknownTopic, e))
+}
+
+/// The function that a path names.
+pub(super) fn function_of(path: Result<Path<String>, PathRejection>) -> Result<FunctionName, Refusal> {
+    let Path(name) = path.map_err(|e| Refusal::new(Kind::UnknownFunction, e.body_text()))?;
+    name.parse().map_err(|e| Refusal::new(Kind::UnknownFunction, e))
+}
+
+/// The parameters of a query. Those that are not known are refused, so that a mistyped one does not pass for absent.
+pub(super) fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Refusal> {
+    let Query(query) = Query::try_from_uri(uri).map_err(|e| Refusal::malformed(e.body_text()))?;
+    Ok(query)
+}
+
+/// Refuses a query where there are no parameters.
+pub(super) fn no_query(uri: &Uri, instead: &str) -> Result<(), Refusal> {
+    match uri.query() {
+        None | Some("") => Ok(()),
+        Some(_) => Err(Refusal::malformed(format_args!("there are no parameters in the query here; {instead}"))),
+    }
+}
+
+/// Reads one parameter.
+pub(super) fn parsed<T: std::str::FromStr<Err: std::fmt::Display>>(
+    name: &str,
+    text: Option<&str>,
+) -> Result<Option<T>, Refusal> {
+    let parse = |text: &str| text.parse().map_err(|e| Refusal::malformed(format_args!("parameter `{name}`: {e}")));
+    text.map(parse).transpose()
+}
+
+/// How many items a page can have.
+pub(super) fn page(limit: Option<usize>) -> Result<usize, Refusal> {
+    let max = millrace_core::limits::PAGE_MAX_ITEMS;
+    match limit {
+        None => Ok(millrace_core::limits::PAGE_DEFAULT_ITEMS),
+        Some(limit) if (1..=max).contains(&limit) => Ok(limit),
+        Some(_) => Err(Refusal::malformed(format_args!("parameter `limit` must lie between 1 and {max}"))),
+    }
+}
