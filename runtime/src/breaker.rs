@@ -10,33 +10,44 @@ use tokio::sync::watch;
 /// A handle to a function's breaker. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct SharedBreaker {
-    breaker: Arc<Mutex<Breaker>>,
-    changes: watch::Sender<u64>,
+    shared: Arc<Mutex<Inner>>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    breaker: Breaker,
+    /// One for each worker, so that they are told in a fixed order.
+    watchers: Vec<watch::Sender<u64>>,
 }
 
 impl SharedBreaker {
     /// A closed breaker.
     #[must_use]
     pub fn new(policy: BreakerPolicy) -> Self {
-        Self { breaker: Arc::new(Mutex::new(Breaker::new(policy))), changes: watch::Sender::new(0) }
+        Self { shared: Arc::new(Mutex::new(Inner { breaker: Breaker::new(policy), watchers: Vec::new() })) }
     }
 
     /// Wakes whenever the phase may have changed, except by the passing of time.
     #[must_use]
     pub fn changes(&self) -> watch::Receiver<u64> {
-        self.changes.subscribe()
+        let mut inner = self.lock();
+        inner.watchers.retain(|watcher| watcher.receiver_count() > 0);
+        let watcher = watch::Sender::new(0);
+        let changes = watcher.subscribe();
+        inner.watchers.push(watcher);
+        changes
     }
 
     /// What it lets through now.
     #[must_use]
     pub fn phase(&self, now: Timestamp) -> Phase {
-        self.lock().phase(now)
+        self.lock().breaker.phase(now)
     }
 
     /// Counts events that did not fail at their first attempt.
     pub fn succeeded(&self, now: Timestamp, events: u64) {
         if events > 0 {
-            self.lock().succeeded(now, events);
+            self.lock().breaker.succeeded(now, events);
         }
     }
 
@@ -48,13 +59,14 @@ impl SharedBreaker {
     /// Takes the one trial of a half-open breaker.
     #[must_use]
     pub fn try_one(&self, now: Timestamp) -> bool {
-        self.lock().try_one(now)
+        self.lock().breaker.try_one(now)
     }
 
     /// Gives an unused trial back.
     pub fn release(&self) {
-        self.lock().release();
-        self.announce();
+        let mut inner = self.lock();
+        inner.breaker.release();
+        inner.announce();
     }
 
     /// The trial's result.
@@ -63,22 +75,24 @@ impl SharedBreaker {
     }
 
     fn change(&self, now: Timestamp, change: impl FnOnce(&mut Breaker)) {
-        let mut breaker = self.lock();
-        let before = breaker.phase(now);
-        change(&mut breaker);
-        let after = breaker.phase(now);
-        drop(breaker);
-        if before != after {
-            self.announce();
+        let mut inner = self.lock();
+        let before = inner.breaker.phase(now);
+        change(&mut inner.breaker);
+        if before != inner.breaker.phase(now) {
+            inner.announce();
         }
     }
 
-    fn announce(&self) {
-        self.changes.send_modify(|changes| *changes += 1);
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Breaker> {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
         // A worker that panicked left the counts as they were, which is good enough to go on.
-        self.breaker.lock().unwrap_or_else(PoisonError::into_inner)
+        self.shared.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn announce(&self) {
+        for watcher in &self.watchers {
+            watcher.send_modify(|changes| *changes += 1);
+        }
     }
 }

@@ -4,6 +4,7 @@ pub mod api;
 pub mod breaker;
 pub mod broker;
 pub mod clock;
+pub mod config;
 pub mod registry;
 pub mod sandbox;
 pub mod worker;

@@ -184,12 +184,8 @@ impl<R> Active<R> {
 
 /// Whether workers can change over from one to the other between two invocations.
 fn runs_alike(old: &Function, new: &Function) -> bool {
-    let without_component = |function: &Function| Function {
-        build: None,
-        component: String::new(),
-        watch: Vec::new(),
-        ..function.clone()
-    };
+    let without_component =
+        |function: &Function| Function { build: None, component: String::new(), watch: Vec::new(), ..function.clone() };
     without_component(old) == without_component(new)
 }
 

@@ -10,12 +10,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_core::breaker::Phase;
-use millrace_core::dispatcher::{Admission, Arrival, Dispatcher, Effect, Input, Policy, Settled, Ticket, Wants};
+use millrace_core::dispatcher::{Admission, Arrival, Dispatcher, Effect, Input, Policy, Ticket, Wants};
 use millrace_core::idempotency::Window;
 use millrace_core::intake::{Delivered, Intake, Origin};
 use millrace_core::limits;
 use millrace_core::outcome::{Failure, Outcome};
-use millrace_core::progress::Stream;
 use millrace_core::time::Timestamp;
 use tokio::sync::watch;
 
@@ -138,6 +137,13 @@ enum Wake {
     Revoked,
 }
 
+/// What can happen while a guest runs.
+enum Meanwhile {
+    Invoked(Result<Completion, sandbox::Error>),
+    CommitEnded(Result<CommitOutcome, broker::Error>),
+    Revoked,
+}
+
 /// What happened to a commit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Concluded {
@@ -233,11 +239,15 @@ impl<P: Partition, R: Revision> Worker<P, R> {
         let Self { sandbox, unit } = self;
         let mut invoked = std::pin::pin!(sandbox.invoke(invocation(&ticket)));
         let result = loop {
-            let committing = unit.commit.is_some();
-            tokio::select! {
+            let happened = tokio::select! {
                 biased;
-                result = &mut invoked => break result,
-                ended = ended(&mut unit.commit), if committing => {
+                result = &mut invoked => Meanwhile::Invoked(result),
+                ended = ended(&mut unit.commit) => Meanwhile::CommitEnded(ended),
+                _ = unit.revoked.wait_for(|revoked| *revoked) => Meanwhile::Revoked,
+            };
+            match happened {
+                Meanwhile::Invoked(result) => break result,
+                Meanwhile::CommitEnded(ended) => {
                     unit.commit = None;
                     if unit.conclude(ended)? == Concluded::StartedAgain {
                         // The event is delivered again; this attempt never happened.
@@ -246,7 +256,7 @@ impl<P: Partition, R: Revision> Worker<P, R> {
                     }
                     unit.begin_commit();
                 }
-                _ = unit.revoked.wait_for(|revoked| *revoked) => {
+                Meanwhile::Revoked => {
                     unit.give_up(&ticket);
                     return Err(Exit::Revoked);
                 }

@@ -59,14 +59,8 @@ impl Intake {
     /// Takes one record in. `place` is where it was read from now.
     #[must_use]
     pub fn take(&self, stream: Stream, place: Origin, record: Record) -> Content<Box<Delivered>> {
-        let mut delivered = Box::new(Delivered {
-            origin: place,
-            record,
-            event: None,
-            key: None,
-            idempotency_key: None,
-            redrives: 0,
-        });
+        let mut delivered =
+            Box::new(Delivered { origin: place, record, event: None, key: None, idempotency_key: None, redrives: 0 });
         if stream == Stream::Redrive
             && let Err(failure) = delivered.unseal()
         {
@@ -94,7 +88,7 @@ impl Intake {
         }
         let key = match &self.key {
             Some(expression) => expression.evaluate(event, delivered.key.as_ref())?,
-            None => identity::default_key(event),
+            None => identity::default_idempotency_key(event),
         };
         let hash = KeyHash::of(&key);
         delivered.idempotency_key = Some(key);

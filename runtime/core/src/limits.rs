@@ -2,6 +2,7 @@
 //!
 //! `*_DEFAULT_*` is what holds when a manifest or the configuration says nothing; `*_MAX_*` cannot be exceeded by either.
 
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 /// One kibibyte.
@@ -33,6 +34,11 @@ pub const HEADER_NAME_MAX_BYTES: usize = 256;
 pub const HEADER_VALUE_MAX_BYTES: usize = 16 * KIB;
 /// Longest ordering key.
 pub const KEY_MAX_BYTES: usize = 4 * KIB;
+
+// The process.
+
+/// Threads that run functions.
+pub const THREADS_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
 // Requests.
 

@@ -184,10 +184,9 @@ impl HeadersBuilder {
     }
 }
 
-/// Name, value and what follows.
 type Split<'a> = (&'a [u8], Option<&'a [u8]>, &'a [u8]);
 
-/// The first header of a block; none at the end and where the block is malformed.
+/// Name, value and what follows; none at the end and where the block is malformed.
 fn split(block: &[u8]) -> Option<Split<'_>> {
     let (len, rest) = block.split_first_chunk::<2>()?;
     let (name, rest) = rest.split_at_checked(usize::from(u16::from_le_bytes(*len)))?;

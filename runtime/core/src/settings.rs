@@ -6,7 +6,7 @@ use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use toml::Spanned;
-use toml::de::{DeTable, DeValue};
+use toml::de::{DeArray, DeTable, DeValue};
 
 use crate::limits::PROBLEMS_MAX;
 use crate::units::{PERIOD_HELP, Period, SIZE_HELP, Size};
@@ -92,12 +92,18 @@ impl<'t> Problems<'t> {
         }
     }
 
+    /// The line of a place, from 1.
+    #[must_use]
+    pub fn line_of(&self, place: &Place) -> usize {
+        self.text[..self.text.floor_char_boundary(place.at)].matches('\n').count() + 1
+    }
+
     fn problem(&self, place: &Place, message: &dyn Display, help: &dyn Display) -> Problem {
         let before = &self.text[..self.text.floor_char_boundary(place.at)];
         let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
         Problem {
             path: place.path.clone(),
-            line: before.matches('\n').count() + 1,
+            line: self.line_of(place),
             column: before[line_start..].chars().count() + 1,
             message: message.to_string(),
             help: help.to_string(),
@@ -361,6 +367,35 @@ impl<'a, 't> Section<'a, '_, 't> {
         Some(Placed { value, place })
     }
 
+    /// Takes all values of this table and of those under it, as texts under their full keys, in alphabetical order; the items
+    /// of a list are joined by commas. Nothing is left to be read or to be unknown.
+    pub fn take_flat(&mut self) -> Vec<Placed<String>> {
+        let mut flat = Vec::new();
+        for name in self.names() {
+            match self.table.and_then(|t| t.get(name)).map(Spanned::get_ref) {
+                Some(DeValue::Table(_)) => flat.extend(self.named(name).take_flat()),
+                Some(DeValue::Array(items)) => flat.extend(self.joined_list(name, items)),
+                _ => flat.extend(self.named_scalar(name)),
+            }
+        }
+        self.table = None;
+        flat
+    }
+
+    fn joined_list(&mut self, name: &str, items: &'a DeArray<'a>) -> Option<Placed<String>> {
+        let at = self.table?.get(name)?.span().start;
+        let place = Place { path: self.path_of(name), at };
+        let texts = items.iter().map(|item| match item.get_ref() {
+            DeValue::String(text) if !text.contains(',') => Some(text.as_ref()),
+            _ => None,
+        });
+        let Some(texts) = texts.collect::<Option<Vec<_>>>() else {
+            self.problems.error(&place, "this is not a list of texts", "put each item in quotes, without commas");
+            return None;
+        };
+        Some(Placed { value: texts.join(","), place })
+    }
+
     /// Notes that a key must be there.
     pub fn missing(&mut self, key: &str, help: impl Display) {
         self.problems.error(&self.place, format_args!("`{key}` is missing"), help);
@@ -498,6 +533,7 @@ mod tests {
             ("max_age", Some("max-age")),
             ("maxAge", Some("max-age")),
             ("may", Some("max")),
+            ("mxa", Some("max")),
             ("windwo", Some("window")),
             ("delay", None),
             ("", None),

@@ -1,1 +1,399 @@
-//! The embedded durable log.
+//! The embedded durable log: one directory, one process, everything synced before anybody sees it.
+//!
+//! Where things are: `layout` (the directory and its lock), `preflight` (files looked over before they are opened), `storage`
+//! (the engine), one file per kind of record (`batch`, `index`, `topic`, `start`, `unit`, `keys`, `letter`, `deployment`, `meta`,
+//! on top of `frame`), `recovery` (what is committed, read back), `state` and `log` (the same in memory), `prepare` (encoding in
+//! the caller's task), `committer` and `group` (the one thread that writes), `subscribe`, `letters`, `room` and `registry` (what
+//! else it does), `retention` (what may go), `read` and `partition` (fetching), `catalog`.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use millrace_core::name::{FunctionName, Topic};
+use millrace_core::time::Timestamp;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use self::committer::{Committer, Publish, Request};
+use self::layout::Directory;
+use self::names::Names;
+pub use self::partition::EmbeddedPartition;
+use self::prepare::Slots;
+pub use self::registry::{DeployError, Deployment, Digest};
+use self::state::{State, UnitState};
+use self::storage::{Disk, Op, Storage, Table};
+pub use self::topic::Retention;
+use super::{
+    Assignment, Broker, CatalogError, Error, KeyBlock, Outgoing, Placement, PublishError, Restored, Subscription,
+};
+use crate::clock::Clock;
+
+mod batch;
+mod catalog;
+mod committer;
+mod deployment;
+mod frame;
+mod group;
+mod index;
+mod keys;
+mod layout;
+mod letter;
+mod letters;
+mod log;
+mod meta;
+mod names;
+mod partition;
+mod preflight;
+mod prepare;
+mod read;
+mod recovery;
+mod registry;
+mod retention;
+mod room;
+mod start;
+mod state;
+mod storage;
+mod subscribe;
+mod topic;
+mod unit;
+
+#[cfg(test)]
+mod tests;
+
+/// Requests that may wait for the committer.
+const QUEUE_REQUESTS: usize = 1024;
+/// Bytes of records that may wait to be published, in KiB.
+const QUEUE_KIB: u32 = 64 * 1024;
+
+/// How a log is opened.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where it lies. Made if it does not exist; otherwise it must be empty or a log.
+    pub dir: PathBuf,
+    /// Begins the names of the runtime's own topics. A log keeps the prefix it was made with.
+    pub prefix: String,
+    /// For topics without a retention of their own.
+    pub retention: Retention,
+    /// Bytes of records that the log keeps. At this bound the oldest settled records of all topics are removed; when that
+    /// does not help, publishing is refused. Commits go on up to a quarter more.
+    pub size_max_bytes: u64,
+    /// Largest record in bytes of key, value and headers. Topics of our own take 64 KiB more.
+    pub record_max_bytes: usize,
+    /// Tells the time of changes made by people, and of retention at the size bound.
+    pub clock: Clock,
+}
+
+impl Options {
+    /// The defaults: prefix `millrace`, records kept for 7 days, 8 GiB in all, 1 MiB a record, the system's clock.
+    #[must_use]
+    pub fn new(dir: impl Into<PathBuf>) -> Self {
+        const DAY: Duration = Duration::from_secs(24 * 3600);
+        Self {
+            dir: dir.into(),
+            prefix: "millrace".to_owned(),
+            retention: Retention { max_age: Some(7 * DAY), max_bytes: None },
+            size_max_bytes: 8 << 30,
+            record_max_bytes: 1 << 20,
+            clock: Clock::system(),
+        }
+    }
+}
+
+/// Why a log could not be opened. Each message names the fix.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The directory cannot be made, read or written.
+    #[error("cannot use the directory `{dir}`: {reason}; make it writable for this user, or choose another one")]
+    NotWritable {
+        /// The directory.
+        dir: PathBuf,
+        /// What the system says.
+        reason: String,
+    },
+    /// Another process has it open.
+    #[error("the log in `{dir}` is open in {}; stop that one, or choose another directory", holder(*pid))]
+    Locked {
+        /// The directory.
+        dir: PathBuf,
+        /// The process that has it open, if it could be found out.
+        pid: Option<u32>,
+    },
+    /// There are other files in it.
+    #[error("`{dir}` holds other files and is no Millrace log; choose an empty or a new directory")]
+    NotALog {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// A newer Millrace wrote it.
+    #[error("the log in `{dir}` has format {found}, and this Millrace reads up to {supported}; run a newer Millrace")]
+    NewerFormat {
+        /// The directory.
+        dir: PathBuf,
+        /// Its format.
+        found: u32,
+        /// The newest format that can be read.
+        supported: u32,
+    },
+    /// It was made with another prefix.
+    #[error("the log in `{dir}` was made with the prefix `{existing}`, not `{wanted}`; use that, or another directory")]
+    OtherPrefix {
+        /// The directory.
+        dir: PathBuf,
+        /// Its prefix.
+        existing: String,
+        /// What was asked for.
+        wanted: String,
+    },
+    /// What it holds is not what was written.
+    #[error(
+        "the log in `{dir}` is corrupted, {place}: {reason}; check the disk, then restore the directory from a backup"
+    )]
+    Corrupted {
+        /// The directory.
+        dir: PathBuf,
+        /// Which file, or which keyspace and record.
+        place: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+fn holder(pid: Option<u32>) -> String {
+    pid.map_or_else(|| "another process".to_owned(), |pid| format!("process {pid}"))
+}
+
+/// An open log. Cheap to clone; it closes with its last handle, partition and pending commit.
+#[derive(Clone)]
+pub struct EmbeddedLog(Arc<Handle>);
+
+struct Handle {
+    state: Arc<State>,
+    /// None once it closes.
+    requests: Option<mpsc::Sender<Request>>,
+    queue_kib: Arc<Semaphore>,
+    committer: Option<JoinHandle<()>>,
+    /// Kept so that a subscription's receiver waits instead of ending.
+    subscriptions: Mutex<BTreeMap<FunctionName, mpsc::Sender<Assignment<EmbeddedPartition>>>>,
+    /// Given up last of all.
+    _directory: Directory,
+}
+
+impl fmt::Debug for EmbeddedLog {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("EmbeddedLog").field("dir", &self.0.state.options.dir).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.requests = None;
+        // It ends once it has served what waits, so that whoever opens the directory next finds it free.
+        if let Some(committer) = self.committer.take() {
+            drop(committer.join());
+        }
+    }
+}
+
+impl EmbeddedLog {
+    /// Opens a log, or makes one. Blocks on the disk.
+    ///
+    /// # Errors
+    /// If the directory cannot be used, is in use, or does not hold what was written.
+    pub fn open(options: Options) -> Result<Self, OpenError> {
+        Self::open_on(options, |disk| Arc::new(disk))
+    }
+
+    /// Opens a log on a storage engine made of the one on disk.
+    fn open_on(options: Options, storage: impl FnOnce(Disk) -> Arc<dyn Storage>) -> Result<Self, OpenError> {
+        let directory = Directory::take(&options.dir)?;
+        let corrupted =
+            |place: String, reason: String| OpenError::Corrupted { dir: options.dir.clone(), place, reason };
+        let path = directory.database();
+        preflight::check(&path, Table::ALL.len())
+            .map_err(|damage| corrupted(format!("file `{}`", damage.file.display()), damage.reason))?;
+        let disk = Disk::open(&path).map_err(|e| corrupted(format!("database `{}`", path.display()), e.0))?;
+        let storage = storage(disk);
+        let damaged = |damage: recovery::Damage| corrupted(damage.place, damage.reason);
+        let existing = recovery::prefix(&*storage).map_err(damaged)?;
+        if existing.as_ref().is_some_and(|existing| *existing != options.prefix) {
+            let (dir, wanted) = (options.dir, options.prefix);
+            return Err(OpenError::OtherPrefix { dir, existing: existing.unwrap_or_default(), wanted });
+        }
+        let recovered = recovery::recover(&*storage, &Names::new(&options.prefix)).map_err(damaged)?;
+        let state = Arc::new(State::new(options, storage, recovered));
+        Self::start(state, directory, existing.is_none())
+    }
+
+    fn start(state: Arc<State>, directory: Directory, new: bool) -> Result<Self, OpenError> {
+        let unusable = |reason: String| OpenError::NotWritable { dir: state.options.dir.clone(), reason };
+        if new {
+            let put = Op::Put(Table::State, meta::KEY.into(), meta::encode(&state.options.prefix));
+            state.storage.write(vec![put]).map_err(|e| unusable(e.0))?;
+        }
+        let (requests, waiting) = mpsc::channel(QUEUE_REQUESTS);
+        let committer = Committer::new(state.clone());
+        let thread = std::thread::Builder::new().name("log-committer".to_owned());
+        let thread = thread.spawn(move || committer.run(waiting)).map_err(|e| unusable(e.to_string()))?;
+        Ok(Self(Arc::new(Handle {
+            state,
+            requests: Some(requests),
+            queue_kib: Arc::new(Semaphore::new(QUEUE_KIB as usize)),
+            committer: Some(thread),
+            subscriptions: Mutex::default(),
+            _directory: directory,
+        })))
+    }
+
+    /// Waits until the log cannot go on, and says why: the process must stop then. Cancel safe.
+    pub async fn failed(&self) -> Error {
+        let mut fatal = self.state().watch_fatal();
+        let error = fatal.wait_for(Option::is_some).await.ok().and_then(|error| error.clone());
+        error.unwrap_or_else(|| self.stopped())
+    }
+
+    /// Removes what retention allows and the size bound asks for at this time, and idempotency keys older than their
+    /// windows. To be called every few seconds; [`EmbeddedLog::maintain`] does.
+    ///
+    /// # Errors
+    /// If the log could not act.
+    pub async fn tick(&self, now: Timestamp) -> Result<(), Error> {
+        // Each pass is short, so that nobody waits long behind it.
+        while self.alone(move |committer| committer.tick(now)).await?? {}
+        Ok(())
+    }
+
+    /// Calls [`EmbeddedLog::tick`] again and again until the log fails, and says why.
+    pub async fn maintain(&self, every: Duration) -> Error {
+        loop {
+            tokio::time::sleep(every).await;
+            match self.tick(self.state().options.clock.now()).await {
+                Ok(()) => {}
+                Err(error @ Error::Fatal(_)) => return error,
+                Err(error) => tracing::error!(%error, "Retention could not run."),
+            }
+        }
+    }
+
+    /// Gives a topic a retention of its own; none goes back to the log's. Dead letters are kept whatever it says, and
+    /// redriven records until they are settled.
+    ///
+    /// # Errors
+    /// If there is no such topic, or the log could not act.
+    pub async fn set_retention(&self, topic: Topic, retention: Option<Retention>) -> Result<(), CatalogError> {
+        self.alone(move |committer| committer.set_retention(topic, retention)).await?
+    }
+
+    /// Takes a function's partitions away, and no longer keeps records for it. Its progress stays, should it come back.
+    ///
+    /// # Errors
+    /// If the log could not act.
+    pub async fn retire(&self, function: FunctionName) -> Result<(), Error> {
+        self.0.subscriptions.lock().unwrap_or_else(PoisonError::into_inner).remove(&function);
+        self.alone(move |committer| committer.retire(&function)).await?
+    }
+
+    /// Bytes of records kept.
+    #[must_use]
+    pub fn kept_bytes(&self) -> u64 {
+        self.state().kept_bytes()
+    }
+
+    fn state(&self) -> &Arc<State> {
+        &self.0.state
+    }
+
+    fn requests(&self) -> &mpsc::Sender<Request> {
+        self.0.requests.as_ref().expect("requests are only taken away when the last handle is dropped")
+    }
+
+    /// Why the committer does not answer.
+    fn stopped(&self) -> Error {
+        self.state().check().err().unwrap_or_else(|| self.state().fail("the committer stopped"))
+    }
+
+    /// Runs something on the committer's thread, between two groups.
+    async fn alone<T: Send + 'static>(
+        &self,
+        action: impl FnOnce(&mut Committer) -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        self.state().check()?;
+        let (reply, answer) = oneshot::channel();
+        let request = Request::Alone(Box::new(move |committer| drop(reply.send(action(committer)))));
+        self.requests().send(request).await.map_err(|_| self.stopped())?;
+        answer.await.map_err(|_| self.stopped())
+    }
+
+    /// Runs something that may wait for the disk.
+    async fn blocking<T: Send + 'static>(&self, action: impl FnOnce(&State) -> T + Send + 'static) -> Result<T, Error> {
+        let state = self.state().clone();
+        let result = tokio::task::spawn_blocking(move || action(&state)).await;
+        result.map_err(|e| Error::Transient(format!("reading the log was interrupted: {e}")))
+    }
+}
+
+impl Broker for EmbeddedLog {
+    type Partition = EmbeddedPartition;
+
+    async fn publish(&self, records: Vec<Outgoing>) -> Result<Vec<Placement>, PublishError> {
+        self.state().check()?;
+        if records.is_empty() {
+            return Ok(Vec::new());
+        }
+        let slots = Slots::of(self.state(), &records)?;
+        let bytes = slots.bytes();
+        let kib = u32::try_from(bytes / 1024).unwrap_or(u32::MAX).clamp(1, QUEUE_KIB);
+        let permit = self.0.queue_kib.clone().try_acquire_many_owned(kib).map_err(|_| PublishError::Busy)?;
+        let (slots, places) = slots.into_parts();
+        let (reply, answer) = oneshot::channel();
+        let publish = Publish { slots, bytes, reply, _permit: permit };
+        self.requests().try_send(Request::Publish(publish)).map_err(|e| match e {
+            mpsc::error::TrySendError::Full(_) => PublishError::Busy,
+            mpsc::error::TrySendError::Closed(_) => self.stopped().into(),
+        })?;
+        let bases = answer.await.map_err(|_| self.stopped())??;
+        Ok(places.placements(&bases))
+    }
+
+    async fn subscribe(
+        &self,
+        subscription: Subscription,
+    ) -> Result<mpsc::Receiver<Assignment<EmbeddedPartition>>, Error> {
+        let Subscription { function, topics, from, keys_since } = subscription;
+        let taken = function.clone();
+        let owned = self.alone(move |committer| committer.subscribe(&taken, &topics, from)).await??;
+        let window = self.state().options.clock.now().since(keys_since);
+        let units: Vec<_> = owned.iter().map(|owned| owned.unit.clone()).collect();
+        units.iter().for_each(|unit| unit.set_key_window(window));
+        let keys = self.blocking(move |state| restore_keys(state, &units, keys_since)).await??;
+        let (sender, receiver) = mpsc::channel(owned.len().max(1));
+        for (owned, keys) in owned.into_iter().zip(keys) {
+            let progress = (*owned.unit.committed()).clone();
+            let partition = EmbeddedPartition::new(self.clone(), &owned);
+            let restored = Restored { progress, keys };
+            let assignment = Assignment { partition, restored, revoked: owned.revoked };
+            assert!(sender.try_send(assignment).is_ok(), "the channel has room for each assignment");
+        }
+        self.0.subscriptions.lock().unwrap_or_else(PoisonError::into_inner).insert(function, sender);
+        Ok(receiver)
+    }
+}
+
+/// For each unit its blocks of idempotency keys.
+fn restore_keys(state: &State, units: &[Arc<UnitState>], since: Timestamp) -> Result<Vec<Vec<KeyBlock>>, Error> {
+    let unreadable = |e: &dyn fmt::Display| Error::Transient(format!("cannot read keyspace `keys` of the log: {e}"));
+    let mut restored = Vec::with_capacity(units.len());
+    for unit in units {
+        let mut blocks = Vec::new();
+        let range = keys::range(unit.id, since..Timestamp::MAX);
+        let scanned = state.storage.scan(Table::Keys, range, &mut |key, value| {
+            blocks.push(keys::decode(key, &value));
+            std::ops::ControlFlow::Continue(())
+        });
+        scanned.map_err(|e| unreadable(&e))?;
+        restored.push(blocks.into_iter().collect::<Result<_, _>>().map_err(|e| unreadable(&e))?);
+    }
+    Ok(restored)
+}

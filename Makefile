@@ -1,0 +1,98 @@
+# Everything that is done to this project. Each target does its own set-up; a second run is quick.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.ONESHELL:
+.PHONY: help setup guests build demo test lint format clippy docs deny bench clean-data
+
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+ENV := $(TARGET_DIR)/setup.env
+# All of the workspace is always named, because the features of shared dependencies follow from what is named: a build of
+# less would compile wasmtime once more.
+BUILD := cargo build --workspace
+TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/millrace-tools
+DENY_VERSION := 0.20.2
+
+step = @printf '\n==> %s\n' "$(1)"
+
+help: ## Say what there is
+	@printf 'make demo      try it: build everything, run the orders application, check the accounts (DEMO_EXIT=1: then exit)\n'
+	@printf 'make test      all tests\n'
+	@printf 'make lint      format, clippy on both feature sets, documentation, dependencies\n'
+	@printf 'make bench     measure, each figure beside its limit; writes target/bench.json\n'
+	@printf 'make build     the runtime, unoptimised except for its dependencies\n'
+	@printf 'make guests    the guest examples as WebAssembly components\n'
+	@printf 'make setup     check for what is needed, and install what may be installed\n'
+	@printf 'make clean-data  remove the data directories of the examples\n'
+
+setup:
+	$(call step,checking what is needed)
+	@mkdir -p $(TARGET_DIR)
+	@sdk/setup.sh >$(ENV).new && mv $(ENV).new $(ENV)
+
+# A guest example is a package under guest-examples/ that makes a component, which is a `cdylib` to Rust.
+guests: setup
+	$(call step,building the guests)
+	@source $(ENV)
+	packages=$$(grep -rl --include=Cargo.toml --exclude-dir=target '"cdylib"' guest-examples 2>/dev/null | sort |
+	  while read -r manifest; do sed -n 's/^name = "\(.*\)"/-p \1/p' "$$manifest" | head -n 1; done) || true
+	if [ -z "$$packages" ]; then echo 'there are no guests yet'; exit 0; fi
+	cargo build --profile guest --target wasm32-wasip2 $$packages || {
+	  echo 'a guest did not build; the compiler says above which and why' >&2; exit 1; }
+
+build: setup
+	$(call step,building the runtime)
+	@source $(ENV)
+	$(BUILD) --bin millrace
+
+demo: build guests
+	$(call step,running the orders application)
+	@source $(ENV)
+	exec $(TARGET_DIR)/debug/millrace demo guest-examples/orders
+
+test: guests
+	$(call step,running all tests)
+	@source $(ENV)
+	cargo test --workspace --no-fail-fast || {
+	  echo 'tests failed; each failure above names its test: run it alone with cargo test --workspace NAME' >&2; exit 1; }
+
+lint: format clippy docs deny
+
+format: setup
+	$(call step,format)
+	@source $(ENV)
+	cargo fmt --all --check || { echo 'run: cargo fmt --all' >&2; exit 1; }
+
+# Features only remove dependencies; with and without them the code must be clean.
+clippy: setup
+	$(call step,clippy)
+	@source $(ENV)
+	cargo clippy --workspace --all-targets -- -D warnings
+	cargo clippy --workspace --all-targets --no-default-features -- -D warnings
+
+docs: setup
+	$(call step,documentation)
+	@source $(ENV)
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps
+
+# Licences, bans and sources of dependencies. The tool takes a minute or two to build, once, into a cache of its own.
+deny: setup
+	$(call step,dependencies)
+	@source $(ENV)
+	PATH="$$PATH:$(TOOLS)/bin"
+	if ! command -v cargo-deny >/dev/null; then
+	  echo 'building cargo-deny $(DENY_VERSION), once; this takes a minute or two'
+	  cargo install --quiet --locked --debug --root $(TOOLS) --version $(DENY_VERSION) cargo-deny || {
+	    echo 'cargo-deny could not be installed: licences, bans and sources of dependencies are NOT checked' >&2; exit 0; }
+	fi
+	cargo-deny --locked --all-features check --hide-inclusion-graph bans licenses sources
+
+bench: guests
+	$(call step,building for speed; this takes some minutes the first time)
+	@source $(ENV)
+	$(BUILD) --release --bin millrace
+	exec $(TARGET_DIR)/release/millrace bench
+
+clean-data:
+	find . -name .millrace -type d -not -path './target/*' -prune -exec rm -rf {} +

@@ -1,0 +1,12 @@
+//! Writes `orders.ndjson` and `expected.json`. Run it in the folder of the application:
+//! `cargo run -p orders-sample`.
+
+use std::path::Path;
+use std::{env, fs, io};
+
+fn main() -> io::Result<()> {
+    let folder = env::args().nth(1).unwrap_or_else(|| ".".to_owned());
+    let sample = orders_sample::sample();
+    fs::write(Path::new(&folder).join("orders.ndjson"), sample.lines())?;
+    fs::write(Path::new(&folder).join("expected.json"), sample.expected())
+}

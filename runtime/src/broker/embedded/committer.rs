@@ -1,0 +1,301 @@
+//! The one thread that writes. It takes all requests that wait, joins them into one commit group, writes and syncs that as
+//! one, and only then lets anybody see it.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use millrace_core::name::FunctionName;
+use millrace_core::time::Timestamp;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use super::group::{Appended, CommitReply, Group, PublishReply};
+use super::letter::{self, LetterEntry};
+use super::log::PartitionLog;
+use super::meta;
+use super::prepare::{Letters, PreparedCommit, Slot};
+use super::state::State;
+use super::storage::{Op, Table};
+use crate::broker::{CommitOutcome, Error, LetterId, LetterStatus, Placement, PublishError};
+
+/// The newest batches of all partitions that stay in memory.
+const MEMORY_MAX_BYTES: usize = 64 * 1024 * 1024;
+/// What a batch in memory costs beside its bytes.
+const MEMORY_OVERHEAD_BYTES: usize = 200;
+
+/// What the committer is asked for.
+pub(super) enum Request {
+    /// Append records.
+    Publish(Publish),
+    /// Write what a unit's events did.
+    Commit(Box<PreparedCommit>, CommitReply),
+    /// Anything else; it runs between two groups, so that it sees all that came before as committed.
+    Alone(Box<dyn FnOnce(&mut Committer) + Send>),
+}
+
+/// Records to append.
+pub(super) struct Publish {
+    pub(super) slots: Vec<Slot>,
+    pub(super) bytes: u64,
+    pub(super) reply: PublishReply,
+    /// Its share of the bytes that may wait, given back when it is answered.
+    pub(super) _permit: OwnedSemaphorePermit,
+}
+
+/// The thread's own state.
+pub(super) struct Committer {
+    pub(super) state: Arc<State>,
+    /// Batches in memory, oldest first, with what they cost.
+    in_memory: VecDeque<(Arc<PartitionLog>, u64, usize)>,
+    in_memory_bytes: usize,
+    /// When room was last looked for.
+    pub(super) room_sought_at: Option<Timestamp>,
+}
+
+/// Tells everybody if the thread ends by a panic.
+struct Watchdog(Arc<State>);
+
+impl Drop for Watchdog {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            drop(self.0.fail("the committer found a bug, see the message above"));
+        }
+    }
+}
+
+impl Committer {
+    pub(super) fn new(state: Arc<State>) -> Self {
+        Self { state, in_memory: VecDeque::new(), in_memory_bytes: 0, room_sought_at: None }
+    }
+
+    /// Serves requests until nobody can send one any more.
+    pub(super) fn run(mut self, mut requests: mpsc::Receiver<Request>) {
+        let _watchdog = Watchdog(self.state.clone());
+        let mut held = None;
+        while let Some(request) = held.take().or_else(|| requests.blocking_recv()) {
+            match request {
+                Request::Alone(action) => action(&mut self),
+                request => held = self.serve_group(request, &mut requests),
+            }
+        }
+        self.close();
+    }
+
+    /// Serves this request and all that wait, up to one that must run alone, which is handed back.
+    fn serve_group(&mut self, first: Request, requests: &mut mpsc::Receiver<Request>) -> Option<Request> {
+        let mut group = Group::default();
+        let mut next = Some(first);
+        let mut held = None;
+        while let Some(request) = next.take() {
+            match request {
+                Request::Publish(publish) => self.admit_publish(publish, &mut group),
+                Request::Commit(commit, reply) => self.admit_commit(*commit, reply, &mut group),
+                alone @ Request::Alone(_) => {
+                    held = Some(alone);
+                    break;
+                }
+            }
+            if !group.is_full() {
+                next = requests.try_recv().ok();
+            }
+        }
+        // Everybody in the group is answered, whatever came of it.
+        drop(self.write_group(group));
+        held
+    }
+
+    fn admit_publish(&mut self, publish: Publish, group: &mut Group) {
+        let Publish { slots, bytes, reply, .. } = publish;
+        if let Err(e) = self.state.check() {
+            drop(reply.send(Err(e.into())));
+            return;
+        }
+        let max = self.state.options.size_max_bytes;
+        if !self.has_room(group.bytes() + bytes, max) {
+            let reason = format!(
+                "it keeps {} bytes of records that functions have not settled, and may keep {max}",
+                self.state.kept_bytes()
+            );
+            drop(reply.send(Err(PublishError::Full(reason))));
+            return;
+        }
+        let bases = slots.into_iter().map(|slot| group.append(slot)).collect();
+        group.answer_published(bases, reply);
+    }
+
+    fn admit_commit(&mut self, commit: PreparedCommit, reply: CommitReply, group: &mut Group) {
+        if let Err(e) = self.state.check() {
+            drop(reply.send(Err(e)));
+            return;
+        }
+        if commit.unit.generation() != commit.generation {
+            drop(reply.send(Ok(CommitOutcome::Aborted)));
+            return;
+        }
+        if let Err(e) = self.check_headroom(&commit, group) {
+            drop(reply.send(Err(e)));
+            return;
+        }
+        let changes = match self.letter_changes(&commit) {
+            Ok(changes) => changes,
+            Err(e) => {
+                drop(reply.send(Err(e)));
+                return;
+            }
+        };
+        let PreparedCommit { unit, at, progress, unit_value, keys, outputs, letters, .. } = commit;
+        for slot in outputs {
+            group.append(slot);
+        }
+        let places = letters.map(|letters| place(group, letters)).unwrap_or_default();
+        self.stage_letters(&unit.unit.function, changes, &places, at, group);
+        if let Some((key, value)) = keys {
+            group.put(Table::Keys, key, value);
+        }
+        group.put(Table::State, super::unit::key(unit.id).to_vec(), unit_value);
+        group.answer_committed(unit, progress, reply);
+    }
+
+    /// Commits go on above the log's bound, for they free space, but not for ever.
+    fn check_headroom(&mut self, commit: &PreparedCommit, group: &Group) -> Result<(), Error> {
+        let letters = commit.letters.as_ref().map_or(0, |letters| letters.slot.bytes());
+        let bytes = commit.outputs.iter().map(Slot::bytes).sum::<u64>() + letters;
+        let max = self.state.options.size_max_bytes;
+        let max = max.saturating_add(max / 4);
+        if bytes == 0 || self.has_room(group.bytes() + bytes, max) {
+            return Ok(());
+        }
+        Err(Error::Transient(format!(
+            "the log is full: it keeps {} bytes that functions have not settled; raise its bound, or let functions settle them",
+            self.state.kept_bytes()
+        )))
+    }
+
+    /// What the commit's dead letters were before.
+    fn letter_changes(&self, commit: &PreparedCommit) -> Result<LetterChanges, Error> {
+        let function = &commit.unit.unit.function;
+        let mut changes = LetterChanges::default();
+        for (id, redrives) in commit.letters.iter().flat_map(|letters| &letters.entries) {
+            let was_open = self.letter(function, id)?.is_some_and(|entry| entry.status == LetterStatus::Open);
+            changes.opened.push((id.clone(), *redrives, was_open));
+        }
+        for id in &commit.resolved {
+            // A person may have decided otherwise meanwhile.
+            if let Some(entry) = self.letter(function, id)?.filter(|entry| entry.status == LetterStatus::Redriven) {
+                changes.resolved.push((id.clone(), entry));
+            }
+        }
+        Ok(changes)
+    }
+
+    fn stage_letters(
+        &self,
+        function: &FunctionName,
+        changes: LetterChanges,
+        places: &[Placement],
+        at: Timestamp,
+        group: &mut Group,
+    ) {
+        let newly_open = changes.opened.iter().filter(|(_, _, was_open)| !was_open).count() as u64;
+        for ((id, redrives, _), place) in changes.opened.iter().zip(places) {
+            let key = letter::key(function, id);
+            let (status, place, redrives) = (LetterStatus::Open, *place, *redrives);
+            let entry = LetterEntry { status, status_at: at, note: None, place, redrives };
+            group.put(Table::State, key.clone(), entry.encode(&key));
+        }
+        for (id, mut entry) in changes.resolved {
+            let key = letter::key(function, &id);
+            entry.status = LetterStatus::Resolved;
+            entry.status_at = at;
+            group.put(Table::State, key.clone(), entry.encode(&key));
+        }
+        if newly_open > 0 {
+            let open = group.open_letters.get(function).copied().unwrap_or_else(|| self.state.open_letters(function));
+            self.stage_open_letters(function, open + newly_open, group);
+        }
+    }
+
+    pub(super) fn stage_open_letters(&self, function: &FunctionName, open: u64, group: &mut Group) {
+        let key = letter::count_key(function);
+        let value = letter::encode_count(&key, open);
+        group.put(Table::State, key, value);
+        group.open_letters.insert(function.clone(), open);
+    }
+
+    /// A dead letter as it is committed.
+    pub(super) fn letter(&self, function: &FunctionName, id: &LetterId) -> Result<Option<LetterEntry>, Error> {
+        super::letters::entry(&*self.state.storage, function, id)
+    }
+
+    /// Writes a group, then lets everybody see it.
+    pub(super) fn write_group(&mut self, group: Group) -> Result<(), Error> {
+        if group.is_empty() {
+            return Ok(());
+        }
+        let sealed = group.seal();
+        if let Err(e) = self.write(sealed.ops) {
+            sealed.replies.fail(&e);
+            return Err(e);
+        }
+        for (function, open) in sealed.open_letters {
+            self.state.set_open_letters(function, open);
+        }
+        for Appended { log, end, batches } in sealed.appended {
+            self.remember(&log, &batches);
+            log.append(batches);
+            log.publish(end);
+        }
+        self.forget_oldest();
+        sealed.replies.succeed();
+        Ok(())
+    }
+
+    /// Writes and syncs. After a failure nothing is ever written again.
+    pub(super) fn write(&self, ops: Vec<Op>) -> Result<(), Error> {
+        self.state.check()?;
+        self.state.storage.write(ops).map_err(|e| self.state.fail(&e.to_string()))
+    }
+
+    fn remember(&mut self, log: &Arc<PartitionLog>, batches: &[super::log::StoredBatch]) {
+        for batch in batches {
+            let bytes = batch.bytes.len();
+            self.state.add_kept_bytes(bytes as u64);
+            self.in_memory_bytes += bytes + MEMORY_OVERHEAD_BYTES;
+            self.in_memory.push_back((log.clone(), batch.base, bytes + MEMORY_OVERHEAD_BYTES));
+        }
+    }
+
+    fn forget_oldest(&mut self) {
+        while self.in_memory_bytes > MEMORY_MAX_BYTES
+            && let Some((log, base, bytes)) = self.in_memory.pop_front()
+        {
+            log.forget(base);
+            self.in_memory_bytes -= bytes;
+        }
+    }
+
+    /// Marks a proper end.
+    fn close(&self) {
+        let key = Bytes::from_static(meta::CLOSED_KEY);
+        if let Err(e) = self.write(vec![Op::Put(Table::State, key, meta::encode_closed())]) {
+            tracing::warn!(error = %e, "The log closed without its mark.");
+        }
+    }
+}
+
+/// Dead letters that a commit changes.
+#[derive(Debug, Default)]
+struct LetterChanges {
+    /// Identity, redrives, and whether it was open before.
+    opened: Vec<(LetterId, u32, bool)>,
+    /// Redriven ones that completed.
+    resolved: Vec<(LetterId, LetterEntry)>,
+}
+
+/// Appends the records of dead letters; answers with where each lies.
+fn place(group: &mut Group, letters: Letters) -> Vec<Placement> {
+    let partition = letters.slot.log.id.partition;
+    let count = letters.slot.count();
+    let base = group.append(letters.slot);
+    (base..base + count).map(|offset| Placement { partition, offset }).collect()
+}

@@ -1,0 +1,211 @@
+//! The storage engine behind the log: atomic durable writes, point reads, ordered scans. The only file that knows fjall.
+
+use std::ops::{ControlFlow, Range};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use bytes::Bytes;
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, PersistMode};
+
+/// A keyspace of the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Table {
+    /// Small records of several kinds, told apart by the first byte of the key.
+    State,
+    /// Record batches.
+    Batches,
+    /// An entry for each batch.
+    Index,
+    /// Blocks of idempotency keys.
+    Keys,
+    /// Components by digest.
+    Components,
+}
+
+impl Table {
+    pub(super) const ALL: [Self; 5] = [Self::State, Self::Batches, Self::Index, Self::Keys, Self::Components];
+
+    pub(super) const fn name(self) -> &'static str {
+        match self {
+            Self::State => "state",
+            Self::Batches => "batches",
+            Self::Index => "index",
+            Self::Keys => "keys",
+            Self::Components => "components",
+        }
+    }
+}
+
+/// One change of an atomic write.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Op {
+    /// Sets a value.
+    Put(Table, Bytes, Bytes),
+    /// Removes a value.
+    Remove(Table, Bytes),
+}
+
+/// The storage engine failed, in its own words.
+#[derive(Clone, Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct StorageError(pub(super) String);
+
+/// Called with key and value until it breaks.
+pub(super) type Visit<'a> = &'a mut dyn FnMut(&[u8], Bytes) -> ControlFlow<()>;
+
+/// What the log needs of a storage engine.
+pub(super) trait Storage: Send + Sync + 'static {
+    /// Writes all or nothing; durable when it returns. After an error nobody may write again: it is unknown what is on
+    /// disk until the directory is opened once more.
+    fn write(&self, ops: Vec<Op>) -> Result<(), StorageError>;
+
+    /// Reads one value.
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StorageError>;
+
+    /// Visits keys of the range in ascending order.
+    fn scan(&self, table: Table, range: Range<Vec<u8>>, visit: Visit<'_>) -> Result<(), StorageError>;
+
+    /// The last key of the range with its value.
+    fn last(&self, table: Table, range: Range<Vec<u8>>) -> Result<Option<(Bytes, Bytes)>, StorageError>;
+}
+
+/// All keys that begin with `prefix`.
+pub(super) fn prefixed(prefix: &[u8]) -> Range<Vec<u8>> {
+    let mut end = prefix.to_vec();
+    while let Some(last) = end.pop() {
+        if last < u8::MAX {
+            end.push(last + 1);
+            break;
+        }
+    }
+    prefix.to_vec()..end
+}
+
+/// Journals are removed once all they hold is in tables, which is forced at this size; it bounds the time to open.
+const JOURNALS_MAX_BYTES: u64 = 192 * 1024 * 1024;
+const BATCHES_MEMTABLE_BYTES: u64 = 64 * 1024 * 1024;
+const SMALL_MEMTABLE_BYTES: u64 = 16 * 1024 * 1024;
+const BLOCK_CACHE_BYTES: u64 = 16 * 1024 * 1024;
+/// One compacts, one flushes.
+const BACKGROUND_THREADS: usize = 2;
+
+/// The log's database on disk.
+pub(super) struct Disk {
+    keyspaces: Vec<Keyspace>,
+    database: Database,
+}
+
+impl Disk {
+    /// Makes an empty database in `dir`.
+    pub(super) fn create(dir: &Path) -> Result<Self, StorageError> {
+        guarded(|| {
+            let database = builder(dir).open()?;
+            let keyspaces = Table::ALL.iter().map(|table| database.keyspace(table.name(), || options(*table)));
+            Ok(Self { keyspaces: keyspaces.collect::<Result<_, _>>()?, database })
+        })
+    }
+
+    /// Opens the database in `dir`, which must have been made by [`Disk::create`].
+    pub(super) fn open(dir: &Path) -> Result<Self, StorageError> {
+        let database = guarded(|| builder(dir).open())?;
+        if let Some(missing) = Table::ALL.iter().find(|table| !database.keyspace_exists(table.name())) {
+            return Err(StorageError(format!("keyspace `{}` is missing", missing.name())));
+        }
+        guarded(|| {
+            let keyspaces = Table::ALL.iter().map(|table| database.keyspace(table.name(), || options(*table)));
+            Ok(Self { keyspaces: keyspaces.collect::<Result<_, _>>()?, database: database.clone() })
+        })
+    }
+
+    fn keyspace(&self, table: Table) -> &Keyspace {
+        &self.keyspaces[table as usize]
+    }
+}
+
+fn builder(dir: &Path) -> fjall::DatabaseBuilder<Database> {
+    Database::builder(dir)
+        .cache_size(BLOCK_CACHE_BYTES)
+        .max_journaling_size(JOURNALS_MAX_BYTES)
+        .worker_threads(BACKGROUND_THREADS)
+}
+
+fn options(table: Table) -> KeyspaceCreateOptions {
+    let options = KeyspaceCreateOptions::default();
+    match table {
+        Table::Batches | Table::Components => {
+            options.max_memtable_size(BATCHES_MEMTABLE_BYTES).with_kv_separation(Some(KvSeparationOptions::default()))
+        }
+        Table::State | Table::Index | Table::Keys => options.max_memtable_size(SMALL_MEMTABLE_BYTES),
+    }
+}
+
+/// The engine asserts some of what it reads from disk. Damage must end in a message that names the place, not in a panic of
+/// the caller.
+fn guarded<T>(action: impl FnOnce() -> fjall::Result<T>) -> Result<T, StorageError> {
+    match catch_unwind(AssertUnwindSafe(action)) {
+        Ok(result) => result.map_err(|e| StorageError(describe(&e))),
+        Err(panic) => {
+            let text = panic.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
+            Err(StorageError(format!("the storage engine found what cannot be: {}", text.unwrap_or("no reason given"))))
+        }
+    }
+}
+
+fn describe(error: &fjall::Error) -> String {
+    match error {
+        fjall::Error::Io(e) | fjall::Error::Storage(fjall::LsmError::Io(e)) => e.to_string(),
+        fjall::Error::Poisoned => "an earlier write in the background failed".to_owned(),
+        e => format!("{e:?}"),
+    }
+}
+
+impl Storage for Disk {
+    fn write(&self, ops: Vec<Op>) -> Result<(), StorageError> {
+        guarded(|| {
+            let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
+            for op in ops {
+                match op {
+                    Op::Put(table, key, value) => batch.insert(self.keyspace(table), key, value),
+                    Op::Remove(table, key) => batch.remove(self.keyspace(table), key),
+                }
+            }
+            // The engine syncs its journal before it makes the batch visible to any reader.
+            batch.commit()
+        })
+    }
+
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        guarded(|| self.keyspace(table).get(key)).map(|value| value.map(Bytes::from))
+    }
+
+    fn scan(&self, table: Table, range: Range<Vec<u8>>, visit: Visit<'_>) -> Result<(), StorageError> {
+        guarded(|| {
+            for entry in self.keyspace(table).range(range) {
+                let (key, value) = entry.into_inner()?;
+                if visit(&key, value.into()).is_break() {
+                    break;
+                }
+            }
+            Ok(())
+        })
+    }
+
+    fn last(&self, table: Table, range: Range<Vec<u8>>) -> Result<Option<(Bytes, Bytes)>, StorageError> {
+        guarded(|| {
+            let last = self.keyspace(table).range(range).next_back();
+            last.map(|entry| entry.into_inner().map(|(key, value)| (key.into(), value.into()))).transpose()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_ends_where_the_next_one_begins() {
+        assert_eq!(prefixed(b"ab"), b"ab".to_vec()..b"ac".to_vec());
+        assert_eq!(prefixed(b"a\xff"), b"a\xff".to_vec()..b"b".to_vec());
+    }
+}

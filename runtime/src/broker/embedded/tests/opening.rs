@@ -1,0 +1,145 @@
+use std::fs;
+use std::path::Path;
+
+use bytes::Bytes;
+
+use super::super::{DeployError, Deployment, EmbeddedLog, OpenError, Options};
+use super::support::*;
+
+fn refusal(options: Options) -> OpenError {
+    EmbeddedLog::open(options).unwrap_err()
+}
+
+#[tokio::test]
+async fn a_second_opening_names_the_process_that_has_it() {
+    let (dir, log) = orders().await;
+    let error = refusal(options(dir.path()));
+    assert!(matches!(error, OpenError::Locked { pid: Some(pid), .. } if pid == std::process::id()), "{error}");
+    let path = dir.path().display();
+    let expected = format!(
+        "the log in `{path}` is open in process {}; stop that one, or choose another directory",
+        std::process::id()
+    );
+    assert_eq!(error.to_string(), expected);
+    // The refusal leaves the holder alone.
+    publish(&log, "orders", 0, &["a"]).await;
+    let log = reopen(&dir, log);
+    assert_eq!(all(&log, "orders", 0).await, numbered(0, &["a"]));
+}
+
+#[tokio::test]
+async fn what_a_partition_or_a_commit_holds_open_is_not_opened_twice() {
+    let (dir, log) = orders().await;
+    let assignment = assigned(&log, "shop.pay").await;
+    drop(log);
+    assert!(matches!(refusal(options(dir.path())), OpenError::Locked { .. }));
+    drop(assignment);
+    EmbeddedLog::open(options(dir.path())).unwrap();
+}
+
+#[test]
+fn a_directory_that_cannot_be_used_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    let error = refusal(options(&file.join("log")));
+    assert!(matches!(error, OpenError::NotWritable { .. }), "{error}");
+    assert!(error.to_string().contains("file/log`") && error.to_string().contains("choose another one"), "{error}");
+}
+
+#[test]
+fn a_directory_of_other_files_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("thesis.txt"), "").unwrap();
+    let error = refusal(options(dir.path()));
+    assert!(matches!(error, OpenError::NotALog { .. }), "{error}");
+    assert_eq!(files(dir.path()).len(), 1);
+}
+
+#[test]
+fn a_newer_format_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(EmbeddedLog::open(options(dir.path())).unwrap());
+    fs::write(dir.path().join("FORMAT"), "millrace embedded log, format 2\n").unwrap();
+    let error = refusal(options(dir.path()));
+    assert!(matches!(error, OpenError::NewerFormat { found: 2, supported: 1, .. }), "{error}");
+    fs::write(dir.path().join("FORMAT"), "millrace embedded log, format x\n").unwrap();
+    let error = refusal(options(dir.path()));
+    assert!(matches!(error, OpenError::Corrupted { .. }) && error.to_string().contains("`FORMAT`"), "{error}");
+}
+
+#[test]
+fn another_prefix_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(EmbeddedLog::open(options(dir.path())).unwrap());
+    let error = refusal(Options { prefix: "staging".to_owned(), ..options(dir.path()) });
+    assert!(error.to_string().contains("was made with the prefix `millrace`, not `staging`"), "{error}");
+}
+
+#[test]
+fn a_directory_whose_making_was_cut_short_is_made_again() {
+    let whole = tempfile::tempdir().unwrap();
+    drop(EmbeddedLog::open(options(whole.path())).unwrap());
+    // What is there after each step of making it.
+    let steps: [&[&str]; 4] = [&["lock"], &["lock", "log.unfinished"], &["lock", "log"], &["lock", "log", "FORMAT"]];
+    for names in steps {
+        let dir = tempfile::tempdir().unwrap();
+        for name in names {
+            let (from, to) = (whole.path().join(name.trim_end_matches(".unfinished")), dir.path().join(name));
+            if from.is_dir() { copy(&from, &to) } else { fs::copy(&from, &to).map(drop).unwrap() }
+        }
+        if let Ok(()) = fs::remove_file(dir.path().join("log.unfinished/version")) {}
+        EmbeddedLog::open(options(dir.path())).unwrap_or_else(|e| panic!("{names:?}: {e}"));
+        assert!(!dir.path().join("log.unfinished").exists());
+    }
+}
+
+#[tokio::test]
+async fn a_database_that_lost_its_content_is_never_made_again() {
+    let (dir, log) = orders().await;
+    publish(&log, "orders", 0, &["a"]).await;
+    drop(log);
+    let remove = |name: &str| {
+        let copied = tempfile::tempdir().unwrap();
+        copy(dir.path(), copied.path());
+        let path = copied.path().join(name);
+        if path.is_dir() {
+            fs::remove_dir_all(path).unwrap()
+        } else {
+            fs::remove_file(path).unwrap()
+        }
+        let refused = EmbeddedLog::open(options(copied.path()));
+        assert!(matches!(refused, Err(OpenError::Corrupted { .. })), "without {name}");
+        assert!(name == "log" || copied.path().join("log/keyspaces/2").exists());
+    };
+    for name in ["log", "log/version", "log/keyspaces/0/current", "log/keyspaces/3/current", "log/keyspaces/1"] {
+        remove(name);
+    }
+}
+
+#[tokio::test]
+async fn deployments_are_numbered_and_the_first_to_build_on_one_wins() {
+    let (dir, log) = orders().await;
+    let (pay, ship) = (function("shop.pay"), function("shop.ship"));
+    let content = |s: &'static str| Bytes::from_static(s.as_bytes());
+    assert_eq!(log.append_deployment(pay.clone(), 0, content("one")).await.unwrap(), 1);
+    assert_eq!(log.append_deployment(ship.clone(), 0, content("ship")).await.unwrap(), 1);
+    assert_eq!(log.append_deployment(pay.clone(), 1, content("two")).await.unwrap(), 2);
+    let error = log.append_deployment(pay.clone(), 1, content("late")).await.unwrap_err();
+    assert!(matches!(error, DeployError::Conflict { expected: 1, latest: 2, .. }), "{error}");
+    log.put_component([7; 32], content("wasm")).await.unwrap();
+    let log = reopen(&dir, log);
+    let deployment = |function, number, text| Deployment { function, number, content: content(text) };
+    let expected = [deployment(pay.clone(), 1, "one"), deployment(pay, 2, "two"), deployment(ship, 1, "ship")];
+    assert_eq!(log.deployments().await.unwrap(), expected);
+    assert_eq!(log.component([7; 32]).await.unwrap(), Some(content("wasm")));
+    assert_eq!(log.component([8; 32]).await.unwrap(), None);
+}
+
+/// Opening takes the path as it is given.
+#[test]
+fn the_defaults_are_as_documented() {
+    let options = Options::new("data");
+    assert_eq!((options.dir.as_path(), options.prefix.as_str()), (Path::new("data"), "millrace"));
+    assert_eq!((options.size_max_bytes, options.record_max_bytes), (8 << 30, 1 << 20));
+}

@@ -1,0 +1,261 @@
+//! What the tests share: a log in a directory that is thrown away, short ways to say things, a storage that fails.
+
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use millrace_core::name::{FunctionName, Topic};
+use millrace_core::progress::{Progress, Stream};
+use millrace_core::record::{Headers, Record};
+use millrace_core::time::Timestamp;
+use tempfile::TempDir;
+
+use super::super::storage::{Op, Storage, StorageError, Table, Visit};
+use super::super::{EmbeddedLog, EmbeddedPartition, Options};
+use crate::broker::{
+    Assignment, Broker, Catalog, Commit, CommitOutcome, Error, Fetched, Letter, LetterId, Outgoing, Partition, Placing,
+    StartAt, Subscription, Wanted,
+};
+use crate::clock::Clock;
+
+/// What the tests' clocks read when they start.
+pub(super) const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
+pub(super) const HOUR: Duration = Duration::from_secs(3600);
+
+pub(super) fn topic(name: &str) -> Topic {
+    Topic::new(name.to_owned()).unwrap()
+}
+
+pub(super) fn function(name: &str) -> FunctionName {
+    name.parse().unwrap()
+}
+
+pub(super) fn options(dir: &Path) -> Options {
+    Options { clock: Clock::starting_at(NOW), ..Options::new(dir) }
+}
+
+/// A log with the topic `orders` of two partitions.
+pub(super) async fn orders() -> (TempDir, EmbeddedLog) {
+    let dir = tempfile::tempdir().unwrap();
+    let log = EmbeddedLog::open(options(dir.path())).unwrap();
+    log.create_topic(topic("orders"), 2).await.unwrap();
+    (dir, log)
+}
+
+/// Closes a log and opens it again. Nothing else may hold it.
+pub(super) fn reopen(dir: &TempDir, log: EmbeddedLog) -> EmbeddedLog {
+    drop(log);
+    EmbeddedLog::open(options(dir.path())).unwrap()
+}
+
+pub(super) fn record(value: &str) -> Record {
+    Record {
+        timestamp: NOW,
+        key: Some(Bytes::from_static(b"key")),
+        value: Some(Bytes::copy_from_slice(value.as_bytes())),
+        headers: Headers::default(),
+    }
+}
+
+pub(super) fn outgoing(name: &str, partition: u32, value: &str) -> Outgoing {
+    Outgoing { topic: topic(name), placing: Placing::Partition(partition), record: record(value) }
+}
+
+pub(super) async fn publish(log: &EmbeddedLog, name: &str, partition: u32, values: &[&str]) {
+    let records = values.iter().map(|value| outgoing(name, partition, value)).collect();
+    log.publish(records).await.unwrap();
+}
+
+pub(super) fn texts(fetched: &Fetched) -> Vec<(u64, String)> {
+    let text = |record: &Record| String::from_utf8(record.value.clone().unwrap_or_default().to_vec()).unwrap();
+    fetched.records.iter().map(|(offset, record)| (*offset, text(record))).collect()
+}
+
+/// All that a partition holds.
+pub(super) async fn all(log: &EmbeddedLog, name: &str, partition: u32) -> Vec<(u64, String)> {
+    let mut found = Vec::new();
+    let mut next = 0;
+    loop {
+        let fetched = log.read(&topic(name), partition, next, 7).await.unwrap();
+        if fetched.records.is_empty() {
+            return found;
+        }
+        next = fetched.next;
+        found.extend(texts(&fetched));
+    }
+}
+
+pub(super) fn numbered(from: u64, values: &[&str]) -> Vec<(u64, String)> {
+    (from..).zip(values.iter().map(ToString::to_string)).collect()
+}
+
+pub(super) fn subscription(name: &str, topics: &[&str]) -> Subscription {
+    Subscription {
+        function: function(name),
+        topics: topics.iter().map(|t| topic(t)).collect(),
+        from: StartAt::Earliest,
+        keys_since: Timestamp::EPOCH,
+    }
+}
+
+/// All assignments that a subscription gives at once.
+pub(super) async fn assignments(log: &EmbeddedLog, subscription: Subscription) -> Vec<Assignment<EmbeddedPartition>> {
+    let mut receiver = log.subscribe(subscription).await.unwrap();
+    let mut assignments = Vec::new();
+    while let Ok(assignment) = receiver.try_recv() {
+        assignments.push(assignment);
+    }
+    assignments
+}
+
+/// The assignment of partition 0 of `orders`.
+pub(super) async fn assigned(log: &EmbeddedLog, name: &str) -> Assignment<EmbeddedPartition> {
+    assignments(log, subscription(name, &["orders"])).await.swap_remove(0)
+}
+
+pub(super) fn wanted(source: u64) -> Wanted {
+    Wanted { source: Some(source), redrive: None, max_records: 100, max_bytes: 1 << 20 }
+}
+
+/// Progress after `completed` more source records than `before`.
+pub(super) fn after(before: &Progress, completed: u64) -> Progress {
+    let mut progress = before.clone();
+    progress.source.resume += completed;
+    progress.source.totals.completed += completed;
+    progress.commits += 1;
+    progress
+}
+
+/// Progress after one more redriven record than `before`.
+pub(super) fn after_redrive(before: &Progress) -> Progress {
+    let mut progress = before.clone();
+    progress.redrive.resume += 1;
+    progress.redrive.totals.completed += 1;
+    progress.commits += 1;
+    progress
+}
+
+pub(super) fn commit(progress: &Progress) -> Commit {
+    Commit {
+        at: NOW,
+        progress: progress.clone(),
+        keys: Vec::new(),
+        outputs: Vec::new(),
+        letters: Vec::new(),
+        resolved: Vec::new(),
+    }
+}
+
+pub(super) async fn commits(partition: &mut EmbeddedPartition, commit: Commit) {
+    assert_eq!(partition.commit(commit).await.unwrap(), CommitOutcome::Committed);
+}
+
+pub(super) fn letter_id(offset: u64) -> LetterId {
+    LetterId { topic: topic("orders"), partition: 0, offset }
+}
+
+pub(super) fn letter(offset: u64, value: &str) -> Letter {
+    Letter { id: letter_id(offset), record: record(value) }
+}
+
+pub(super) fn redrive_wanted(offset: u64) -> Wanted {
+    Wanted { source: None, redrive: Some(offset), max_records: 100, max_bytes: 1 << 20 }
+}
+
+pub(super) fn is_redrive(fetched: &Fetched) -> bool {
+    fetched.stream == Stream::Redrive
+}
+
+pub(super) fn is_fatal(error: &Error) -> bool {
+    !error.is_transient()
+}
+
+/// Copies a directory as it is now.
+pub(super) fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir_all(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy(&entry.path(), &target);
+        } else {
+            copy_file(&entry.path(), &target);
+        }
+    }
+}
+
+/// Copies what is written of a file, and leaves its holes.
+fn copy_file(from: &Path, to: &Path) {
+    // A file can vanish while the directory is copied, as the storage engine tidies up.
+    let Ok(content) = std::fs::read(from) else { return };
+    let used = content.iter().rposition(|b| *b != 0).map_or(0, |i| i + 1);
+    std::fs::write(to, &content[..used]).unwrap();
+    std::fs::OpenOptions::new().write(true).open(to).unwrap().set_len(content.len() as u64).unwrap();
+}
+
+/// All files below a directory, in a fixed order.
+pub(super) fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
+    }
+    found.sort();
+    found
+}
+
+/// How a write fails.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fault {
+    /// Nothing is written: the disk is full.
+    Full,
+    /// All is written, but nobody knows: the sync failed.
+    Unsynced,
+}
+
+/// Lets a number of writes through, then fails one, and shows any write after that.
+pub(super) struct Faulty {
+    inner: Arc<dyn Storage>,
+    fault: Fault,
+    left: AtomicU64,
+    failed: Arc<AtomicBool>,
+}
+
+impl Faulty {
+    pub(super) fn after(inner: Arc<dyn Storage>, writes: u64, fault: Fault) -> Self {
+        Self { inner, fault, left: AtomicU64::new(writes), failed: Arc::default() }
+    }
+}
+
+impl Storage for Faulty {
+    fn write(&self, ops: Vec<Op>) -> Result<(), StorageError> {
+        assert!(!self.failed.load(Ordering::SeqCst), "nobody may write after a failed write");
+        if self.left.load(Ordering::SeqCst) > 0 {
+            self.left.fetch_sub(1, Ordering::SeqCst);
+            return self.inner.write(ops);
+        }
+        self.failed.store(true, Ordering::SeqCst);
+        match self.fault {
+            Fault::Full => Err(StorageError("No space left on device (os error 28)".to_owned())),
+            Fault::Unsynced => {
+                self.inner.write(ops)?;
+                Err(StorageError("Input/output error (os error 5)".to_owned()))
+            }
+        }
+    }
+
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        self.inner.get(table, key)
+    }
+
+    fn scan(&self, table: Table, range: Range<Vec<u8>>, visit: Visit<'_>) -> Result<(), StorageError> {
+        self.inner.scan(table, range, visit)
+    }
+
+    fn last(&self, table: Table, range: Range<Vec<u8>>) -> Result<Option<(Bytes, Bytes)>, StorageError> {
+        self.inner.last(table, range)
+    }
+}

@@ -1,0 +1,209 @@
+//! `millrace dev`: an application on this machine, rebuilt and swapped while it runs.
+
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use millrace_core::manifest::{self, Function, Manifest};
+use tokio::sync::mpsc;
+
+use super::error::Error;
+use super::output::Style;
+use super::{Context, Exit, build};
+use crate::config::{self, Config, Flags};
+use crate::server::Server;
+use crate::telemetry;
+
+mod watch;
+
+/// Arguments of `millrace dev`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  millrace dev                          the application in this directory
+  millrace dev guest-examples/orders    another one
+  millrace dev --listen 127.0.0.1:9000  on another port
+  millrace dev --no-watch               without rebuilding what changes")]
+pub(crate) struct Args {
+    /// The application's directory, with its millrace.toml
+    #[arg(default_value = ".", value_name = "DIR")]
+    directory: PathBuf,
+    /// Does not watch sources
+    #[arg(long)]
+    no_watch: bool,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+/// An application and the process that runs it.
+struct Dev {
+    directory: PathBuf,
+    manifest: Manifest,
+    server: Server,
+}
+
+pub(crate) async fn run(args: Args, context: &mut Context) -> Result<Exit, Error> {
+    let began = Instant::now();
+    let directory = args.directory.canonicalize().map_err(|e| Error::file(args.directory.display(), &e))?;
+    let manifest = read_manifest(&directory, context)?;
+    let config = configure(&args.flags, &directory, context)?;
+    telemetry::init(&config.log);
+    let stop = stop_signal()?;
+    for function in &manifest.functions {
+        if build::is_stale(function, &directory) {
+            build::one(function, &directory, context).await?;
+        }
+    }
+    let server = Server::open(config).await.map_err(|e| Error::failed(e, "then start again"))?;
+    server.make_topics(&manifest).await.map_err(|e| Error::failed(e, "change the manifest, or use another data directory"))?;
+    let mut dev = Dev { directory, manifest, server };
+    for function in dev.manifest.functions.clone() {
+        dev.activate(&function, context).await?;
+    }
+    let listener = dev.server.listen().await.map_err(|e| Error::failed(e, "or stop the other process"))?;
+    let address = listener.local_addr().map_err(|e| Error::file("the address listened on", &e))?;
+    dev.say_where_to_look(address, began.elapsed(), context)?;
+    let (changes, changed) = mpsc::channel(1);
+    let watching = if args.no_watch { None } else { watch::start(&dev.directory, &dev.manifest, changes) };
+    let serving = dev.server.run(listener, stop);
+    tokio::select! {
+        ended = serving => ended.map_err(|e| Error::failed(e, "what was acknowledged is safe; start again to recover"))?,
+        error = follow(&dev, changed, watching.is_some(), context) => return Err(error),
+    }
+    context.console.note("Stopped. Everything that was settled is kept; start again to go on.")?;
+    Ok(Exit::Done)
+}
+
+/// Rebuilds and swaps what changes, for ever.
+async fn follow(dev: &Dev, mut changed: mpsc::Receiver<Vec<PathBuf>>, watching: bool, context: &mut Context) -> Error {
+    if !watching {
+        std::future::pending::<()>().await;
+    }
+    while let Some(paths) = changed.recv().await {
+        if let Err(error) = dev.rebuild(&paths, context).await {
+            return error;
+        }
+    }
+    Error::failed("sources are no longer watched", "start again, or use --no-watch")
+}
+
+impl Dev {
+    /// Stages and activates one function; if that fails, says so and keeps what runs.
+    async fn activate(&self, function: &Function, context: &mut Context) -> Result<(), Error> {
+        match self.server.activate(function, &self.directory).await {
+            Ok(number) => tracing::debug!(function = %function.name, number, "A revision is active."),
+            Err(error) => {
+                let sign = context.console.paint(Style::Bad, "refused");
+                context.console.note(format_args!("{sign} {error}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn rebuild(&self, paths: &[PathBuf], context: &mut Context) -> Result<(), Error> {
+        let functions: Vec<&Function> = if paths.iter().any(|path| path.ends_with(manifest::FILE_NAME)) {
+            context.console.note("millrace.toml changed: start again to take it over.")?;
+            return Ok(());
+        } else {
+            let affected = |function: &&Function| watch::concerns(function, &self.directory, paths);
+            self.manifest.functions.iter().filter(affected).collect()
+        };
+        for function in functions {
+            let began = Instant::now();
+            if function.build.is_some()
+                && let Err(error) = build::one(function, &self.directory, context).await
+            {
+                context.console.note(format_args!("{error}\n{}: the revision that ran before goes on", function.name))?;
+                continue;
+            }
+            let before = self.server.registry().function(&function.name).map(|info| info.digest);
+            self.activate(function, context).await?;
+            let after = self.server.registry().function(&function.name);
+            if let Some(info) = after
+                && Some(&info.digest) != before.as_ref()
+            {
+                let (name, revision, took) = (&function.name, info.revision, began.elapsed());
+                context.console.note(format_args!("swapped {name} to revision {revision} in {took:.1?}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn say_where_to_look(&self, address: std::net::SocketAddr, took: Duration, context: &mut Context) -> Result<(), Error> {
+        let console = &mut context.console;
+        let application = console.paint(Style::Strong, &self.manifest.application);
+        console.line(format_args!("{application} is ready after {took:.1?} on http://{address}"))?;
+        for info in self.server.registry().functions() {
+            let settings = &info.settings;
+            let sources: Vec<&str> = settings.topics.iter().map(millrace_core::name::Topic::as_str).collect();
+            let targets: Vec<&str> = settings.grants.publish.iter().map(millrace_core::name::Topic::as_str).collect();
+            let arrow = if targets.is_empty() { String::new() } else { format!(" -> {}", targets.join(", ")) };
+            let (name, revision) = (&settings.name, info.revision);
+            console.line(format_args!("  {} -> {name} (revision {revision}){arrow}", sources.join(", ")))?;
+        }
+        console.line(format_args!("  data in {}", self.server.config().data.display()))?;
+        console.line("Try, from another terminal:")?;
+        let server = if address == config::DEFAULT_LISTEN { String::new() } else { format!(" --server http://{address}") };
+        if let Some(topic) = self.manifest.functions.first().and_then(|function| function.topics.first()) {
+            console.line(format_args!("  millrace publish {topic} --type example --data '{{}}'{server}"))?;
+            console.line(format_args!("  millrace tail {topic}{server}"))?;
+        }
+        console.line(format_args!("  millrace status{server}"))?;
+        console.line(format_args!("  millrace dead-letters list{server}"))?;
+        console.line("Ctrl-C finishes what is being handled, and stops.")?;
+        console.flush()
+    }
+}
+
+fn read_manifest(directory: &Path, context: &mut Context) -> Result<Manifest, Error> {
+    let file = directory.join(manifest::FILE_NAME);
+    let text = std::fs::read_to_string(&file).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => Error::failed(
+            format_args!("there is no {} in {}", manifest::FILE_NAME, directory.display()),
+            "name the application's directory, or make one with `millrace new NAME`",
+        ),
+        _ => Error::file(file.display(), &e),
+    })?;
+    match Manifest::parse(&text) {
+        Ok((manifest, warnings)) => {
+            for warning in warnings {
+                context.console.note(format_args!("warning: {}:{warning}", file.display()))?;
+            }
+            Ok(manifest)
+        }
+        Err(problems) => {
+            for problem in &problems {
+                context.console.note(format_args!("{}:{problem}", file.display()))?;
+            }
+            Err(Error::failed(format_args!("{} is not in order", file.display()), "mend what is listed above"))
+        }
+    }
+}
+
+fn configure(flags: &Flags, directory: &Path, context: &mut Context) -> Result<Config, Error> {
+    let resolved = config::load(flags, directory)
+        .map_err(|refused| Error::usage(refused.0.join("\n"), "see `millrace dev --help`"))?;
+    for warning in &resolved.warnings {
+        context.console.note(format_args!("warning: {warning}"))?;
+    }
+    Ok(resolved.config)
+}
+
+/// Ends with the first Ctrl-C or SIGTERM; a second one ends the process at once, which loses nothing.
+fn stop_signal() -> Result<impl Future<Output = ()> + Send, Error> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let listen = |kind| signal(kind).map_err(|e| Error::file("the signals of this process", &e));
+    let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);
+    Ok(async move {
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+        }
+        tokio::spawn(async move {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+            }
+            std::process::exit(130);
+        });
+    })
+}

@@ -1,0 +1,193 @@
+//! `millrace invoke`: one handler, one event, no log.
+
+use std::io::Read as _;
+use std::path::{Path, PathBuf};
+
+use bytes::Bytes;
+use millrace_core::codec::json;
+use millrace_core::event::Event;
+use millrace_core::identity;
+use millrace_core::manifest::{Function, Manifest};
+use millrace_core::outcome::Outcome;
+use serde::Serialize;
+
+use super::dev::read_manifest;
+use super::error::Error;
+use super::output::Style;
+use super::{Context, Exit, format};
+use crate::sandbox::{self, Completion, Delivery, Engine, EngineOptions, Invocation, Sandbox as _};
+use crate::server;
+
+/// Arguments of `millrace invoke`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  millrace invoke reserve-stock --event order.json
+  millrace publish orders --help                       to send an event for good
+  cat event.json | millrace invoke hello --event - --attempt 2 --json")]
+pub(crate) struct Args {
+    /// The function, by its name in the manifest
+    #[arg(value_name = "FUNCTION")]
+    function: String,
+    /// A CloudEvent in JSON; `-` reads standard input
+    #[arg(long, value_name = "FILE")]
+    event: PathBuf,
+    /// The application's directory, with its millrace.toml
+    #[arg(long, default_value = ".", value_name = "DIR")]
+    dir: PathBuf,
+    /// Which attempt the handler is told this is
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    attempt: u32,
+}
+
+/// What an invocation did, for programs.
+#[derive(Debug, Serialize)]
+struct Answer {
+    outcome: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    category: Option<&'static str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<String>,
+    filtered: bool,
+    emitted: Vec<Emitted>,
+    logs: Vec<Line>,
+    elapsed_seconds: f64,
+    memory_bytes: u64,
+}
+
+#[derive(Debug, Serialize)]
+struct Emitted {
+    topic: String,
+    key: Option<String>,
+    event: serde_json::Value,
+}
+
+#[derive(Debug, Serialize)]
+struct Line {
+    level: String,
+    context: String,
+    message: String,
+}
+
+pub(crate) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Error> {
+    let directory = args.dir.canonicalize().map_err(|e| Error::file(args.dir.display(), &e))?;
+    let manifest = read_manifest(&directory, context)?;
+    let function = find(&manifest, &args.function)?;
+    let event = read_event(&args.event)?;
+    let intake = server::intake(function).map_err(|e| Error::failed(e, "mend the manifest"))?;
+    let key = event.extension("partitionkey").map(|key| key.clone().into_bytes());
+    let filtered = match &intake.filter {
+        Some(filter) => !filter.matches(&event, key.as_ref()).map_err(|f| Error::failed(f.reason, "mend the event"))?,
+        None => false,
+    };
+    let idempotency_key = match &intake.key {
+        Some(expression) => {
+            expression.evaluate(&event, key.as_ref()).map_err(|f| Error::failed(f.reason, "mend the event"))?
+        }
+        None => identity::default_idempotency_key(&event),
+    };
+    let mut guest = guest(function, &directory).await?;
+    let topic = function.topics.first().ok_or_else(|| Error::failed("the function has no topic", "mend the manifest"))?;
+    let delivery =
+        Delivery { topic: topic.clone(), partition: 0, offset: 0, key, attempt: args.attempt, idempotency_key };
+    let completion = guest
+        .invoke(Invocation { event, delivery, trace: None })
+        .await
+        .map_err(|e| Error::failed(e, "try again; if it stays, lower the memory limit of the function"))?;
+    let exit = if completion.outcome == Outcome::Completed { Exit::Done } else { Exit::Failed };
+    let answer = answer(completion, filtered);
+    if context.console.is_json() { context.console.document(&answer)? } else { show(&answer, context)? }
+    Ok(exit)
+}
+
+fn find<'a>(manifest: &'a Manifest, name: &str) -> Result<&'a Function, Error> {
+    let found = manifest.functions.iter().find(|f| f.name.as_str() == name || f.name.function() == name);
+    found.ok_or_else(|| {
+        let names: Vec<&str> = manifest.functions.iter().map(|f| f.name.function()).collect();
+        Error::usage(format_args!("there is no function `{name}`"), format_args!("it has {}", names.join(", ")))
+    })
+}
+
+fn read_event(file: &Path) -> Result<Event, Error> {
+    let mut bytes = Vec::new();
+    if file == Path::new("-") {
+        std::io::stdin().lock().read_to_end(&mut bytes).map_err(|e| Error::file("standard input", &e))?;
+    } else {
+        bytes = std::fs::read(file).map_err(|e| Error::file(file.display(), &e))?;
+    }
+    json::parse_event(&bytes).map_err(|failure| {
+        Error::failed(
+            format_args!("{} is not a CloudEvent: {}", file.display(), failure.reason),
+            "write an object with specversion, id, source, type and data",
+        )
+    })
+}
+
+async fn guest(function: &Function, directory: &Path) -> Result<sandbox::Guest, Error> {
+    let file = directory.join(&function.component);
+    let bytes = std::fs::read(&file).map_err(|e| match e.kind() {
+        std::io::ErrorKind::NotFound => {
+            Error::failed(format_args!("there is no component {}", file.display()), "run `millrace build` first")
+        }
+        _ => Error::file(file.display(), &e),
+    })?;
+    let cache_dir = Some(directory.join(".millrace").join("compiled"));
+    let engine = Engine::new(EngineOptions { cache_dir, max_instances: 8, ..EngineOptions::default() })
+        .map_err(|e| Error::failed(e, "free some memory, then try again"))?;
+    let component = engine.load(Bytes::from(bytes)).await.map_err(|e| Error::failed(e, "then build it again"))?;
+    let options = server::function_options(function);
+    let function = sandbox::Function::new(&engine, &component, options)
+        .map_err(|e| Error::failed(e, "change the limits in the manifest"))?;
+    Ok(function.guest())
+}
+
+fn answer(completion: Completion, filtered: bool) -> Answer {
+    let Completion { outcome, emitted, logs, usage } = completion;
+    let (outcome, category, reason) = match outcome {
+        Outcome::Completed => ("completed", None, None),
+        Outcome::Failed(failure) => ("failed", Some(failure.category.as_str()), Some(failure.reason.to_string())),
+    };
+    let emitted = emitted.into_iter().map(|emission| Emitted {
+        topic: emission.topic.to_string(),
+        key: emission.key.map(|key| String::from_utf8_lossy(&key).into_owned()),
+        event: serde_json::from_slice(&json::write_event(&emission.event)).unwrap_or_default(),
+    });
+    let logs = logs.into_iter().map(|line| Line {
+        level: line.level.to_string(),
+        context: line.context,
+        message: line.message,
+    });
+    Answer {
+        outcome,
+        category,
+        reason,
+        filtered,
+        emitted: emitted.collect(),
+        logs: logs.collect(),
+        elapsed_seconds: usage.elapsed.as_secs_f64(),
+        memory_bytes: usage.memory_bytes,
+    }
+}
+
+fn show(answer: &Answer, context: &mut Context) -> Result<(), Error> {
+    let console = &mut context.console;
+    for Line { level, context, message } in &answer.logs {
+        console.line(format_args!("{level:>5} {context}: {message}"))?;
+    }
+    for Emitted { topic, key, event } in &answer.emitted {
+        let key = key.as_ref().map_or_else(String::new, |key| format!(" key {key}"));
+        console.line(format_args!("emitted to {topic}{key}: {event}"))?;
+    }
+    if answer.filtered {
+        console.line("The filter says no: outside of this command the handler would not have been called.")?;
+    }
+    match (answer.category, &answer.reason) {
+        (Some(category), Some(reason)) => {
+            let failed = console.paint(Style::Bad, "failed");
+            console.line(format_args!("{failed}, {category}: {reason}"))?;
+        }
+        _ => console.line(console.paint(Style::Good, "completed"))?,
+    }
+    let (took, memory) = (answer.elapsed_seconds * 1000.0, format::bytes(answer.memory_bytes));
+    console.line(format_args!("{took:.2} ms, {memory} of memory"))
+}

@@ -1,0 +1,364 @@
+//! Configuration of the process: defaults, then the file, then the environment, then flags, each over the ones before.
+//!
+//! Resolved once at start into plain values. Every setting has one row in `config/table.rs`, which gives its key in the
+//! file, its name in the environment (`http.listen` is `MILLRACE_HTTP_LISTEN`), its default and its line in the sample.
+
+use std::fmt;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use millrace_core::limits;
+use millrace_core::name::DEFAULT_PREFIX;
+use millrace_core::settings::{self, suggestion};
+
+mod table;
+#[cfg(test)]
+mod tests;
+
+pub use table::sample;
+use table::{SETTINGS, Setting};
+
+/// The file that is read when no other one is named.
+pub const FILE_NAME: &str = "millrace-config.toml";
+/// Where the API listens unless told otherwise: MILL on a telephone's keypad, and nobody but this machine.
+pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 6455);
+/// What the names of our environment variables begin with.
+pub const ENVIRONMENT_PREFIX: &str = "MILLRACE_";
+/// The environment variable that names the file to read.
+pub const FILE_VARIABLE: &str = "MILLRACE_CONFIG";
+
+/// Everything a process can be told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The directory that holds everything durable.
+    pub data: PathBuf,
+    /// What everything of ours in a broker begins with.
+    pub prefix: String,
+    /// Threads that run workers.
+    pub threads: NonZeroUsize,
+    /// How long a stopping process lets what is under way come to its end.
+    pub drain: Duration,
+    /// The API.
+    pub http: Http,
+    /// What topics are made with when the manifest does not say.
+    pub topics: Topics,
+    /// The embedded log.
+    pub storage: Storage,
+    /// What is logged, and how.
+    pub log: Log,
+    /// Where spans go.
+    pub otlp: Otlp,
+}
+
+/// The API.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Http {
+    /// Where it listens.
+    pub listen: SocketAddr,
+    /// Names of this host beyond the address it listens on and `localhost`: requests to others are refused, so that no web
+    /// page can reach a process on the machine it is read on.
+    pub hosts: Vec<String>,
+    /// Largest body of a request.
+    pub request_max_bytes: usize,
+    /// Requests served at the same time.
+    pub requests_in_flight: usize,
+}
+
+/// What topics are made with when the manifest does not say.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Topics {
+    /// Partitions.
+    pub partitions: u32,
+    /// How long records are kept.
+    pub retention_age: Duration,
+    /// Bytes kept per partition.
+    pub retention_bytes: u64,
+}
+
+/// The embedded log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Storage {
+    /// Bytes on disk at which publishing is refused.
+    pub max_bytes: u64,
+}
+
+/// What is logged, and how.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Log {
+    /// For people or for machines.
+    pub format: LogFormat,
+    /// The least important level that is shown.
+    pub level: tracing::Level,
+}
+
+/// The form of a log line.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Human,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Where spans go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Otlp {
+    /// The base address of a collector that speaks OTLP over HTTP; without one no spans are sent.
+    pub endpoint: Option<String>,
+    /// The name of this service in them.
+    pub service_name: String,
+}
+
+impl Otlp {
+    /// Where traces are posted to, if anywhere: the endpoint's `/v1/traces`
+    /// (<https://opentelemetry.io/docs/specs/otel/protocol/exporter/>).
+    #[must_use]
+    pub fn traces_url(&self) -> Option<String> {
+        self.endpoint.as_ref().map(|endpoint| format!("{}/v1/traces", endpoint.trim_end_matches('/')))
+    }
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            data: PathBuf::from(".millrace"),
+            prefix: DEFAULT_PREFIX.to_owned(),
+            threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
+            drain: Duration::from_secs(10),
+            http: Http {
+                listen: DEFAULT_LISTEN,
+                hosts: Vec::new(),
+                request_max_bytes: limits::REQUEST_MAX_BYTES,
+                requests_in_flight: limits::REQUESTS_IN_FLIGHT_MAX,
+            },
+            topics: Topics {
+                partitions: limits::PARTITIONS_DEFAULT,
+                retention_age: limits::RETENTION_DEFAULT_AGE,
+                retention_bytes: limits::RETENTION_DEFAULT_BYTES,
+            },
+            storage: Storage { max_bytes: limits::LOG_DEFAULT_BYTES },
+            log: Log { format: LogFormat::Human, level: tracing::Level::INFO },
+            otlp: Otlp { endpoint: None, service_name: "millrace".to_owned() },
+        }
+    }
+}
+
+/// Flags of every command that starts the runtime. What is absent is left to environment, file and defaults.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub struct Flags {
+    /// Configuration file [default: millrace-config.toml in the application's directory, if it is there]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Directory that holds everything durable [default: .millrace in the application's directory]
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<String>,
+    /// Address and port of the API [default: 127.0.0.1:6455; port 0 takes a free one]
+    #[arg(long, value_name = "ADDRESS:PORT")]
+    pub listen: Option<String>,
+    /// Form of log lines: human or json [default: human]
+    #[arg(long, value_name = "FORMAT")]
+    pub log_format: Option<String>,
+    /// Least important log level shown: error, warn, info, debug or trace [default: info]
+    #[arg(long, value_name = "LEVEL")]
+    pub log_level: Option<String>,
+    /// Any setting of the configuration file, such as topics.partitions=8; can be repeated
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+impl Flags {
+    /// The settings given, each with the flag it came from. Flags of their own win over `--set`.
+    fn settings(&self) -> Vec<Given> {
+        let set = self.set.iter().map(|text| match text.split_once('=') {
+            Some((key, value)) => Given::new("--set", key.trim(), value.trim()),
+            None => Given::new("--set", text, ""),
+        });
+        let own = [
+            ("--data", "data.directory", &self.data),
+            ("--listen", "http.listen", &self.listen),
+            ("--log-format", "log.format", &self.log_format),
+            ("--log-level", "log.level", &self.log_level),
+        ];
+        let own = own.into_iter().filter_map(|(flag, key, value)| Some(Given::new(flag, key, value.as_ref()?)));
+        set.chain(own).collect()
+    }
+}
+
+/// A setting as someone gave it.
+struct Given {
+    /// Where it stands, for messages.
+    origin: String,
+    key: String,
+    value: String,
+}
+
+impl Given {
+    fn new(origin: impl Into<String>, key: impl Into<String>, value: impl Into<String>) -> Self {
+        Self { origin: origin.into(), key: key.into(), value: value.into() }
+    }
+}
+
+/// A configuration that can be used, with what is probably not meant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Resolved {
+    /// The configuration.
+    pub config: Config,
+    /// The file that was read.
+    pub file: Option<PathBuf>,
+    /// One sentence each.
+    pub warnings: Vec<String>,
+}
+
+/// All that is wrong with a configuration, one sentence each, at least one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused(pub Vec<String>);
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the configuration cannot be used:")?;
+        self.0.iter().try_for_each(|problem| write!(f, "\n  {problem}"))
+    }
+}
+
+impl std::error::Error for Refused {}
+
+/// A configuration file with its content.
+#[derive(Clone, Copy, Debug)]
+pub struct File<'a> {
+    /// Where it is; relative paths in it start from its directory.
+    pub path: &'a Path,
+    /// What it says.
+    pub text: &'a str,
+}
+
+/// Reads the file and the process's environment, and resolves them with the flags. `directory` is the application's: the
+/// file is looked for there, and the data directory lies in it, unless told otherwise.
+///
+/// # Errors
+/// All that is wrong, whichever of the sources it stands in.
+pub fn load(flags: &Flags, directory: &Path) -> Result<Resolved, Refused> {
+    let environment: Vec<(String, String)> = std::env::vars_os()
+        .filter_map(|(name, value)| Some((name.into_string().ok()?, value.to_string_lossy().into_owned())))
+        .collect();
+    let named = flags.config.clone().or_else(|| {
+        let named = environment.iter().find(|(name, value)| name == FILE_VARIABLE && !value.is_empty())?;
+        Some(PathBuf::from(&named.1))
+    });
+    let path = named.clone().unwrap_or_else(|| directory.join(FILE_NAME));
+    let text = match std::fs::read_to_string(&path) {
+        Ok(text) => Some(text),
+        Err(e) if named.is_none() && e.kind() == std::io::ErrorKind::NotFound => None,
+        Err(e) => return Err(Refused(vec![format!("{} cannot be read: {e}", path.display())])),
+    };
+    let file = text.as_ref().map(|text| File { path: &path, text });
+    resolve(file, environment, flags, directory)
+}
+
+/// Resolves a configuration from all its sources, without touching the process or the disk.
+///
+/// # Errors
+/// All that is wrong, whichever of the sources it stands in.
+pub fn resolve(
+    file: Option<File<'_>>,
+    environment: impl IntoIterator<Item = (String, String)>,
+    flags: &Flags,
+    directory: &Path,
+) -> Result<Resolved, Refused> {
+    let mut building = Building { config: Config::default(), problems: Vec::new(), warnings: Vec::new() };
+    building.config.data = directory.join(&building.config.data);
+    if let Some(file) = file {
+        let base = file.path.parent().unwrap_or(Path::new(""));
+        let given = building.read_file(file);
+        building.apply(given, base);
+    }
+    let given = building.read_environment(environment);
+    building.apply(given, Path::new(""));
+    building.apply(flags.settings(), Path::new(""));
+    building.look_over();
+    if building.problems.is_empty() {
+        let file = file.map(|f| f.path.to_owned());
+        Ok(Resolved { config: building.config, file, warnings: building.warnings })
+    } else {
+        Err(Refused(building.problems))
+    }
+}
+
+struct Building {
+    config: Config,
+    problems: Vec<String>,
+    warnings: Vec<String>,
+}
+
+impl Building {
+    fn read_file(&mut self, file: File<'_>) -> Vec<Given> {
+        let name = file.path.display();
+        let read = settings::parse(file.text, |top| {
+            let given = top.take_flat();
+            given.into_iter().map(|g| (top.problems().line_of(&g.place), g.place.path().to_owned(), g.value)).collect()
+        });
+        match read {
+            Ok((given, _)) => {
+                let given: Vec<(usize, String, String)> = given;
+                given.into_iter().map(|(line, key, v)| Given::new(format!("{name}, line {line}"), key, v)).collect()
+            }
+            Err(problems) => {
+                self.problems.extend(problems.iter().map(|p| format!("{name}, {p}")));
+                Vec::new()
+            }
+        }
+    }
+
+    /// Our own variables, after the ones that are standard for OpenTelemetry. An unknown one is only a warning: Kubernetes
+    /// sets `MILLRACE_SERVICE_HOST` and the like by itself wherever there is a service of our name.
+    fn read_environment(&mut self, environment: impl IntoIterator<Item = (String, String)>) -> Vec<Given> {
+        let mut variables: Vec<(String, String)> = environment.into_iter().filter(|(_, v)| !v.is_empty()).collect();
+        variables.sort();
+        let mut given = Vec::new();
+        for (standard, key) in
+            [("OTEL_EXPORTER_OTLP_ENDPOINT", "otlp.endpoint"), ("OTEL_SERVICE_NAME", "otlp.service-name")]
+        {
+            let found = variables.iter().find(|(name, _)| name == standard);
+            given.extend(found.map(|(name, value)| Given::new(name, key, value)));
+        }
+        let ours = variables.into_iter().filter(|(n, _)| n.starts_with(ENVIRONMENT_PREFIX) && n != FILE_VARIABLE);
+        for (name, value) in ours {
+            match SETTINGS.iter().find(|setting| setting.variable() == name) {
+                Some(setting) => given.push(Given::new(name, setting.key, value)),
+                None => {
+                    let known: Vec<String> = SETTINGS.iter().map(Setting::variable).collect();
+                    let near = settings::nearest(&name, known.iter().map(String::as_str));
+                    let hint = near.map_or(String::new(), |near| format!("; did you mean {near}?"));
+                    self.warnings.push(format!("the environment variable {name} sets nothing{hint}"));
+                }
+            }
+        }
+        given
+    }
+
+    /// Sets what was given; relative paths start from `base`.
+    fn apply(&mut self, given: Vec<Given>, base: &Path) {
+        for Given { origin, key, value } in given {
+            let Some(setting) = SETTINGS.iter().find(|setting| setting.key == key) else {
+                let known: Vec<&str> = SETTINGS.iter().map(|setting| setting.key).collect();
+                self.problems.push(format!("{origin}: {key}: unknown key; {}", suggestion(&key, &known)));
+                continue;
+            };
+            if let Err(problem) = (setting.apply)(&mut self.config, &value, base) {
+                self.problems.push(format!("{origin}: {key}: {problem}"));
+            }
+        }
+    }
+
+    /// What only shows when everything is known.
+    fn look_over(&mut self) {
+        let listen = self.config.http.listen;
+        if !listen.ip().is_loopback() {
+            self.warnings.push(format!(
+                "the API listens on {listen}, where others can reach it, and asks nobody who they are; keep the network closed"
+            ));
+        }
+    }
+}

@@ -1,0 +1,342 @@
+//! The composition root: open the log, stage and activate functions, serve, drain.
+
+use std::collections::{BTreeMap, HashSet};
+use std::num::NonZeroU32;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use bytes::Bytes;
+use millrace_core::expression::{Filter, KeyExpression};
+use millrace_core::intake::Intake;
+use millrace_core::limits;
+use millrace_core::manifest::{Function, Manifest};
+use millrace_core::name::{FunctionName, Topic};
+
+use crate::api::{Api, ApiOptions};
+use crate::broker::embedded::{self, DeployError, EmbeddedLog, OpenError};
+use crate::broker::{self, Catalog, CatalogError};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::registry::{Deployment, Registry};
+use crate::sandbox::{self, Component, Engine, EngineOptions, FunctionOptions, Guest, GuestLimits, Refusal};
+use crate::worker::Revision;
+
+/// How often retention runs.
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(5);
+
+/// A revision of a function on the real sandbox.
+#[derive(Debug)]
+pub struct Staged {
+    number: u64,
+    intake: Intake,
+    function: sandbox::Function,
+}
+
+impl Revision for Staged {
+    type Sandbox = Guest;
+
+    fn number(&self) -> u64 {
+        self.number
+    }
+
+    fn intake(&self) -> &Intake {
+        &self.intake
+    }
+
+    fn sandbox(&self) -> Guest {
+        self.function.guest()
+    }
+}
+
+/// Why the process could not start. Each message names the fix.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The log.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The sandbox.
+    #[error("the sandbox cannot be prepared: {0}")]
+    Sandbox(#[from] sandbox::Error),
+    /// The log could not act.
+    #[error(transparent)]
+    Broker(#[from] broker::Error),
+    /// A topic cannot be made.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The address.
+    #[error("cannot listen on {address}: {reason}; choose another one with --listen")]
+    Listen {
+        /// The address.
+        address: std::net::SocketAddr,
+        /// What the system says.
+        reason: String,
+    },
+}
+
+/// Why a function could not be staged. What ran before goes on.
+#[derive(Debug, thiserror::Error)]
+pub enum StageError {
+    /// The component's file cannot be read.
+    #[error("{function}: cannot read the component `{}`: {reason}; build it with `millrace build`", file.display())]
+    Missing {
+        /// The function.
+        function: FunctionName,
+        /// The file.
+        file: PathBuf,
+        /// What the system says.
+        reason: String,
+    },
+    /// The component is refused.
+    #[error("{function}: {reason}")]
+    Refused {
+        /// The function.
+        function: FunctionName,
+        /// Why, and what to do.
+        reason: Refusal,
+    },
+    /// An expression does not compile.
+    #[error("{function}: {key}: {reason}")]
+    Expression {
+        /// The function.
+        function: FunctionName,
+        /// The key in the manifest.
+        key: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// The deployment could not be stored.
+    #[error(transparent)]
+    Deploy(#[from] DeployError),
+    /// The log could not act.
+    #[error(transparent)]
+    Broker(#[from] broker::Error),
+}
+
+/// A running process: log, sandbox, functions.
+pub struct Server {
+    log: Arc<EmbeddedLog>,
+    engine: Engine,
+    registry: Registry<EmbeddedLog, Staged>,
+    clock: Clock,
+    config: Config,
+    /// Topics that exist, for whoever asks in the middle of an invocation.
+    topics: Arc<RwLock<HashSet<Topic>>>,
+    /// The latest deployment of each function: its number and what it says.
+    deployed: tokio::sync::Mutex<BTreeMap<FunctionName, (u64, Bytes)>>,
+}
+
+impl Server {
+    /// Opens the log and prepares the sandbox. Blocks on the disk.
+    ///
+    /// # Errors
+    /// If the log cannot be opened or the sandbox not be prepared.
+    pub async fn open(config: Config) -> Result<Self, StartError> {
+        let clock = Clock::system();
+        let options = embedded::Options {
+            prefix: config.prefix.clone(),
+            retention: embedded::Retention {
+                max_age: Some(config.topics.retention_age),
+                max_bytes: Some(config.topics.retention_bytes),
+            },
+            size_max_bytes: config.storage.max_bytes,
+            clock,
+            ..embedded::Options::new(config.data.join("log"))
+        };
+        let engine = EngineOptions { cache_dir: Some(config.data.join("compiled")), ..EngineOptions::default() };
+        let opening = tokio::task::spawn_blocking(move || {
+            let log = EmbeddedLog::open(options)?;
+            Ok::<_, StartError>((log, Engine::new(engine)?))
+        });
+        let (log, engine) = opening.await.map_err(|e| broker::Error::Fatal(e.to_string()))??;
+        let log = Arc::new(log);
+        let deployed = log.deployments().await?.into_iter().map(|d| (d.function, (d.number, d.content))).collect();
+        let server = Self {
+            registry: Registry::new(Arc::clone(&log), clock),
+            log,
+            engine,
+            clock,
+            config,
+            topics: Arc::default(),
+            deployed: tokio::sync::Mutex::new(deployed),
+        };
+        server.look_at_topics().await?;
+        Ok(server)
+    }
+
+    /// The functions that run here.
+    #[must_use]
+    pub fn registry(&self) -> &Registry<EmbeddedLog, Staged> {
+        &self.registry
+    }
+
+    /// The resolved configuration.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Makes the topics that a manifest mentions.
+    ///
+    /// # Errors
+    /// If one exists with another number of partitions, or the log could not act.
+    pub async fn make_topics(&self, manifest: &Manifest) -> Result<(), StartError> {
+        let existing: BTreeMap<String, u32> = self
+            .log
+            .topics()
+            .await?
+            .into_iter()
+            .map(|info| (info.name, u32::try_from(info.partitions.len()).unwrap_or(u32::MAX)))
+            .collect();
+        for topic in manifest.mentioned_topics() {
+            let settings = manifest.topics.iter().find(|settings| settings.name == *topic);
+            let wanted = settings.and_then(|settings| settings.partitions);
+            let default = existing.get(topic.as_str()).copied().unwrap_or(self.config.topics.partitions);
+            self.log.create_topic(topic.clone(), wanted.unwrap_or(default)).await?;
+            if let Some(retention) = settings.map(|settings| settings.retention) {
+                let retention = (retention.age.is_some() || retention.size_bytes.is_some())
+                    .then_some(embedded::Retention { max_age: retention.age, max_bytes: retention.size_bytes });
+                self.log.set_retention(topic.clone(), retention).await?;
+            }
+        }
+        self.look_at_topics().await
+    }
+
+    async fn look_at_topics(&self) -> Result<(), StartError> {
+        let topics = self.log.topics().await?.into_iter().filter_map(|info| Topic::new(info.name).ok()).collect();
+        *self.topics.write().unwrap_or_else(PoisonError::into_inner) = topics;
+        Ok(())
+    }
+
+    /// Reads, checks and compiles a function's component, stores the deployment if it is a new one, and runs it in place
+    /// of the revision that ran before. Answers with the revision's number.
+    ///
+    /// # Errors
+    /// If anything is wrong with it; the revision that ran before goes on.
+    pub async fn activate(&self, function: &Function, directory: &Path) -> Result<u64, StageError> {
+        let intake = intake(function)?;
+        let component = self.load(function, directory).await?;
+        let digest = component.digest().to_string();
+        let options = self.options(function);
+        let staged = sandbox::Function::new(&self.engine, &component, options)
+            .map_err(|reason| StageError::Refused { function: function.name.clone(), reason })?;
+        let number = self.number(function, &digest).await?;
+        let revision = Staged { number, intake, function: staged };
+        self.registry.activate(Deployment { settings: function.clone(), digest, revision }).await?;
+        Ok(number)
+    }
+
+    async fn load(&self, function: &Function, directory: &Path) -> Result<Component, StageError> {
+        let file = directory.join(&function.component);
+        let bytes = tokio::fs::read(&file).await.map_err(|e| StageError::Missing {
+            function: function.name.clone(),
+            file: file.clone(),
+            reason: e.to_string(),
+        })?;
+        let refused = |reason| StageError::Refused { function: function.name.clone(), reason };
+        self.engine.load(bytes.into()).await.map_err(refused)
+    }
+
+    fn options(&self, function: &Function) -> FunctionOptions {
+        let topics = Arc::clone(&self.topics);
+        FunctionOptions {
+            known_topics: Arc::new(move |topic| topics.read().unwrap_or_else(PoisonError::into_inner).contains(topic)),
+            ..function_options(function)
+        }
+    }
+
+    /// The number of this deployment: a new one unless it says the same as the latest.
+    async fn number(&self, function: &Function, digest: &str) -> Result<u64, StageError> {
+        let content = serde_json::json!({ "component": digest, "function": function }).to_string();
+        let content = Bytes::from(content);
+        let mut deployed = self.deployed.lock().await;
+        let latest = deployed.get(&function.name);
+        if let Some((number, said)) = latest
+            && *said == content
+        {
+            return Ok(*number);
+        }
+        let previous = latest.map_or(0, |(number, _)| *number);
+        let number = self.log.append_deployment(function.name.clone(), previous, content.clone()).await?;
+        deployed.insert(function.name.clone(), (number, content));
+        Ok(number)
+    }
+
+    /// Listens where the configuration says.
+    ///
+    /// # Errors
+    /// If the address cannot be used.
+    pub async fn listen(&self) -> Result<tokio::net::TcpListener, StartError> {
+        let address = self.config.http.listen;
+        tokio::net::TcpListener::bind(address)
+            .await
+            .map_err(|e| StartError::Listen { address, reason: e.to_string() })
+    }
+
+    /// Serves until `stop` ends or the log fails, then drains.
+    ///
+    /// # Errors
+    /// If the log failed: the process must stop then.
+    pub async fn run(
+        &self,
+        listener: tokio::net::TcpListener,
+        stop: impl Future<Output = ()> + Send,
+    ) -> Result<(), broker::Error> {
+        let options = ApiOptions::from(&self.config);
+        let api = Api::new(options, Arc::clone(&self.log), self.registry.clone(), self.clock);
+        let (stopping, stopped) = tokio::sync::oneshot::channel::<()>();
+        let serving = tokio::spawn(crate::api::serve(listener, api, async {
+            stopped.await.ok();
+        }));
+        let mut failure = self.registry.failure();
+        let failed = tokio::select! {
+            () = stop => None,
+            _ = failure.wait_for(Option::is_some) => None,
+            error = self.log.failed() => Some(error),
+            error = self.log.maintain(MAINTENANCE_INTERVAL) => Some(error),
+        };
+        let failed = failed.or_else(|| failure.borrow().clone());
+        drop(stopping);
+        self.registry.drain(self.config.drain).await;
+        if let Err(error) = serving.await {
+            tracing::error!(%error, "The server ended abruptly.");
+        }
+        failed.map_or(Ok(()), Err)
+    }
+}
+
+/// How a function takes records in.
+///
+/// # Errors
+/// If an expression does not compile.
+pub fn intake(function: &Function) -> Result<Intake, StageError> {
+    let wrong = |key: &'static str, reason: String| StageError::Expression { function: function.name.clone(), key, reason };
+    let filter = function.filter.as_deref().map(Filter::compile).transpose();
+    let key = function.idempotency.key.as_deref().map(KeyExpression::compile).transpose();
+    Ok(Intake {
+        ordering: function.ordering,
+        filter: filter.map_err(|e| wrong("filter", e.to_string()))?,
+        key: key.map_err(|e| wrong("idempotency.key", e.to_string()))?,
+    })
+}
+
+/// What a manifest says of a function's guests; all granted topics are taken for known.
+#[must_use]
+pub fn function_options(function: &Function) -> FunctionOptions {
+    FunctionOptions {
+        name: function.name.clone(),
+        config: function.config.clone().into_iter().collect(),
+        publish: function.grants.publish.clone(),
+        known_topics: Arc::new(|_| true),
+        limits: GuestLimits {
+            time: function.limits.time,
+            memory_bytes: function.limits.memory_bytes,
+            emitted_events: function.limits.emitted_events,
+            emitted_bytes: function.limits.emitted_bytes,
+            event_bytes: limits::EVENT_MAX_BYTES,
+            log_bytes: function.limits.log_bytes,
+            ..GuestLimits::default()
+        },
+        reuse: NonZeroU32::new(function.instance.reuse_events).unwrap_or(NonZeroU32::MIN),
+    }
+}

@@ -1,0 +1,164 @@
+//! The double of the runtime's imports.
+
+use std::time::Duration;
+
+use super::{Emitted, Invocation};
+use crate::context::Host;
+use crate::{Data, Emission, EmitError, Event};
+
+pub(super) struct Double<'a> {
+    pub(super) invocation: &'a Invocation,
+    pub(super) emitted: Vec<Emitted>,
+}
+
+impl Host for Double<'_> {
+    fn emit(&mut self, topic: &str, emission: Emission) -> Result<String, EmitError> {
+        if let Some(err) = self.invocation.refusals.get(topic) {
+            return Err(err.clone());
+        }
+        if self.invocation.grants.as_ref().is_some_and(|granted| !granted.contains(topic)) {
+            return Err(EmitError::NotGranted(topic.into()));
+        }
+        check(&emission)?;
+        let emitted = self.complete(topic, emission);
+        let id = emitted.event.id.clone();
+        self.emitted.push(emitted);
+        Ok(id)
+    }
+
+    fn config(&self, key: &str) -> Result<Option<String>, String> {
+        Ok(self.invocation.config.get(key).cloned())
+    }
+
+    fn topic(&self) -> String {
+        self.invocation.topic.clone()
+    }
+
+    fn partition(&self) -> u32 {
+        self.invocation.partition
+    }
+
+    fn offset(&self) -> u64 {
+        self.invocation.offset
+    }
+
+    fn key(&self) -> Option<Vec<u8>> {
+        self.invocation.key.clone()
+    }
+
+    fn attempt(&self) -> u32 {
+        self.invocation.attempt
+    }
+
+    fn idempotency_key(&self) -> String {
+        self.invocation.idempotency_key.clone()
+    }
+
+    fn remaining(&self) -> Duration {
+        self.invocation.remaining
+    }
+}
+
+impl Double<'_> {
+    /// Fills in what the runtime would.
+    fn complete(&self, topic: &str, emission: Emission) -> Emitted {
+        let Emission { id, source, ty, subject, time, datacontenttype, dataschema, mut extensions, data, key } =
+            emission;
+        let handled = &self.invocation.event;
+        let correlation = handled.extension("correlationid").unwrap_or(&handled.id);
+        for (name, value) in [("causationid", handled.id.as_str()), ("correlationid", correlation)] {
+            if extensions.iter().all(|(n, _)| n != name) {
+                extensions.push((name.into(), value.into()));
+            }
+        }
+        extensions.sort();
+        let event = Event {
+            id: id.unwrap_or_else(|| format!("emitted-{}", self.emitted.len())),
+            source: source.unwrap_or_else(|| "/millrace/test/function".into()),
+            ty,
+            subject,
+            time,
+            datacontenttype,
+            dataschema,
+            extensions,
+            data: Data::from(data),
+        };
+        Emitted { topic: topic.into(), key: key.or_else(|| self.invocation.key.clone()), event }
+    }
+}
+
+/// The rules of CloudEvents for what a handler can set.
+fn check(emission: &Emission) -> Result<(), EmitError> {
+    let attributes = [
+        ("type", Some(&emission.ty)),
+        ("id", emission.id.as_ref()),
+        ("source", emission.source.as_ref()),
+        ("subject", emission.subject.as_ref()),
+        ("datacontenttype", emission.datacontenttype.as_ref()),
+        ("dataschema", emission.dataschema.as_ref()),
+    ];
+    if let Some((name, _)) = attributes.iter().find(|(_, value)| value.is_some_and(String::is_empty)) {
+        return Err(EmitError::Invalid(format!("`{name}` is empty")));
+    }
+    for (at, (name, _)) in emission.extensions.iter().enumerate() {
+        let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+        if name.is_empty() || !name.bytes().all(legal) {
+            return Err(EmitError::Invalid(format!("extension `{name}`: use lower-case letters and digits")));
+        }
+        if super::cloudevent::CORE_ATTRIBUTES.contains(&name.as_str()) {
+            return Err(EmitError::Invalid(format!("`{name}` is not an extension")));
+        }
+        if emission.extensions[..at].iter().any(|(earlier, _)| earlier == name) {
+            return Err(EmitError::Invalid(format!("extension `{name}` is set twice")));
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::testing::{Invocation, event};
+    use crate::{Context, Emission, EmitError, Event, Failure};
+
+    #[track_caller]
+    fn check(emission: &Emission, expected: Result<(), &str>) {
+        let emit = |_: Event, cx: &mut Context<'_>| -> Result<(), Failure> {
+            let answer = cx.emit("topic", emission.clone()).map(drop);
+            assert_eq!(answer, expected.map_err(|reason| EmitError::Invalid(reason.into())));
+            Ok(())
+        };
+        Invocation::new(event("ping", &())).run(emit).expect_completed();
+    }
+
+    #[test]
+    fn emissions_are_checked_as_the_runtime_does() {
+        let emission = || Emission::new("pong");
+        check(&emission(), Ok(()));
+        check(&emission().extension("tenant", ""), Ok(()));
+        check(&Emission::new(""), Err("`type` is empty"));
+        check(&emission().id(""), Err("`id` is empty"));
+        check(&emission().source(""), Err("`source` is empty"));
+        check(&emission().subject(""), Err("`subject` is empty"));
+        check(&emission().dataschema(""), Err("`dataschema` is empty"));
+        check(&emission().extension("Tenant", "a"), Err("extension `Tenant`: use lower-case letters and digits"));
+        check(&emission().extension("", "a"), Err("extension ``: use lower-case letters and digits"));
+        check(&emission().extension("subject", "a"), Err("`subject` is not an extension"));
+        check(&emission().extension("a", "1").extension("a", "2"), Err("extension `a` is set twice"));
+    }
+
+    #[test]
+    fn correlation_is_inherited_and_causation_is_the_event_handled() {
+        let mut handled = event("ping", &());
+        handled.extensions.push(("correlationid".into(), "first".into()));
+        let emit = |_: Event, cx: &mut Context<'_>| {
+            cx.emit("topic", Emission::new("pong"))?;
+            cx.emit("topic", Emission::new("pong").extension("causationid", "own"))?;
+            Ok(())
+        };
+        let completion = Invocation::new(handled).run(emit).expect_completed();
+        let ids = |at: usize| ["causationid", "correlationid"].map(|name| completion.emitted[at].event.extension(name));
+        assert_eq!(ids(0), [Some("event-1"), Some("first")]);
+        assert_eq!(ids(1), [Some("own"), Some("first")]);
+        assert_ne!(completion.emitted[0].event.id, completion.emitted[1].event.id);
+    }
+}

@@ -1,0 +1,14 @@
+//! The whole runtime on a simulated clock, broker and sandbox.
+//!
+//! A seed is a scenario: what is published, how handlers behave, when the process is killed, which commits fail. Worker,
+//! registry, breaker and dispatcher are the real ones. At the end the promise is checked by code that shares nothing
+//! with them. The same seed gives the same trace.
+
+mod broker;
+mod check;
+mod guest;
+mod rng;
+mod scenario;
+mod world;
+
+pub use scenario::{Report, run};

@@ -1,0 +1,156 @@
+//! A sandbox whose guests do what their event says.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace::clock::Clock;
+use millrace::sandbox::{Completion, Emission, Error, Invocation, Sandbox, Usage};
+use millrace::worker::Revision;
+use millrace_core::event::Event;
+use millrace_core::identity;
+use millrace_core::intake::Intake;
+use millrace_core::name::{FunctionName, Topic};
+use millrace_core::outcome::{Category, Failure, Outcome};
+
+use super::world::{Shared, lock};
+
+/// What a handler does with an event.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Plan {
+    /// Emits this many events.
+    Emit(u32),
+    /// Fails this often, then emits one event.
+    Recover(u32),
+    /// Fails until the cause is mended.
+    Fail(Category),
+    /// Runs into its time limit until the cause is mended.
+    Hang,
+    /// Emits what the log does not take, until the cause is mended.
+    Refused,
+}
+
+impl Plan {
+    pub(super) fn to_text(self) -> String {
+        match self {
+            Self::Emit(n) => format!("emit {n}"),
+            Self::Recover(n) => format!("recover {n}"),
+            Self::Fail(category) => format!("fail {category}"),
+            Self::Hang => "hang".into(),
+            Self::Refused => "refused".into(),
+        }
+    }
+
+    fn of(text: &str) -> Self {
+        match text.split_once(' ') {
+            Some(("emit", n)) => Self::Emit(n.parse().expect("a number")),
+            Some(("recover", n)) => Self::Recover(n.parse().expect("a number")),
+            Some(("fail", category)) => Self::Fail(category.parse().expect("a category")),
+            _ if text == "hang" => Self::Hang,
+            _ if text == "refused" => Self::Refused,
+            _ => panic!("no such plan: {text}"),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct SimRevision {
+    pub(super) intake: Intake,
+    pub(super) world: Shared,
+    pub(super) clock: Clock,
+    pub(super) function: FunctionName,
+    pub(super) output: Topic,
+}
+
+impl Revision for SimRevision {
+    type Sandbox = SimSandbox;
+
+    fn number(&self) -> u64 {
+        1
+    }
+
+    fn intake(&self) -> &Intake {
+        &self.intake
+    }
+
+    fn sandbox(&self) -> SimSandbox {
+        SimSandbox {
+            world: Arc::clone(&self.world),
+            clock: self.clock,
+            function: self.function.clone(),
+            output: self.output.clone(),
+        }
+    }
+}
+
+#[derive(Debug)]
+pub(super) struct SimSandbox {
+    world: Shared,
+    clock: Clock,
+    function: FunctionName,
+    output: Topic,
+}
+
+impl SimSandbox {
+    fn emit(&self, invocation: &Invocation, index: u32, refused: bool) -> Emission {
+        let delivery = &invocation.delivery;
+        let mut extensions = vec![("origin".into(), invocation.event.id.clone())];
+        if refused {
+            extensions.push(("refused".into(), "yes".into()));
+        }
+        let event = Event {
+            id: identity::emitted_id(&self.function, &delivery.topic, &delivery.idempotency_key, index),
+            source: "/sim".into(),
+            ty: "sim.output".into(),
+            subject: None,
+            time: None,
+            datacontenttype: None,
+            dataschema: None,
+            extensions,
+            data: None,
+        };
+        Emission { topic: self.output.clone(), key: delivery.key.clone(), event }
+    }
+}
+
+impl Sandbox for SimSandbox {
+    async fn invoke(&mut self, invocation: Invocation) -> Result<Completion, Error> {
+        let plan = Plan::of(invocation.event.extension("plan").expect("each simulated event has a plan"));
+        let (not_run, delay, mended) = {
+            let mut world = lock(&self.world);
+            world.now = self.clock.now();
+            let percent = world.faults.guest_not_run;
+            let not_run = world.rng.percent(percent);
+            let slow_percent = world.faults.slow;
+            let slow = world.rng.percent(slow_percent);
+            let delay = if slow { world.rng.between(10, 200) } else { world.rng.below(3) };
+            (not_run, delay, world.mended)
+        };
+        if not_run {
+            return Err(Error("no instance is free".into()));
+        }
+        let id = invocation.event.id.to_string();
+        let attempt = invocation.delivery.attempt;
+        {
+            let mut world = lock(&self.world);
+            world.note(format_args!("call {id} #{attempt} {}", plan.to_text()));
+            *world.calls.entry(id).or_default() += 1;
+        }
+        let delay = if plan == Plan::Hang && !mended { 1000 } else { delay };
+        tokio::time::sleep(Duration::from_millis(delay)).await;
+        let (outcome, emitted, refused) = match plan {
+            Plan::Emit(n) => (Outcome::Completed, n, false),
+            Plan::Recover(n) if attempt > n || mended => (Outcome::Completed, 1, false),
+            Plan::Recover(_) => (failed(Category::Transient), 0, false),
+            _ if mended => (Outcome::Completed, 1, false),
+            Plan::Fail(category) => (failed(category), 0, false),
+            Plan::Hang => (failed(Category::Unknown), 0, false),
+            Plan::Refused => (Outcome::Completed, 1, true),
+        };
+        let emitted = (0..emitted).map(|index| self.emit(&invocation, index, refused)).collect();
+        Ok(Completion { outcome, emitted, logs: Vec::new(), usage: Usage::default() })
+    }
+}
+
+fn failed(category: Category) -> Outcome {
+    Outcome::Failed(Failure::new(category, "the plan says so"))
+}

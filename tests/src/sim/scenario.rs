@@ -1,0 +1,303 @@
+//! One seed from beginning to end.
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use millrace::broker::{Broker, Outgoing, Placing};
+use millrace::clock::Clock;
+use millrace::registry::{Deployment, Registry};
+use millrace_core::codec;
+use millrace_core::event::Event;
+use millrace_core::expression::Filter;
+use millrace_core::intake::Intake;
+use millrace_core::manifest::{Function, Manifest};
+use millrace_core::name::Topic;
+use millrace_core::outcome::Category;
+use millrace_core::partition;
+use millrace_core::policy::{Ordering, Overflow};
+use millrace_core::record::Record;
+use millrace_core::time::Timestamp;
+
+use super::broker::SimBroker;
+use super::check;
+use super::guest::{Plan, SimRevision};
+use super::rng::Rng;
+use super::world::{Faults, Shared, World, lock};
+
+/// What became of a seed.
+#[derive(Debug)]
+pub struct Report {
+    /// Everything that happened, a line each. The same seed gives the same trace.
+    pub trace: String,
+    /// The first broken promise, if any was broken.
+    pub broken: Option<String>,
+}
+
+/// What is published.
+#[derive(Clone, Debug)]
+pub(super) struct Published {
+    pub(super) id: String,
+    pub(super) key: Option<String>,
+    pub(super) kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// An event, possibly one that was published before.
+    Event(Plan),
+    Filtered,
+    Undecodable,
+}
+
+#[derive(Debug)]
+pub(super) struct Scenario {
+    pub(super) settings: Function,
+    pub(super) published: Vec<Published>,
+    pub(super) crashes: u64,
+    pub(super) rebalances: u64,
+    pub(super) faults: Faults,
+    pub(super) partitions: u32,
+    pub(super) redrive: bool,
+}
+
+pub(super) fn source() -> Topic {
+    "in".parse().expect("a topic")
+}
+
+pub(super) fn output() -> Topic {
+    "out".parse().expect("a topic")
+}
+
+/// Runs one seed and checks the promise.
+///
+/// # Panics
+/// If the runtime does, with the seed in front.
+#[must_use]
+pub fn run(seed: u64) -> Report {
+    let mut rng = Rng::new(seed);
+    let scenario = Scenario::draw(&mut rng);
+    let world: Shared = Arc::new(Mutex::new(World::new(rng.next(), scenario.partitions, scenario.faults)));
+    let per_life = scenario.published.len() / usize::try_from(scenario.crashes + 1).expect("few crashes") + 1;
+    let lives: Vec<_> = scenario.published.chunks(per_life).collect();
+    let mut settled = false;
+    for (life, published) in lives.iter().enumerate() {
+        let rebalances = if life % 2 == 0 { scenario.rebalances } else { 0 };
+        let last = life + 1 == lives.len();
+        settled = live(&world, &scenario, async |broker, world| {
+            publish_all(broker, world, published, rebalances).await;
+            if last {
+                lock(world).faults = Faults::default();
+            }
+            last && settle(world).await
+        });
+        if !last {
+            lock(&world).crash();
+        }
+    }
+    let before_redrive = check::Snapshot::take(&lock(&world));
+    if settled && scenario.redrive {
+        lock(&world).mended = true;
+        lock(&world).redrive_open();
+        settled = live(&world, &scenario, async |_, world| settle(world).await);
+    }
+    let world = lock(&world);
+    let broken = if settled {
+        check::promise(&scenario, &before_redrive, &world).err()
+    } else {
+        Some("it never settles".into())
+    };
+    Report { trace: world.trace.clone(), broken }
+}
+
+/// One life of the process: from start until the given future ends, when everything is dropped as in a crash.
+fn live<T>(world: &Shared, scenario: &Scenario, until: impl AsyncFnOnce(&SimBroker, &Shared) -> T) -> T {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_time()
+        .start_paused(true)
+        .build()
+        .expect("a runtime can be built");
+    let origin = lock(world).now;
+    let result = runtime.block_on(async {
+        let clock = Clock::starting_at(origin);
+        let broker =
+            Arc::new(SimBroker { world: Arc::clone(world), clock, appended: Arc::default(), owners: Mutex::default() });
+        let registry = Registry::new(Arc::clone(&broker), clock);
+        let failure = registry.failure();
+        let revision = SimRevision {
+            intake: Intake {
+                ordering: scenario.settings.ordering,
+                filter: Some(Filter::compile("event.type != \"sim.filtered\"").expect("an expression")),
+                key: None,
+            },
+            world: Arc::clone(world),
+            clock,
+            function: scenario.settings.name.clone(),
+            output: output(),
+        };
+        let deployment = Deployment { settings: scenario.settings.clone(), digest: String::new(), revision };
+        registry.activate(deployment).await.expect("the simulated broker takes every subscription");
+        let result = until(&broker, world).await;
+        lock(world).now = clock.now();
+        assert!(failure.borrow().is_none(), "a worker failed: {:?}", *failure.borrow());
+        result
+    });
+    drop(runtime);
+    result
+}
+
+async fn publish_all(broker: &SimBroker, world: &Shared, published: &[Published], mut rebalances: u64) {
+    for item in published {
+        let (pause, rebalance) = {
+            let mut world = lock(world);
+            (if world.rng.percent(20) { world.rng.between(0, 400) } else { world.rng.below(4) }, world.rng.percent(10))
+        };
+        tokio::time::sleep(Duration::from_millis(pause)).await;
+        if rebalance && rebalances > 0 {
+            rebalances -= 1;
+            broker.rebalance();
+        }
+        let (record, hash) = record_of(item, broker.clock.now());
+        let outgoing = Outgoing { topic: source(), placing: Placing::Hash(hash), record };
+        broker.publish(vec![outgoing]).await.expect("the simulated broker takes every event");
+    }
+    let pause = lock(world).rng.below(600);
+    tokio::time::sleep(Duration::from_millis(pause)).await;
+}
+
+fn record_of(item: &Published, at: Timestamp) -> (Record, u32) {
+    let key = item.key.as_ref().map(|key| bytes::Bytes::from(key.clone()));
+    let hash = partition::hash(key.as_deref(), "/sim", &item.id);
+    let (ty, plan) = match item.kind {
+        Kind::Event(plan) => ("sim.event", plan.to_text()),
+        Kind::Filtered => ("sim.filtered", String::from("emit 1")),
+        Kind::Undecodable => {
+            let headers = [("ce_specversion", Some(&b"1.0"[..])), ("ce_id", Some(item.id.as_bytes()))];
+            let record = Record { timestamp: at, key, headers: headers.into_iter().collect(), value: None };
+            return (record, hash);
+        }
+    };
+    let event = Event {
+        id: item.id.clone().into(),
+        source: "/sim".into(),
+        ty: ty.into(),
+        subject: None,
+        time: None,
+        datacontenttype: None,
+        dataschema: None,
+        extensions: vec![("plan".into(), plan.into())],
+        data: None,
+    };
+    (codec::encode(&event, key, at), hash)
+}
+
+/// Waits until every record of every unit is settled; false if that does not come.
+async fn settle(world: &Shared) -> bool {
+    for _ in 0..4000 {
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        if is_settled(&lock(world)) {
+            return true;
+        }
+    }
+    false
+}
+
+fn is_settled(world: &World) -> bool {
+    let source = &world.topics[&source()];
+    source.iter().enumerate().all(|(partition, records)| {
+        let unit = world.units.iter().find(|(unit, _)| usize::try_from(unit.partition) == Ok(partition));
+        let redrive = world.redrive.iter().find(|((_, at), _)| usize::try_from(*at) == Ok(partition));
+        let redriven = redrive.map_or(0, |(_, records)| records.len() as u64);
+        match unit {
+            Some((_, stored)) => {
+                stored.progress.source.resume == records.len() as u64 && stored.progress.redrive.resume == redriven
+            }
+            None => records.is_empty() && redriven == 0,
+        }
+    })
+}
+
+impl Scenario {
+    fn draw(rng: &mut Rng) -> Self {
+        let attempts = rng.between(1, 5);
+        let limit = rng.pick(&[2, 5, 1000]);
+        let overflow = rng.pick(&["dead-letter", "pause"]);
+        let ordering = rng.pick(&["key", "key", "key", "partition", "none"]);
+        let breaker = rng.percent(30);
+        let manifest = format!(
+            "application = \"sim\"\n[functions.handler]\ncomponent = \"c.wasm\"\ntopics = [\"in\"]\nordering = \"{ordering}\"\n\
+             retry = {{ attempts = {attempts}, initial = \"50ms\", max = \"2s\", max-age = \"1h\" }}\n\
+             parked = {{ limit = {limit}, overflow = \"{overflow}\" }}\nbreaker = {{ enabled = {breaker} }}\n"
+        );
+        let (manifest, _) = Manifest::parse(&manifest).expect("the scenario's manifest is good");
+        let hostile = rng.percent(80);
+        let percent = |rng: &mut Rng, most| if hostile { rng.below(most) } else { 0 };
+        Self {
+            settings: manifest.functions.into_iter().next().expect("there is one function"),
+            published: draw_events(rng),
+            crashes: if hostile { rng.below(6) } else { 0 },
+            rebalances: if hostile { rng.below(4) } else { 0 },
+            faults: Faults {
+                commit_aborted: percent(rng, 20),
+                fetch_failed: percent(rng, 20),
+                guest_not_run: percent(rng, 10),
+                slow: percent(rng, 30),
+            },
+            partitions: u32::try_from(rng.between(1, 3)).expect("few partitions"),
+            redrive: rng.percent(50),
+        }
+    }
+
+    /// Whether nothing of the environment went wrong.
+    pub(super) fn is_calm(&self) -> bool {
+        let Faults { commit_aborted, fetch_failed, guest_not_run, slow } = self.faults;
+        commit_aborted + fetch_failed + guest_not_run + slow + self.crashes + self.rebalances == 0
+    }
+
+    pub(super) fn attempts(&self) -> u32 {
+        self.settings.retry.attempts
+    }
+
+    pub(super) fn ordering(&self) -> Ordering {
+        self.settings.ordering
+    }
+
+    pub(super) fn may_overflow(&self) -> bool {
+        self.settings.parked.overflow == Overflow::DeadLetter && self.settings.parked.limit < 1000
+    }
+}
+
+fn draw_events(rng: &mut Rng) -> Vec<Published> {
+    let count = rng.between(5, 60);
+    let keys = rng.between(1, 6);
+    let bad = rng.pick(&[0, 10, 30]);
+    let mut published: Vec<Published> = Vec::new();
+    for n in 0..count {
+        let key = (!rng.percent(20)).then(|| format!("k{}", rng.below(keys)));
+        if !published.is_empty() && rng.percent(10) {
+            let earlier = published[usize::try_from(rng.below(published.len() as u64)).expect("an index")].clone();
+            if matches!(earlier.kind, Kind::Event(_)) {
+                published.push(earlier);
+                continue;
+            }
+        }
+        let kind = match rng.below(100) {
+            0..5 => Kind::Filtered,
+            5..8 => Kind::Undecodable,
+            r if r < 8 + bad => Kind::Event(draw_failure(rng)),
+            _ => Kind::Event(Plan::Emit(u32::try_from(rng.below(3)).expect("few"))),
+        };
+        published.push(Published { id: format!("e{n}"), key, kind });
+    }
+    published
+}
+
+fn draw_failure(rng: &mut Rng) -> Plan {
+    match rng.below(8) {
+        0..3 => Plan::Recover(u32::try_from(rng.between(1, 4)).expect("few")),
+        3 => Plan::Fail(Category::Invalid),
+        4 => Plan::Fail(Category::Rejected),
+        5 => Plan::Fail(rng.pick(&[Category::Transient, Category::Unknown])),
+        6 => Plan::Hang,
+        _ => Plan::Refused,
+    }
+}

@@ -1,0 +1,201 @@
+//! What survives a crash: the broker's disk, the time, and the trace.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use millrace::broker::{Commit, KeyBlock, LetterId, LetterStatus, Restored};
+use millrace_core::letter;
+use millrace_core::name::{Topic, Unit};
+use millrace_core::partition;
+use millrace_core::progress::Progress;
+use millrace_core::record::Record;
+use millrace_core::time::Timestamp;
+
+use super::rng::Rng;
+
+/// How often things go wrong, out of a hundred.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Faults {
+    pub(super) commit_aborted: u64,
+    pub(super) fetch_failed: u64,
+    pub(super) guest_not_run: u64,
+    pub(super) slow: u64,
+}
+
+#[derive(Debug)]
+pub(super) struct Stored {
+    pub(super) progress: Progress,
+    pub(super) keys: Vec<KeyBlock>,
+}
+
+#[derive(Debug)]
+pub(super) struct StoredLetter {
+    pub(super) status: LetterStatus,
+    pub(super) record: Record,
+}
+
+/// A commit on its way to the disk.
+#[derive(Debug)]
+pub(super) struct Pending {
+    pub(super) unit: Unit,
+    pub(super) commit: Commit,
+}
+
+#[derive(Debug)]
+pub(super) struct World {
+    pub(super) rng: Rng,
+    pub(super) faults: Faults,
+    pub(super) now: Timestamp,
+    pub(super) partitions: u32,
+    pub(super) topics: BTreeMap<Topic, Vec<Vec<Record>>>,
+    pub(super) redrive: BTreeMap<(Topic, u32), Vec<Record>>,
+    pub(super) units: BTreeMap<Unit, Stored>,
+    pub(super) letters: BTreeMap<LetterId, StoredLetter>,
+    pub(super) pending: BTreeMap<u64, Pending>,
+    pub(super) next_pending: u64,
+    /// How often the handler was called for each event.
+    pub(super) calls: BTreeMap<String, u32>,
+    /// When each record was settled for the first time, by partition and offset.
+    pub(super) settled_at: BTreeMap<(u32, u64), Timestamp>,
+    /// The cause of all failures is gone.
+    pub(super) mended: bool,
+    pub(super) trace: String,
+}
+
+/// The world, shared with everything that runs in it.
+pub(super) type Shared = Arc<Mutex<World>>;
+
+pub(super) fn lock(world: &Shared) -> MutexGuard<'_, World> {
+    world.lock().expect("nothing panics while it holds the world")
+}
+
+impl World {
+    pub(super) fn new(seed: u64, partitions: u32, faults: Faults) -> Self {
+        Self {
+            rng: Rng::new(seed),
+            faults,
+            now: Timestamp::from_millis(1_700_000_000_000),
+            partitions,
+            topics: BTreeMap::new(),
+            redrive: BTreeMap::new(),
+            units: BTreeMap::new(),
+            letters: BTreeMap::new(),
+            pending: BTreeMap::new(),
+            next_pending: 0,
+            calls: BTreeMap::new(),
+            settled_at: BTreeMap::new(),
+            mended: false,
+            trace: String::new(),
+        }
+    }
+
+    pub(super) fn note(&mut self, line: std::fmt::Arguments<'_>) {
+        let at = self.now.as_millis();
+        writeln!(self.trace, "{at} {line}").expect("a string takes everything");
+    }
+
+    pub(super) fn log(&mut self, topic: &Topic) -> &mut Vec<Vec<Record>> {
+        let partitions = usize::try_from(self.partitions).expect("few partitions");
+        self.topics.entry(topic.clone()).or_insert_with(|| vec![Vec::new(); partitions])
+    }
+
+    pub(super) fn append(&mut self, topic: &Topic, hash: u32, record: Record) -> (u32, u64) {
+        let partition = partition::partition_of(hash, self.partitions);
+        let records = &mut self.log(topic)[usize::try_from(partition).expect("few partitions")];
+        records.push(record);
+        (partition, records.len() as u64 - 1)
+    }
+
+    pub(super) fn restored(&self, unit: &Unit) -> Restored {
+        self.units.get(unit).map_or_else(Restored::default, |stored| Restored {
+            progress: stored.progress.clone(),
+            keys: stored.keys.clone(),
+        })
+    }
+
+    /// Writes a commit as one, checking what every broker checks.
+    pub(super) fn apply(&mut self, Pending { unit, commit }: Pending) {
+        let before = self.units.get(&unit).map(|stored| stored.progress.clone()).unwrap_or_default();
+        assert_eq!(commit.progress.commits, before.commits + 1, "commits of a unit follow one another");
+        assert!(commit.progress.source.resume >= before.source.resume, "the resume point never goes back");
+        self.note(format_args!(
+            "commit {unit}: resume {} {:?} outputs {} letters {} keys {}",
+            commit.progress.source.resume,
+            commit.progress.source.settled_above,
+            commit.outputs.len(),
+            commit.letters.len(),
+            commit.keys.len()
+        ));
+        self.note_settled(unit.partition, &commit.progress);
+        for output in commit.outputs {
+            let millrace::broker::Placing::Hash(hash) = output.placing else {
+                panic!("an output is placed by its hash");
+            };
+            self.append(&output.topic, hash, output.record);
+        }
+        for letter in commit.letters {
+            self.letters.insert(letter.id, StoredLetter { status: LetterStatus::Open, record: letter.record });
+        }
+        for id in commit.resolved {
+            let letter = self.letters.get_mut(&id).expect("only a letter that exists is resolved");
+            assert_eq!(letter.status, LetterStatus::Redriven, "only a redriven letter is resolved by its function");
+            letter.status = LetterStatus::Resolved;
+        }
+        let stored =
+            self.units.entry(unit).or_insert_with(|| Stored { progress: Progress::default(), keys: Vec::new() });
+        stored.progress = commit.progress;
+        if !commit.keys.is_empty() {
+            stored.keys.push(KeyBlock { committed_at: commit.at, keys: commit.keys });
+        }
+    }
+
+    fn note_settled(&mut self, partition: u32, progress: &Progress) {
+        let now = self.now;
+        let source = &progress.source;
+        let above = source.settled_above.iter().flat_map(Clone::clone);
+        for offset in (source.start..source.resume).chain(above) {
+            self.settled_at.entry((partition, offset)).or_insert(now);
+        }
+    }
+
+    /// The process dies: each commit on its way is on the disk, or is not.
+    pub(super) fn crash(&mut self) {
+        self.note(format_args!("crash"));
+        for (_, pending) in std::mem::take(&mut self.pending) {
+            if self.rng.percent(50) {
+                self.apply(pending);
+            }
+        }
+    }
+
+    /// A partition is lost: its commit on the way is on the disk, or will never be.
+    pub(super) fn revoke(&mut self, unit: &Unit) {
+        self.note(format_args!("revoke {unit}"));
+        let tickets: Vec<u64> =
+            self.pending.iter().filter(|(_, p)| p.unit == *unit).map(|(ticket, _)| *ticket).collect();
+        for ticket in tickets {
+            let pending = self.pending.remove(&ticket);
+            if let Some(pending) = pending
+                && self.rng.percent(50)
+            {
+                self.apply(pending);
+            }
+        }
+    }
+
+    /// A person sends all open letters to their function once more.
+    pub(super) fn redrive_open(&mut self) -> usize {
+        let mut redriven = 0;
+        for (id, letter) in &mut self.letters {
+            if letter.status == LetterStatus::Open {
+                letter.status = LetterStatus::Redriven;
+                let record = letter::redriven(&letter.record);
+                self.redrive.entry((id.topic.clone(), id.partition)).or_default().push(record);
+                redriven += 1;
+            }
+        }
+        self.note(format_args!("redrive {redriven}"));
+        redriven
+    }
+}

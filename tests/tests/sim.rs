@@ -1,0 +1,50 @@
+//! The promise, over many seeds.
+//!
+//! `SEEDS=100000 cargo test -p millrace-tests --test sim` runs more of them, `SEED=42` just one with its trace.
+
+use millrace_tests::sim;
+
+fn seeds() -> std::ops::Range<u64> {
+    let number = |name: &str| std::env::var(name).ok().and_then(|value| value.parse::<u64>().ok());
+    if let Some(seed) = number("SEED") {
+        return seed..seed + 1;
+    }
+    let from = number("FIRST_SEED").unwrap_or(0);
+    from..from + number("SEEDS").unwrap_or(5000)
+}
+
+#[test]
+fn the_promise_holds_over_all_seeds() {
+    let range = seeds();
+    let verbose = range.end - range.start == 1;
+    let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
+    std::thread::scope(|scope| {
+        for worker in 0..workers {
+            let range = range.clone();
+            scope.spawn(move || {
+                for seed in range.filter(|seed| seed % workers == worker) {
+                    let report = std::panic::catch_unwind(|| sim::run(seed));
+                    let broken = match report {
+                        Ok(report) => {
+                            if verbose {
+                                eprintln!("{}", report.trace);
+                            }
+                            report.broken
+                        }
+                        Err(_) => Some("it panics".to_owned()),
+                    };
+                    if let Some(broken) = broken {
+                        panic!("{broken}\nrun it alone: SEED={seed} cargo test -p millrace-tests --test sim");
+                    }
+                }
+            });
+        }
+    });
+}
+
+#[test]
+fn the_same_seed_gives_the_same_trace() {
+    for seed in seeds().take(50) {
+        assert_eq!(sim::run(seed).trace, sim::run(seed).trace, "seed {seed}");
+    }
+}
