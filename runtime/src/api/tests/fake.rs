@@ -75,6 +75,13 @@ impl Fake {
         self.lock().topics[topic].concat()
     }
 
+    /// Makes a topic of the runtime's own.
+    pub(super) fn add_internal(&self, name: &str) {
+        let mut state = self.lock();
+        state.topics.insert(name.to_owned(), vec![Vec::new()]);
+        state.internal.insert(name.to_owned());
+    }
+
     pub(super) fn refuse(&self, refusal: PublishError) {
         self.lock().refusal = Some(refusal);
     }

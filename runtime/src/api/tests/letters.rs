@@ -47,15 +47,11 @@ async fn with_letters() -> Server {
     let server = Server::start().await;
     server.activate("pay").await;
     server.activate("quiet").await;
-    let mut state = server.broker.lock();
     let category = |n: u64| if n.is_multiple_of(3) { Category::Rejected } else { Category::Unknown };
     let of_pay = (0..150).map(|n| letter("shop.pay", 2 * n, category(n)));
     let all = of_pay.chain([letter("shop.gone", 1, Category::Transient)]);
-    state.letters = all.map(|letter| ((letter.function.clone(), letter.id.clone()), letter)).collect();
-    let internal = "millrace.shop.gone.dead-letter".to_owned();
-    state.topics.insert(internal.clone(), vec![vec![]]);
-    state.internal.insert(internal);
-    drop(state);
+    server.broker.lock().letters = all.map(|letter| ((letter.function.clone(), letter.id.clone()), letter)).collect();
+    server.broker.add_internal("millrace.shop.gone.dead-letter");
     server
 }
 

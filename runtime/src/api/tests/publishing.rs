@@ -245,7 +245,7 @@ async fn each_refusal_of_a_target_has_its_kind() {
         ("/v1/topics/no%20name/events", "404 unknown-topic"),
         ("/v1/topics/%ff/events", "404 unknown-topic"),
         ("/v1/topics/../events", "404 unknown-topic"),
-        ("/v1/topics//events", "404 unknown-path"),
+        ("/v1/topics//events", "404 unknown-topic"),
         ("/v1/topics/millrace.shop.pay.dead-letter/events", "403 reserved-topic"),
         ("/v1/topics/orders/events?key=1", "400 malformed-request"),
         ("/v1/topics/orders", "404 unknown-path"),

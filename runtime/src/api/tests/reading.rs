@@ -29,10 +29,7 @@ async fn filled(counts: [usize; 3]) -> Server {
 #[tokio::test]
 async fn topics_are_listed_and_the_runtimes_own_only_on_demand() {
     let server = filled([1, 0, 2]).await;
-    let mut state = server.broker.lock();
-    state.topics.insert("millrace.x".to_owned(), vec![vec![]]);
-    state.internal.insert("millrace.x".to_owned());
-    drop(state);
+    server.broker.add_internal("millrace.x");
     let names = |topics: &Topics| topics.topics.iter().map(|topic| topic.name.clone()).collect::<Vec<_>>();
     let topics: Topics = server.get("/v1/topics").await.json();
     assert_eq!(names(&topics), ["orders", "payments"]);
@@ -45,14 +42,12 @@ async fn topics_are_listed_and_the_runtimes_own_only_on_demand() {
 #[tokio::test]
 async fn records_are_shown_as_events() {
     let server = filled([1, 0, 0]).await;
-    let mut state = server.broker.lock();
     let undecodable = Record {
         key: Some(vec![0xff].into()),
         headers: [("ce_specversion", Some(&b"1.0"[..]))].into_iter().collect(),
         ..record("x")
     };
-    state.topics.get_mut("orders").unwrap()[1].push(undecodable);
-    drop(state);
+    server.broker.lock().topics.get_mut("orders").unwrap()[1].push(undecodable);
     let records: Records = server.get("/v1/topics/orders/events").await.json();
     let [first, second] = &records.records[..] else { panic!("{records:?}") };
     assert_eq!((first.key.as_deref(), first.timestamp.as_str()), (Some("k"), "1970-01-01T00:00:01Z"));
@@ -144,7 +139,7 @@ fn unit(partition: u32) -> UnitInfo {
     UnitInfo {
         unit: Unit { function: "shop.pay".parse().unwrap(), topic: "orders".parse().unwrap(), partition },
         progress: Progress {
-            source: StreamProgress { start: 0, resume: 5, settled_above: vec![6..8], totals },
+            source: StreamProgress { start: 0, resume: 5, settled_above: vec![6..7, 8..9], totals },
             redrive: StreamProgress {
                 resume: 1,
                 totals: Totals { completed: 1, ..Totals::default() },
