@@ -152,8 +152,7 @@ impl Client {
     /// # Errors
     /// If it is no address of a server that speaks plain HTTP.
     pub(crate) fn new(server: &str) -> Result<Self, Error> {
-        let with_scheme =
-            if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
+        let with_scheme = if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
         let base = with_scheme.trim_end_matches('/');
         let refused = |cause: String| {
             Error::usage(cause, format_args!("write an address such as --server http://{DEFAULT_LISTEN}"))

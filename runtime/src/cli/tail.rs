@@ -161,11 +161,7 @@ impl Backlog {
 
 /// Shows what was there at the start: within a partition by offset, between partitions by time. Answers with where each
 /// partition goes on.
-async fn show_backlog(
-    source: &Source,
-    mut backlogs: Vec<Backlog>,
-    shown: &mut Shown<'_>,
-) -> Result<Vec<Place>, Error> {
+async fn show_backlog(source: &Source, mut backlogs: Vec<Backlog>, shown: &mut Shown<'_>) -> Result<Vec<Place>, Error> {
     while !shown.is_full() {
         for backlog in backlogs.iter_mut().filter(|b| b.records.is_empty() && !b.is_read()) {
             let page = source.read(&[backlog.next], shown.page_records(), Duration::ZERO).await?;
@@ -175,7 +171,8 @@ async fn show_backlog(
         if backlogs.iter().any(|b| b.records.is_empty() && !b.is_read()) {
             continue;
         }
-        let oldest = backlogs.iter_mut().filter(|b| !b.records.is_empty()).min_by_key(|b| b.records.front().map(time_of));
+        let oldest =
+            backlogs.iter_mut().filter(|b| !b.records.is_empty()).min_by_key(|b| b.records.front().map(time_of));
         match oldest.and_then(|backlog| backlog.records.pop_front()) {
             Some(record) => shown.show(&record)?,
             None => break,
@@ -317,16 +314,22 @@ mod tests {
 
     /// Two partitions, with three and one record; two more come while they are followed.
     fn topic(asked: &Asked) -> Answer {
-        let records = [record(0, 5, 1), record(0, 6, 3), record(0, 7, 4), record(1, 0, 2), record(0, 8, 9), record(1, 1, 8)];
+        let records =
+            [record(0, 5, 1), record(0, 6, 3), record(0, 7, 4), record(1, 0, 2), record(0, 8, 9), record(1, 1, 8)];
         if asked.line == "GET /v1/topics?internal=true" {
-            let partitions = json!([{"earliest": 5, "next": 8, "size_bytes": 9}, {"earliest": 0, "next": 1, "size_bytes": 9}]);
+            let partitions =
+                json!([{"earliest": 5, "next": 8, "size_bytes": 9}, {"earliest": 0, "next": 1, "size_bytes": 9}]);
             return Answer::json(&json!({"topics": [{"name": "orders", "internal": false, "partitions": partitions}]}));
         }
         let parameter = |name: &str| asked.line.split(['?', '&']).find_map(|p| p.strip_prefix(name)?.strip_prefix('='));
         let from = parameter("from").unwrap().replace("%3A", ":").replace("%2C", ",");
         let places: Vec<(u64, u64)> = match parameter("partition") {
             Some(partition) => vec![(partition.parse().unwrap(), from.parse().unwrap())],
-            None => from.split(',').map(|p| p.split_once(':').unwrap()).map(|(p, o)| (p.parse().unwrap(), o.parse().unwrap())).collect(),
+            None => from
+                .split(',')
+                .map(|p| p.split_once(':').unwrap())
+                .map(|(p, o)| (p.parse().unwrap(), o.parse().unwrap()))
+                .collect(),
         };
         let is_waiting = parameter("wait").is_some();
         let there = &records[..if is_waiting { 6 } else { 4 }];
@@ -389,7 +392,10 @@ mod tests {
     fn records_that_are_no_events_are_shown_with_the_reason() {
         let (console, _) = Console::captured(false);
         for (rest, expected) in [
-            (json!({"undecodable": "attribute `id` is missing", "value_base64": "AAE="}), "undecodable       attribute `id` is missing  base64:AAE="),
+            (
+                json!({"undecodable": "attribute `id` is missing", "value_base64": "AAE="}),
+                "undecodable       attribute `id` is missing  base64:AAE=",
+            ),
             (json!({"event": {"id": "1", "type": "t", "data_base64": "YQpi"}}), "t                 1  a\\nb"),
             (json!({"event": {"id": "1", "type": "t"}, "key_base64": "/w=="}), "t                 1  "),
             (json!({"event": 5}), "undecodable       not an event  "),
