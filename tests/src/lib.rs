@@ -1,3 +1,4 @@
-//! What the tests of the whole share: a simulated world to run the runtime in.
+//! What the tests of the whole share: a simulated world to run the runtime in, and the real binary.
 
+pub mod process;
 pub mod sim;

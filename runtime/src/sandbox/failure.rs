@@ -107,7 +107,9 @@ fn join<const N: usize>(parts: [String; N]) -> String {
 /// Appends the functions that were running, innermost first, as long as there is room. Whole names only.
 fn push_backtrace(reason: &mut String, error: Option<&wasmtime::Error>) {
     let Some(backtrace) = error.and_then(|error| error.downcast_ref::<WasmBacktrace>()) else { return };
-    let names: Vec<&str> = backtrace.frames().iter().map(|frame| frame.func_name().unwrap_or("?")).map(short).collect();
+    let readable = |name: &str| format!("{:#}", rustc_demangle::demangle(name));
+    let names: Vec<String> = backtrace.frames().iter().map(|f| readable(f.func_name().unwrap_or("?"))).collect();
+    let names: Vec<&str> = names.iter().map(|name| short(name)).collect();
     let mut separator = "; in ";
     for (name, times) in useful(&names).into_iter().take(FRAMES_MAX) {
         let times = if times > 1 { format!(" ({times} times)") } else { String::new() };

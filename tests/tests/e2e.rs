@@ -1,0 +1,134 @@
+//! The real binary, the real disk, the real sandbox.
+
+use std::collections::{BTreeMap, HashMap};
+use std::process::Command;
+use std::time::Duration;
+
+use flights_sample::{DELAYED, FLIGHTS, MALFORMED, REPEATED, Row};
+use millrace_tests::process::{Api, Dev, assert_accounts_balance, program, root};
+use serde_json::Value;
+
+/// How often the process is killed in the middle of its work.
+const KILLS: u32 = 50;
+
+#[test]
+fn the_demonstration_balances() {
+    let demo = Command::new(program())
+        .args(["demo", "guest-examples/orders"])
+        .env("DEMO_EXIT", "1")
+        .current_dir(root())
+        .output()
+        .expect("the binary can be started");
+    let (out, err) = (String::from_utf8_lossy(&demo.stdout), String::from_utf8_lossy(&demo.stderr));
+    assert!(demo.status.success(), "{out}\n{err}");
+    for expected in ["orders.reserve-stock", "millrace dead-letters redrive orders.arrange-shipping", "balance"] {
+        assert!(out.contains(expected), "{expected} is missing:\n{out}");
+    }
+}
+
+fn events(rows: &[Row]) -> Vec<String> {
+    rows.iter().enumerate().map(|(number, row)| row.to_cloud_event(number)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn twenty_thousand_flights_are_counted_right() {
+    let data = tempfile::tempdir().expect("a directory");
+    let dev = Dev::start("flights", data.path());
+    let api = Api::default();
+    for batch in events(&flights_sample::rows()).chunks(500) {
+        let status = api.publish(&dev.url, "flights-raw", batch).await;
+        assert_eq!(status.map(|s| s.as_u16()), Some(202));
+    }
+    let status = api.settled(&dev.url).await;
+    let totals = |name: &str| {
+        let functions = status["functions"].as_array().expect("functions");
+        let function = functions.iter().find(|f| f["name"] == name).expect("the function runs");
+        let count = |outcome: &str| function["totals"][outcome].as_u64().expect("a number");
+        (count("completed"), count("filtered"), count("duplicate"), count("dead_lettered"))
+    };
+    let (flights, delayed) = (FLIGHTS as u64, DELAYED as u64);
+    assert_eq!(totals("flights.normalise"), (flights, 0, REPEATED as u64, MALFORMED as u64));
+    assert_eq!(totals("flights.alert"), (delayed, flights - delayed, 0, 0));
+    let count = async |topic: &str| api.records(&dev.url, topic).await.iter().map(Vec::len).sum::<usize>();
+    assert_eq!(count("flights").await, FLIGHTS);
+    assert_eq!(count("alerts").await, DELAYED);
+    assert_accounts_balance(&api, &dev.url, &status).await;
+}
+
+/// What makes a flight itself, as its row and as its event tell it.
+fn flight_of_row(row: &Row) -> Option<String> {
+    let row: Value = serde_json::from_str(&row.value).ok()?;
+    let date = row["date"].as_str()?.replace('/', "-").replace(' ', "T");
+    Some(format!("{date}:00Z {} {} {} {}", row["origin"], row["destination"], row["distance"], row["delay"]))
+}
+
+fn flight_of_event(event: &Value) -> String {
+    let data = &event["data"];
+    let time = event["time"].as_str().expect("a time");
+    format!("{time} {} {} {} {}", data["origin"], data["destination"], data["distance"], data["delay"])
+}
+
+/// Publishes while the process is killed and started again and again, then compares what came out with what went in.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn effects_happen_once_and_in_order_whenever_the_process_is_killed() {
+    let data = tempfile::tempdir().expect("a directory");
+    let api = Api::default();
+    // Without the malformed ones and the repetitions: what is published twice here is published twice by need.
+    let mut rows: Vec<Row> = flights_sample::rows().into_iter().filter(|row| row.key.is_some()).collect();
+    let mut seen = HashMap::new();
+    rows.retain(|row| seen.insert(row.value.clone(), ()).is_none());
+    let events = events(&rows);
+    let mut published = 0;
+    let mut random = 88_172_645_463_325_252u64;
+    for _ in 0..KILLS {
+        let dev = Dev::start("flights", data.path());
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        let life = tokio::time::sleep(Duration::from_millis(random % 400));
+        let publish = async {
+            while let Some(batch) = events.get(published..events.len().min(published + 20)).filter(|b| !b.is_empty()) {
+                match api.publish(&dev.url, "flights-raw", batch).await {
+                    Some(status) if status.as_u16() == 202 => published += batch.len(),
+                    // Not known, or not now: the same events once more.
+                    _ => tokio::time::sleep(Duration::from_millis(5)).await,
+                }
+            }
+            std::future::pending::<()>().await;
+        };
+        tokio::select! {
+            () = life => {}
+            () = publish => {}
+        }
+        dev.kill();
+    }
+    assert!(published > 500, "only {published} events were published between the kills");
+    let dev = Dev::start("flights", data.path());
+    // A batch whose answer was lost may be there or not; now it is there for certain.
+    let last = &events[published..events.len().min(published + 20)];
+    if !last.is_empty() {
+        assert_eq!(api.publish(&dev.url, "flights-raw", last).await.map(|s| s.as_u16()), Some(202));
+        published += last.len();
+    }
+    let status = api.settled(&dev.url).await;
+    assert_accounts_balance(&api, &dev.url, &status).await;
+    let place: HashMap<String, usize> =
+        rows[..published].iter().enumerate().filter_map(|(at, row)| Some((flight_of_row(row)?, at))).collect();
+    let mut found: BTreeMap<usize, u32> = BTreeMap::new();
+    let mut last: HashMap<String, usize> = HashMap::new();
+    for record in api.records(&dev.url, "flights").await.iter().flatten() {
+        let flight = flight_of_event(&record["event"]);
+        let at = *place.get(&flight).unwrap_or_else(|| panic!("{flight} was not published"));
+        *found.entry(at).or_default() += 1;
+        let key = record["key"].as_str().expect("a key").to_owned();
+        if let Some(before) = last.insert(key, at) {
+            assert!(before < at, "flight {at} overtook flight {before} of the same origin");
+        }
+    }
+    assert_eq!(found.len(), published, "a flight is lost");
+    assert!(found.values().all(|times| *times == 1), "a flight was recorded twice");
+    let alerts = api.records(&dev.url, "alerts").await.iter().map(Vec::len).sum::<usize>();
+    let delayed =
+        |row: &&Row| serde_json::from_str::<Value>(&row.value).is_ok_and(|row| row["delay"].as_i64() > Some(60));
+    assert_eq!(alerts, rows[..published].iter().filter(delayed).count());
+}
