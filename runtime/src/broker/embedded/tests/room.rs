@@ -114,7 +114,7 @@ async fn many_batches_are_removed_in_several_passes() {
 
 #[tokio::test]
 async fn at_its_bound_the_log_removes_what_is_settled_and_else_refuses() {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = empty();
     let log = EmbeddedLog::open(Options { size_max_bytes: 100_000, ..options(dir.path()) }).unwrap();
     log.create_topic(topic("orders"), 1).await.unwrap();
     log.create_topic(topic("payments"), 1).await.unwrap();
