@@ -242,4 +242,21 @@ mod tests {
             check(&[&flipped, &b], Tail::Damaged { at: noticed_at });
         }
     }
+
+    #[test]
+    fn a_manifest_is_compared_with_its_checksum() {
+        let dir = tempfile::tempdir().unwrap();
+        let current = [&7u64.to_le_bytes()[..], &xxh3_128(b"manifest").to_le_bytes(), &[0]].concat();
+        fs::write(dir.path().join("current"), &current).unwrap();
+        let check = |content: &[u8], expected: Option<&str>| {
+            fs::write(dir.path().join("v7"), content).unwrap();
+            let reason = check_manifest(dir.path()).err().map(|damage| damage.reason);
+            assert_eq!(reason.as_ref().map(|r| &r[..20]), expected);
+        };
+        check(b"manifest", None);
+        check(b"manifesto", Some("its checksum does no"));
+        check(b"", Some("its checksum does no"));
+        fs::write(dir.path().join("current"), &current[..20]).unwrap();
+        assert_eq!(check_manifest(dir.path()).unwrap_err().reason, "it is malformed");
+    }
 }

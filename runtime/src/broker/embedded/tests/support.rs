@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -240,6 +240,52 @@ pub(super) fn files(dir: &Path) -> Vec<PathBuf> {
     }
     found.sort();
     found
+}
+
+/// Holds up writes until it is told to let them through, and counts them.
+pub(super) struct Gate {
+    inner: Arc<dyn Storage>,
+    open: Arc<(Mutex<bool>, Condvar)>,
+    pub(super) writes: Arc<AtomicU64>,
+}
+
+impl Gate {
+    pub(super) fn open_on(dir: &Path) -> (EmbeddedLog, Self) {
+        let mut handle = None;
+        let log = EmbeddedLog::open_on(options(dir), |disk| {
+            let (open, writes) = (Arc::new((Mutex::new(true), Condvar::new())), Arc::default());
+            let gate = |inner| Self { inner, open: Arc::clone(&open), writes: Arc::clone(&writes) };
+            let disk = Arc::new(disk);
+            handle = Some(gate(disk.clone()));
+            Arc::new(gate(disk))
+        });
+        (log.unwrap(), handle.unwrap())
+    }
+
+    pub(super) fn set_open(&self, open: bool) {
+        *self.open.0.lock().unwrap() = open;
+        self.open.1.notify_all();
+    }
+}
+
+impl Storage for Gate {
+    fn write(&self, ops: Vec<Op>) -> Result<(), StorageError> {
+        self.writes.fetch_add(1, Ordering::SeqCst);
+        drop(self.open.1.wait_while(self.open.0.lock().unwrap(), |open| !*open).unwrap());
+        self.inner.write(ops)
+    }
+
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        self.inner.get(table, key)
+    }
+
+    fn scan(&self, table: Table, range: Range<Vec<u8>>, visit: Visit<'_>) -> Result<(), StorageError> {
+        self.inner.scan(table, range, visit)
+    }
+
+    fn last(&self, table: Table, range: Range<Vec<u8>>) -> Result<Option<(Bytes, Bytes)>, StorageError> {
+        self.inner.last(table, range)
+    }
 }
 
 /// How a write fails.
