@@ -24,7 +24,7 @@ pub use self::partition::EmbeddedPartition;
 use self::prepare::Slots;
 pub use self::registry::{DeployError, Deployment, Digest};
 use self::state::{State, UnitState};
-use self::storage::{Disk, Op, Storage, Table};
+use self::storage::{Disk, Op, Storage, StorageError, Table};
 pub use self::topic::Retention;
 use super::{
     Assignment, Broker, CatalogError, Error, KeyBlock, Outgoing, Placement, PublishError, Restored, Subscription,
@@ -214,7 +214,10 @@ impl EmbeddedLog {
         let path = directory.database();
         preflight::check(&path, Table::ALL.len())
             .map_err(|damage| corrupted(format!("file `{}`", damage.file.display()), damage.reason))?;
-        let disk = Disk::open(&path).map_err(|e| corrupted(format!("database `{}`", path.display()), e.0))?;
+        let disk = Disk::open(&path).map_err(|e| match e {
+            StorageError::Refused(reason) => OpenError::NotWritable { dir: options.dir.clone(), reason },
+            StorageError::Damaged(reason) => corrupted(format!("database `{}`", path.display()), reason),
+        })?;
         let storage = storage(disk);
         let damaged = |damage: recovery::Damage| corrupted(damage.place, damage.reason);
         let existing = recovery::prefix(&*storage).map_err(damaged)?;
@@ -231,7 +234,7 @@ impl EmbeddedLog {
         let unusable = |reason: String| OpenError::NotWritable { dir: state.options.dir.clone(), reason };
         if new {
             let put = Op::Put(Table::State, meta::KEY.into(), meta::encode(&state.options.prefix));
-            state.storage.write(vec![put]).map_err(|e| unusable(e.0))?;
+            state.storage.write(vec![put]).map_err(|e| unusable(e.to_string()))?;
         }
         let (requests, waiting) = mpsc::channel(QUEUE_REQUESTS);
         let committer = Committer::new(state.clone());

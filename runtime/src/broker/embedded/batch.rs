@@ -180,7 +180,7 @@ impl Records {
         }
         let offset = self.next;
         let body = self.body()?;
-        decode(body).map(|record| Some((offset, record)))
+        decode(&body).map(|record| Some((offset, record)))
     }
 
     fn body(&mut self) -> Result<Bytes, Corrupt> {
@@ -195,10 +195,10 @@ impl Records {
     }
 }
 
-fn decode(body: Bytes) -> Result<Record, Corrupt> {
-    let (millis, rest) = split_varint(&body).ok_or_else(|| damaged("a timestamp is malformed"))?;
-    let (key, rest) = field(&body, rest)?;
-    let (value, rest) = field(&body, rest)?;
+fn decode(body: &Bytes) -> Result<Record, Corrupt> {
+    let (millis, rest) = split_varint(body).ok_or_else(|| damaged("a timestamp is malformed"))?;
+    let (key, rest) = field(body, rest)?;
+    let (value, rest) = field(body, rest)?;
     let headers = Headers::from_block(body.slice_ref(rest)).map_err(|_| damaged("headers are malformed"))?;
     Ok(Record { timestamp: Timestamp::from_millis(millis), key, value, headers })
 }

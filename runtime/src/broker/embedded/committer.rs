@@ -5,18 +5,16 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use millrace_core::name::FunctionName;
 use millrace_core::time::Timestamp;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::group::{Appended, CommitReply, Group, PublishReply};
-use super::letter::{self, LetterEntry};
 use super::log::PartitionLog;
 use super::meta;
-use super::prepare::{Letters, PreparedCommit, Slot};
+use super::prepare::{PreparedCommit, Slot};
 use super::state::State;
 use super::storage::{Op, Table};
-use crate::broker::{CommitOutcome, Error, LetterId, LetterStatus, Placement, PublishError};
+use crate::broker::{CommitOutcome, Error, PublishError};
 
 /// The newest batches of all partitions that stay in memory.
 const MEMORY_MAX_BYTES: usize = 64 * 1024 * 1024;
@@ -136,19 +134,18 @@ impl Committer {
             drop(reply.send(Err(e)));
             return;
         }
-        let changes = match self.letter_changes(&commit) {
+        let PreparedCommit { unit, at, progress, unit_value, keys, outputs, letters, resolved, .. } = commit;
+        let changes = match self.letter_changes(&unit.unit.function, letters, &resolved) {
             Ok(changes) => changes,
             Err(e) => {
                 drop(reply.send(Err(e)));
                 return;
             }
         };
-        let PreparedCommit { unit, at, progress, unit_value, keys, outputs, letters, .. } = commit;
         for slot in outputs {
             group.append(slot);
         }
-        let places = letters.map(|letters| place(group, letters)).unwrap_or_default();
-        self.stage_letters(&unit.unit.function, changes, &places, at, group);
+        self.stage_letters(&unit.unit.function, at, changes, group);
         if let Some((key, value)) = keys {
             group.put(Table::Keys, key, value);
         }
@@ -169,62 +166,6 @@ impl Committer {
             "the log is full: it keeps {} bytes that functions have not settled; raise its bound, or let functions settle them",
             self.state.kept_bytes()
         )))
-    }
-
-    /// What the commit's dead letters were before.
-    fn letter_changes(&self, commit: &PreparedCommit) -> Result<LetterChanges, Error> {
-        let function = &commit.unit.unit.function;
-        let mut changes = LetterChanges::default();
-        for (id, redrives) in commit.letters.iter().flat_map(|letters| &letters.entries) {
-            let was_open = self.letter(function, id)?.is_some_and(|entry| entry.status == LetterStatus::Open);
-            changes.opened.push((id.clone(), *redrives, was_open));
-        }
-        for id in &commit.resolved {
-            // A person may have decided otherwise meanwhile.
-            if let Some(entry) = self.letter(function, id)?.filter(|entry| entry.status == LetterStatus::Redriven) {
-                changes.resolved.push((id.clone(), entry));
-            }
-        }
-        Ok(changes)
-    }
-
-    fn stage_letters(
-        &self,
-        function: &FunctionName,
-        changes: LetterChanges,
-        places: &[Placement],
-        at: Timestamp,
-        group: &mut Group,
-    ) {
-        let newly_open = changes.opened.iter().filter(|(_, _, was_open)| !was_open).count() as u64;
-        for ((id, redrives, _), place) in changes.opened.iter().zip(places) {
-            let key = letter::key(function, id);
-            let (status, place, redrives) = (LetterStatus::Open, *place, *redrives);
-            let entry = LetterEntry { status, status_at: at, note: None, place, redrives };
-            group.put(Table::State, key.clone(), entry.encode(&key));
-        }
-        for (id, mut entry) in changes.resolved {
-            let key = letter::key(function, &id);
-            entry.status = LetterStatus::Resolved;
-            entry.status_at = at;
-            group.put(Table::State, key.clone(), entry.encode(&key));
-        }
-        if newly_open > 0 {
-            let open = group.open_letters.get(function).copied().unwrap_or_else(|| self.state.open_letters(function));
-            self.stage_open_letters(function, open + newly_open, group);
-        }
-    }
-
-    pub(super) fn stage_open_letters(&self, function: &FunctionName, open: u64, group: &mut Group) {
-        let key = letter::count_key(function);
-        let value = letter::encode_count(&key, open);
-        group.put(Table::State, key, value);
-        group.open_letters.insert(function.clone(), open);
-    }
-
-    /// A dead letter as it is committed.
-    pub(super) fn letter(&self, function: &FunctionName, id: &LetterId) -> Result<Option<LetterEntry>, Error> {
-        super::letters::entry(&*self.state.storage, function, id)
     }
 
     /// Writes a group, then lets everybody see it.
@@ -281,21 +222,4 @@ impl Committer {
             tracing::warn!(error = %e, "The log closed without its mark.");
         }
     }
-}
-
-/// Dead letters that a commit changes.
-#[derive(Debug, Default)]
-struct LetterChanges {
-    /// Identity, redrives, and whether it was open before.
-    opened: Vec<(LetterId, u32, bool)>,
-    /// Redriven ones that completed.
-    resolved: Vec<(LetterId, LetterEntry)>,
-}
-
-/// Appends the records of dead letters; answers with where each lies.
-fn place(group: &mut Group, letters: Letters) -> Vec<Placement> {
-    let partition = letters.slot.log.id.partition;
-    let count = letters.slot.count();
-    let base = group.append(letters.slot);
-    (base..base + count).map(|offset| Placement { partition, offset }).collect()
 }

@@ -10,6 +10,7 @@ use tokio::sync::oneshot;
 
 use super::batch::{self, PartitionId, Segment};
 use super::index::IndexEntry;
+use super::letter;
 use super::log::{PartitionLog, StoredBatch};
 use super::prepare::Slot;
 use super::state::UnitState;
@@ -31,6 +32,7 @@ pub(super) struct Group {
     pending: BTreeMap<PartitionId, Pending>,
     ops: Vec<Op>,
     bytes: u64,
+    /// Counts of open dead letters that change.
     pub(super) open_letters: BTreeMap<FunctionName, u64>,
     published: Vec<(Vec<u64>, PublishReply)>,
     committed: Vec<(Arc<UnitState>, Arc<Progress>, CommitReply)>,
@@ -117,6 +119,11 @@ impl Group {
     /// Gives each batch its checksum and its index entry.
     pub(super) fn seal(self) -> Sealed {
         let Self { pending, mut ops, open_letters, published, committed, .. } = self;
+        for (function, open) in &open_letters {
+            let key = letter::count_key(function);
+            let value = letter::encode_count(&key, *open);
+            ops.push(Op::Put(Table::State, key.into(), value));
+        }
         let mut appended = Vec::with_capacity(pending.len());
         for Pending { log, end, batches } in pending.into_values() {
             let mut bytes_before = log.bytes_written();

@@ -1,9 +1,8 @@
 //! Dead letters as people see them: listing, and changing their status.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
-use bytes::Bytes;
 use millrace_core::name::FunctionName;
 use millrace_core::record::Record;
 use millrace_core::time::Timestamp;
@@ -12,7 +11,7 @@ use super::committer::Committer;
 use super::frame::Corrupt;
 use super::group::Group;
 use super::letter::{self, LetterEntry};
-use super::prepare::{self, Slot};
+use super::prepare::{self, Letters, Slot};
 use super::read::{self, Limits};
 use super::state::State;
 use super::storage::{Storage, StorageError, Table, prefixed};
@@ -94,7 +93,87 @@ fn record(state: &State, function: &FunctionName, place: Placement) -> Result<Re
     read.pop().map(|(_, record)| record).ok_or_else(|| read::ReadError::Missing(place.offset).at(log, place.offset))
 }
 
+/// Dead letters that a commit changes.
+#[derive(Debug, Default)]
+pub(super) struct LetterChanges {
+    /// Their records.
+    slot: Option<Slot>,
+    opened: BTreeMap<LetterId, Opened>,
+    /// Redriven ones that completed, with what they were.
+    resolved: BTreeMap<LetterId, LetterEntry>,
+}
+
+#[derive(Debug)]
+struct Opened {
+    /// Which record of the slot it is.
+    index: u64,
+    redrives: u32,
+    was_open: bool,
+}
+
+/// What a person decided.
+struct Decision<'a> {
+    function: &'a FunctionName,
+    action: &'a LetterAction,
+    at: Timestamp,
+}
+
 impl Committer {
+    /// What a commit's dead letters were before it. A letter that was redriven twice by force can come twice: the last one
+    /// counts, and it is open if either failed.
+    pub(super) fn letter_changes(
+        &self,
+        function: &FunctionName,
+        letters: Option<Letters>,
+        resolved: &[LetterId],
+    ) -> Result<LetterChanges, Error> {
+        let storage = &*self.state.storage;
+        let mut changes = LetterChanges::default();
+        if let Some(Letters { slot, entries }) = letters {
+            for (index, (id, redrives)) in (0..).zip(entries) {
+                let was_open = entry(storage, function, &id)?.is_some_and(|entry| entry.status == LetterStatus::Open);
+                changes.opened.insert(id, Opened { index, redrives, was_open });
+            }
+            changes.slot = Some(slot);
+        }
+        for id in resolved.iter().filter(|id| !changes.opened.contains_key(id)) {
+            // A person may have decided otherwise meanwhile.
+            if let Some(entry) = entry(storage, function, id)?.filter(|entry| entry.status == LetterStatus::Redriven) {
+                changes.resolved.insert(id.clone(), entry);
+            }
+        }
+        Ok(changes)
+    }
+
+    /// Appends the letters' records and writes their entries.
+    pub(super) fn stage_letters(
+        &self,
+        function: &FunctionName,
+        at: Timestamp,
+        changes: LetterChanges,
+        group: &mut Group,
+    ) {
+        let LetterChanges { slot, opened, resolved } = changes;
+        if let Some(slot) = slot {
+            let partition = slot.log.id.partition;
+            let base = group.append(slot);
+            for (id, Opened { index, redrives, .. }) in &opened {
+                let place = Placement { partition, offset: base + index };
+                let entry =
+                    LetterEntry { status: LetterStatus::Open, status_at: at, note: None, place, redrives: *redrives };
+                put(group, function, id, &entry);
+            }
+        }
+        for (id, entry) in resolved {
+            put(group, function, &id, &LetterEntry { status: LetterStatus::Resolved, status_at: at, ..entry });
+        }
+        let newly_open = opened.values().filter(|opened| !opened.was_open).count() as u64;
+        if newly_open > 0 {
+            let open = group.open_letters.entry(function.clone()).or_insert_with(|| self.state.open_letters(function));
+            *open += newly_open;
+        }
+    }
+
     /// Changes the status of dead letters, all or none.
     pub(super) fn act_on_letters(
         &mut self,
@@ -103,7 +182,7 @@ impl Committer {
         action: &LetterAction,
         force: Force,
     ) -> Result<(), CatalogError> {
-        let now = self.state.options.clock.now();
+        let decision = Decision { function, action, at: self.state.options.clock.now() };
         let mut group = Group::default();
         let mut closed = 0;
         for id in ids.iter().collect::<BTreeSet<_>>() {
@@ -114,32 +193,28 @@ impl Committer {
                 return Err(CatalogError::NotOpen { function, id, status });
             }
             closed += u64::from(entry.status == LetterStatus::Open);
-            let changed = self.act(function, id, entry, action, now, &mut group)?;
-            let key = letter::key(function, id);
-            let value = changed.encode(&key);
-            group.put(Table::State, Bytes::from(key), value);
+            let changed = self.act(&decision, id, entry, &mut group)?;
+            put(&mut group, function, id, &changed);
         }
         if closed > 0 {
             let open = self.state.open_letters(function).saturating_sub(closed);
-            self.stage_open_letters(function, open, &mut group);
+            group.open_letters.insert(function.clone(), open);
         }
         self.write_group(group).map_err(CatalogError::from)
     }
 
     fn act(
         &self,
-        function: &FunctionName,
+        decision: &Decision<'_>,
         id: &LetterId,
         mut entry: LetterEntry,
-        action: &LetterAction,
-        now: Timestamp,
         group: &mut Group,
     ) -> Result<LetterEntry, CatalogError> {
-        entry.status_at = now;
-        (entry.status, entry.note) = match action {
+        entry.status_at = decision.at;
+        (entry.status, entry.note) = match decision.action {
             LetterAction::Redrive => {
                 entry.redrives += 1;
-                self.redrive(function, id, &entry, now, group)?;
+                self.redrive(decision, id, &entry, group)?;
                 (LetterStatus::Redriven, None)
             }
             LetterAction::Resolve(note) => (LetterStatus::Resolved, note.clone()),
@@ -151,20 +226,26 @@ impl Committer {
     /// Appends the letter's record to the partition of the redrive topic that stands for its source partition.
     fn redrive(
         &self,
-        function: &FunctionName,
+        decision: &Decision<'_>,
         id: &LetterId,
         entry: &LetterEntry,
-        now: Timestamp,
         group: &mut Group,
     ) -> Result<(), CatalogError> {
-        let record = record(&self.state, function, entry.place)?;
-        let name = self.state.names.redrive(function, &id.topic).map_err(|e| Error::Transient(e.to_string()))?;
+        let record = record(&self.state, decision.function, entry.place)?;
+        let name = self.state.names.redrive(decision.function, &id.topic);
+        let name = name.map_err(|e| Error::Transient(e.to_string()))?;
         let topic = self.state.topic(&name).ok_or(CatalogError::UnknownTopic(name))?;
         let log = topic.partitions.get(id.partition as usize);
         let log = log.ok_or_else(|| CatalogError::UnknownPartition(topic.name.clone(), id.partition))?;
         let mut slot = Slot::new(log.clone());
-        slot.push(&prepare::redriven(&record, entry.redrives, now));
+        slot.push(&prepare::redriven(&record, entry.redrives, decision.at));
         group.append(slot);
         Ok(())
     }
+}
+
+fn put(group: &mut Group, function: &FunctionName, id: &LetterId, entry: &LetterEntry) {
+    let key = letter::key(function, id);
+    let value = entry.encode(&key);
+    group.put(Table::State, key, value);
 }

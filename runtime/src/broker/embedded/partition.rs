@@ -9,9 +9,9 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::EmbeddedLog;
 use super::committer::Request;
-use super::log::PartitionLog;
+use super::log::{PartitionLog, StoredBatch};
 use super::prepare;
-use super::read::{self, Limits, ReadError};
+use super::read::{self, Limits, Read, ReadError};
 use super::state::UnitState;
 use super::subscribe::Owned;
 use crate::broker::{Commit, CommitOutcome, Error, FetchError, Fetched, Partition, Wanted};
@@ -27,6 +27,9 @@ pub struct EmbeddedPartition {
     fatal: watch::Receiver<Option<Error>>,
     /// Which log was read last: when both have records they take turns.
     last: Stream,
+    /// Batches that the last fetch took from disk, for what it left of them.
+    ahead: Vec<StoredBatch>,
+    ahead_of: Stream,
 }
 
 impl EmbeddedPartition {
@@ -38,6 +41,8 @@ impl EmbeddedPartition {
             fatal: log.state().watch_fatal(),
             generation: owned.generation,
             last: Stream::Source,
+            ahead: Vec::new(),
+            ahead_of: Stream::Source,
             log,
             unit,
         }
@@ -68,6 +73,23 @@ impl EmbeddedPartition {
             }
         }
         Ok(None)
+    }
+
+    /// Reads on, from what the last fetch left, from memory or from disk.
+    async fn read(&mut self, stream: Stream, offset: u64, limits: Limits) -> Result<Read, ReadError> {
+        let log = self.stream(stream);
+        let is_ahead = |batch: &StoredBatch| batch.base <= offset && offset < batch.end();
+        if self.ahead_of != stream || !self.ahead.iter().any(is_ahead) {
+            self.ahead = match log.tail_from(offset, limits.max_bytes) {
+                Some(batches) => {
+                    self.ahead.clear();
+                    return read::decode(&batches, offset, limits);
+                }
+                None => read::stored_async(&self.log.state().storage, log, offset, limits.max_bytes).await?,
+            };
+            self.ahead_of = stream;
+        }
+        read::decode(&self.ahead, offset, limits)
     }
 
     /// Waits until something may have changed.
@@ -118,8 +140,9 @@ impl Partition for EmbeddedPartition {
                 self.changed(&wanted).await;
                 continue;
             };
+            let read = self.read(stream, offset, limits).await;
             let log = self.stream(stream);
-            match read::records_async(&self.log.state().storage, log, offset, limits).await {
+            match read {
                 Ok(records) => {
                     self.last = stream;
                     let next = records.last().map_or(offset, |(offset, _)| offset + 1);

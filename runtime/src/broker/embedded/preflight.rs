@@ -20,7 +20,7 @@ pub(super) struct Damage {
 }
 
 impl Damage {
-    fn new(file: &Path, reason: impl ToString) -> Self {
+    fn new(file: &Path, reason: &impl ToString) -> Self {
         Self { file: file.to_owned(), reason: reason.to_string() }
     }
 }
@@ -38,24 +38,24 @@ pub(super) fn check(database: &Path, keyspaces: usize) -> Result<(), Damage> {
 fn check_version(file: &Path) -> Result<(), Damage> {
     match fs::read(file) {
         Ok(content) if content == MAGIC => Ok(()),
-        Ok(_) => Err(Damage::new(file, "it does not name version 3 of the storage engine")),
-        Err(e) => Err(Damage::new(file, e)),
+        Ok(_) => Err(Damage::new(file, &"it does not name version 3 of the storage engine")),
+        Err(e) => Err(Damage::new(file, &e)),
     }
 }
 
 /// `current` holds the number of the manifest (u64, little endian), its 128-bit XXH3 and the number of that algorithm, 0.
 fn check_manifest(keyspace: &Path) -> Result<(), Damage> {
     let current = keyspace.join("current");
-    let content = fs::read(&current).map_err(|e| Damage::new(&current, e))?;
+    let content = fs::read(&current).map_err(|e| Damage::new(&current, &e))?;
     let parsed = content.split_first_chunk::<8>().and_then(|(version, rest)| {
         let (checksum, algorithm) = rest.split_first_chunk::<16>()?;
         (algorithm == [0]).then_some((u64::from_le_bytes(*version), u128::from_le_bytes(*checksum)))
     });
-    let (version, checksum) = parsed.ok_or_else(|| Damage::new(&current, "it is malformed"))?;
+    let (version, checksum) = parsed.ok_or_else(|| Damage::new(&current, &"it is malformed"))?;
     let manifest = keyspace.join(format!("v{version}"));
-    let content = fs::read(&manifest).map_err(|e| Damage::new(&manifest, e))?;
+    let content = fs::read(&manifest).map_err(|e| Damage::new(&manifest, &e))?;
     if xxh3_128(&content) != checksum {
-        return Err(Damage::new(&manifest, format!("its checksum does not match `{}`", current.display())));
+        return Err(Damage::new(&manifest, &format!("its checksum does not match `{}`", current.display())));
     }
     Ok(())
 }
@@ -63,19 +63,19 @@ fn check_manifest(keyspace: &Path) -> Result<(), Damage> {
 /// Checks journals from the newest to the oldest, for only the last batch of all can be torn.
 fn check_journals(database: &Path) -> Result<(), Damage> {
     let mut batches_follow = false;
-    for file in journals(database).map_err(|e| Damage::new(database, e))?.iter().rev() {
-        let content = fs::read(file).map_err(|e| Damage::new(file, e))?;
+    for file in journals(database).map_err(|e| Damage::new(database, &e))?.iter().rev() {
+        let content = fs::read(file).map_err(|e| Damage::new(file, &e))?;
         match scan(&content) {
             Tail::Clean { batches } => batches_follow |= batches > 0,
             Tail::Torn { .. } if batches_follow => {
-                return Err(Damage::new(file, "a batch in it is damaged, and later journals hold more"));
+                return Err(Damage::new(file, &"a batch in it is damaged, and later journals hold more"));
             }
             Tail::Torn { end, batches } => {
-                truncate(file, end).map_err(|e| Damage::new(file, e))?;
+                truncate(file, end).map_err(|e| Damage::new(file, &e))?;
                 batches_follow |= batches > 0;
             }
             Tail::Damaged { at } => {
-                return Err(Damage::new(file, format!("the batch at byte {at} is damaged, and valid ones follow")));
+                return Err(Damage::new(file, &format!("the batch at byte {at} is damaged, and valid ones follow")));
             }
         }
     }
@@ -241,5 +241,22 @@ mod tests {
             let noticed_at = if (5..13).contains(&at) { a.len() } else { 0 };
             check(&[&flipped, &b], Tail::Damaged { at: noticed_at });
         }
+    }
+
+    #[test]
+    fn a_manifest_is_compared_with_its_checksum() {
+        let dir = tempfile::tempdir().unwrap();
+        let current = [&7u64.to_le_bytes()[..], &xxh3_128(b"manifest").to_le_bytes(), &[0]].concat();
+        fs::write(dir.path().join("current"), &current).unwrap();
+        let check = |content: &[u8], expected: Option<&str>| {
+            fs::write(dir.path().join("v7"), content).unwrap();
+            let reason = check_manifest(dir.path()).err().map(|damage| damage.reason);
+            assert_eq!(reason.as_ref().map(|r| &r[..20]), expected);
+        };
+        check(b"manifest", None);
+        check(b"manifesto", Some("its checksum does no"));
+        check(b"", Some("its checksum does no"));
+        fs::write(dir.path().join("current"), &current[..20]).unwrap();
+        assert_eq!(check_manifest(dir.path()).unwrap_err().reason, "it is malformed");
     }
 }

@@ -46,10 +46,6 @@ impl Slot {
         self.count - 1
     }
 
-    pub(super) const fn count(&self) -> u64 {
-        self.count
-    }
-
     pub(super) fn bytes(&self) -> u64 {
         self.segments.iter().map(|segment| segment.len() as u64).sum()
     }

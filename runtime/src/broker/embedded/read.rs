@@ -56,12 +56,7 @@ pub(super) fn records(
         Some(batches) => batches,
         None => stored(storage, log, offset, limits.max_bytes)?,
     };
-    decode(batches, offset, limits)
-}
-
-/// The same, from memory alone; none if it is not there.
-pub(super) fn records_in_memory(log: &PartitionLog, offset: u64, limits: Limits) -> Option<Result<Read, ReadError>> {
-    log.tail_from(offset, limits.max_bytes).map(|batches| decode(batches, offset, limits))
+    decode(&batches, offset, limits)
 }
 
 /// The same for an async caller, which the disk must not hold up.
@@ -71,19 +66,30 @@ pub(super) async fn records_async(
     offset: u64,
     limits: Limits,
 ) -> Result<Read, ReadError> {
-    if let Some(read) = records_in_memory(log, offset, limits) {
-        return read;
+    match log.tail_from(offset, limits.max_bytes) {
+        Some(batches) => decode(&batches, offset, limits),
+        None => decode(&stored_async(storage, log, offset, limits.max_bytes).await?, offset, limits),
     }
-    let (storage, log) = (storage.clone(), log.clone());
-    let read = tokio::task::spawn_blocking(move || records(&*storage, &log, offset, limits));
-    read.await.unwrap_or_else(|e| Err(StorageError(e.to_string()).into()))
 }
 
-fn decode(batches: Vec<StoredBatch>, offset: u64, limits: Limits) -> Result<Read, ReadError> {
+/// Batches from disk, from the one with `offset` on.
+pub(super) async fn stored_async(
+    storage: &Arc<dyn Storage>,
+    log: &Arc<PartitionLog>,
+    offset: u64,
+    max_bytes: usize,
+) -> Result<Vec<StoredBatch>, ReadError> {
+    let (storage, log) = (storage.clone(), log.clone());
+    let read = tokio::task::spawn_blocking(move || stored(&*storage, &log, offset, max_bytes));
+    read.await.unwrap_or_else(|e| Err(StorageError::Refused(e.to_string()).into()))
+}
+
+/// The records of batches from `offset` on; none is an error, for the batches were chosen by it.
+pub(super) fn decode(batches: &[StoredBatch], offset: u64, limits: Limits) -> Result<Read, ReadError> {
     let mut read = Vec::new();
     let mut bytes = 0;
-    for batch in batches {
-        let mut records = Records::of(batch.base, batch.bytes)?;
+    for batch in batches.iter().filter(|batch| batch.end() > offset) {
+        let mut records = Records::of(batch.base, batch.bytes.clone())?;
         records.skip_to(offset)?;
         while let Some((offset, record)) = records.next()? {
             bytes += record.size_bytes();

@@ -27,15 +27,15 @@ pub(super) struct Damage {
 }
 
 impl Damage {
-    fn new(table: Table, reason: impl ToString) -> Self {
+    fn new(table: Table, reason: &impl ToString) -> Self {
         Self { place: format!("keyspace `{}`", table.name()), reason: reason.to_string() }
     }
 }
 
 /// The prefix that the log was made with; none if it was never used.
 pub(super) fn prefix(storage: &dyn Storage) -> Result<Option<String>, Damage> {
-    let value = storage.get(Table::State, meta::KEY).map_err(|e| Damage::new(Table::State, e))?;
-    value.map(|value| meta::decode(&value)).transpose().map_err(|e| Damage::new(Table::State, e))
+    let value = storage.get(Table::State, meta::KEY).map_err(|e| Damage::new(Table::State, &e))?;
+    value.map(|value| meta::decode(&value)).transpose().map_err(|e| Damage::new(Table::State, &e))
 }
 
 /// Topics, units and counts.
@@ -49,7 +49,7 @@ pub(super) fn recover(storage: &dyn Storage, names: &Names) -> Result<Recovered,
 fn topics(storage: &dyn Storage) -> Result<BTreeMap<Topic, Arc<TopicState>>, Damage> {
     let mut topics = BTreeMap::new();
     for (key, value) in entries(storage, Table::State, prefixed(&[topic::TAG]))? {
-        let corrupt = |e: Corrupt| Damage::new(Table::State, e);
+        let corrupt = |e: Corrupt| Damage::new(Table::State, &e);
         let name = topic::name_of(&key).map_err(corrupt)?;
         let record = TopicRecord::decode(&key, &value).map_err(corrupt)?;
         let mut logs = Vec::new();
@@ -65,24 +65,25 @@ fn topics(storage: &dyn Storage) -> Result<BTreeMap<Topic, Arc<TopicState>>, Dam
 /// A partition ends where its last batch does; that batch is never removed.
 fn log(storage: &dyn Storage, id: PartitionId) -> Result<PartitionLog, Damage> {
     let start_key = start::key(id);
-    let start = storage.get(Table::State, &start_key).map_err(|e| Damage::new(Table::State, e))?;
+    let start = storage.get(Table::State, &start_key).map_err(|e| Damage::new(Table::State, &e))?;
     let start = start.map(|value| PartitionStart::decode(&start_key, &value)).transpose();
-    let start = start.map_err(|e| Damage::new(Table::State, e))?.unwrap_or_default();
+    let start = start.map_err(|e| Damage::new(Table::State, &e))?.unwrap_or_default();
     let broken = |reason: &str| {
         let PartitionId { topic, partition } = id;
-        Damage::new(Table::Index, format!("topic number {topic}, partition {partition}: {reason}"))
+        Damage::new(Table::Index, &format!("topic number {topic}, partition {partition}: {reason}"))
     };
     let all = prefixed(&batch::key(id, 0)[..8]);
-    let last = storage.last(Table::Index, all).map_err(|e| Damage::new(Table::Index, e))?;
+    let last = storage.last(Table::Index, all).map_err(|e| Damage::new(Table::Index, &e))?;
     let Some((key, value)) = last else {
         if start != PartitionStart::default() {
             return Err(broken("its last batch is missing"));
         }
         return Ok(PartitionLog::new(id, start, 0, 0));
     };
-    let entry = IndexEntry::decode(&key, &value).map_err(|e| Damage::new(Table::Index, e))?;
+    let entry = IndexEntry::decode(&key, &value).map_err(|e| Damage::new(Table::Index, &e))?;
     let base = batch::base_of(&key).ok_or_else(|| broken("a key is malformed"))?;
-    let first = storage.get(Table::Index, &batch::key(id, start.earliest)).map_err(|e| Damage::new(Table::Index, e))?;
+    let first =
+        storage.get(Table::Index, &batch::key(id, start.earliest)).map_err(|e| Damage::new(Table::Index, &e))?;
     if first.is_none() || base < start.earliest {
         return Err(broken("its first batch is missing"));
     }
@@ -100,13 +101,13 @@ fn units(
 ) -> Result<BTreeMap<Unit, Arc<UnitState>>, Damage> {
     let mut units = BTreeMap::new();
     for (key, value) in entries(storage, Table::State, prefixed(&[unit::TAG]))? {
-        let corrupt = |e: Corrupt| Damage::new(Table::State, e);
+        let corrupt = |e: Corrupt| Damage::new(Table::State, &e);
         let id = unit::id_of(&key).map_err(corrupt)?;
         let UnitRecord { unit, progress, active } = UnitRecord::decode(&key, &value).map_err(corrupt)?;
         let log = |topic: &Topic| topics.get(topic)?.partitions.get(unit.partition as usize).cloned();
         let redrive = names.redrive(&unit.function, &unit.topic).ok();
         let logs = log(&unit.topic).zip(redrive.and_then(|topic| log(&topic)));
-        let broken = |reason: &str| Damage::new(Table::State, format!("unit {unit}: {reason}"));
+        let broken = |reason: &str| Damage::new(Table::State, &format!("unit {unit}: {reason}"));
         let (source, redrive) = logs.ok_or_else(|| broken("one of its partitions is missing"))?;
         if progress.source.resume > source.end() || progress.redrive.resume > redrive.end() {
             return Err(broken("it has settled records that the log does not hold"));
@@ -120,7 +121,7 @@ fn units(
 fn open_letters(storage: &dyn Storage) -> Result<BTreeMap<FunctionName, u64>, Damage> {
     let counts = entries(storage, Table::State, prefixed(&[letter::COUNT_TAG]))?;
     let counts = counts.into_iter().map(|(key, value)| letter::decode_count(&key, &value));
-    counts.collect::<Result<_, _>>().map_err(|e| Damage::new(Table::State, e))
+    counts.collect::<Result<_, _>>().map_err(|e| Damage::new(Table::State, &e))
 }
 
 fn entries(storage: &dyn Storage, table: Table, range: Range<Vec<u8>>) -> Result<Vec<(Bytes, Bytes)>, Damage> {
@@ -129,6 +130,6 @@ fn entries(storage: &dyn Storage, table: Table, range: Range<Vec<u8>>) -> Result
         entries.push((Bytes::copy_from_slice(key), value));
         ControlFlow::Continue(())
     });
-    scanned.map_err(|e| Damage::new(table, e))?;
+    scanned.map_err(|e| Damage::new(table, &e))?;
     Ok(entries)
 }

@@ -3,6 +3,7 @@
 use std::ops::{ControlFlow, Range};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::time::Duration;
 
 use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, PersistMode};
@@ -47,8 +48,14 @@ pub(super) enum Op {
 
 /// The storage engine failed, in its own words.
 #[derive(Clone, Debug, thiserror::Error)]
-#[error("{0}")]
-pub(super) struct StorageError(pub(super) String);
+pub(super) enum StorageError {
+    /// The system refused, for example because the disk is full.
+    #[error("{0}")]
+    Refused(String),
+    /// What is on disk is not what was written.
+    #[error("{0}")]
+    Damaged(String),
+}
 
 /// Called with key and value until it breaks.
 pub(super) type Visit<'a> = &'a mut dyn FnMut(&[u8], Bytes) -> ControlFlow<()>;
@@ -82,12 +89,17 @@ pub(super) fn prefixed(prefix: &[u8]) -> Range<Vec<u8>> {
 }
 
 /// Journals are removed once all they hold is in tables, which is forced at this size; it bounds the time to open.
-const JOURNALS_MAX_BYTES: u64 = 192 * 1024 * 1024;
+const JOURNALS_MAX_BYTES: u64 = 128 * 1024 * 1024;
 const BATCHES_MEMTABLE_BYTES: u64 = 64 * 1024 * 1024;
 const SMALL_MEMTABLE_BYTES: u64 = 16 * 1024 * 1024;
 const BLOCK_CACHE_BYTES: u64 = 16 * 1024 * 1024;
-/// One compacts, one flushes.
-const BACKGROUND_THREADS: usize = 2;
+/// The first of them only flushes, and passes everything else on: with two it would spin while the other compacts.
+const BACKGROUND_THREADS: usize = 3;
+
+/// Writers wait while a keyspace has as many memtables to flush, or tables to compact.
+const SEALED_MEMTABLES_MAX: usize = 3;
+const UNCOMPACTED_TABLES_MAX: usize = 24;
+const BEHIND_WAIT: Duration = Duration::from_millis(1);
 
 /// The log's database on disk.
 pub(super) struct Disk {
@@ -109,7 +121,7 @@ impl Disk {
     pub(super) fn open(dir: &Path) -> Result<Self, StorageError> {
         let database = guarded(|| builder(dir).open())?;
         if let Some(missing) = Table::ALL.iter().find(|table| !database.keyspace_exists(table.name())) {
-            return Err(StorageError(format!("keyspace `{}` is missing", missing.name())));
+            return Err(StorageError::Damaged(format!("keyspace `{}` is missing", missing.name())));
         }
         guarded(|| {
             let keyspaces = Table::ALL.iter().map(|table| database.keyspace(table.name(), || options(*table)));
@@ -120,6 +132,22 @@ impl Disk {
     fn keyspace(&self, table: Table) -> &Keyspace {
         &self.keyspaces[table as usize]
     }
+
+    /// Waits until the background threads have caught up. The engine itself waits at 4 unflushed memtables, after a commit
+    /// and for ever if those threads died, for example because the disk is full; so it must not come to that.
+    fn wait_for_background(&self) -> fjall::Result<()> {
+        while self.keyspaces.iter().any(is_behind) {
+            // It fails if a background thread did.
+            self.database.persist(PersistMode::Buffer)?;
+            #[expect(clippy::disallowed_methods, reason = "the engine tells nobody when a flush is done")]
+            std::thread::sleep(BEHIND_WAIT);
+        }
+        Ok(())
+    }
+}
+
+fn is_behind(keyspace: &Keyspace) -> bool {
+    keyspace.sealed_memtable_count() >= SEALED_MEMTABLES_MAX || keyspace.l0_table_count() >= UNCOMPACTED_TABLES_MAX
 }
 
 fn builder(dir: &Path) -> fjall::DatabaseBuilder<Database> {
@@ -143,26 +171,34 @@ fn options(table: Table) -> KeyspaceCreateOptions {
 /// the caller.
 fn guarded<T>(action: impl FnOnce() -> fjall::Result<T>) -> Result<T, StorageError> {
     match catch_unwind(AssertUnwindSafe(action)) {
-        Ok(result) => result.map_err(|e| StorageError(describe(&e))),
+        Ok(result) => result.map_err(|e| describe(&e)),
         Err(panic) => {
             let text = panic.downcast_ref::<String>().map(String::as_str);
             let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
-            Err(StorageError(format!("the storage engine found what cannot be: {}", text.unwrap_or("no reason given"))))
+            let text = text.unwrap_or("no reason given");
+            Err(StorageError::Damaged(format!("the storage engine found what cannot be: {text}")))
         }
     }
 }
 
-fn describe(error: &fjall::Error) -> String {
+fn describe(error: &fjall::Error) -> StorageError {
+    use std::io::ErrorKind::{InvalidData, InvalidInput, NotFound, Other, UnexpectedEof};
     match error {
-        fjall::Error::Io(e) | fjall::Error::Storage(fjall::LsmError::Io(e)) => e.to_string(),
-        fjall::Error::Poisoned => "an earlier write in the background failed".to_owned(),
-        e => format!("{e:?}"),
+        fjall::Error::Io(e) | fjall::Error::Storage(fjall::LsmError::Io(e)) => match e.kind() {
+            InvalidData | InvalidInput | NotFound | Other | UnexpectedEof => StorageError::Damaged(e.to_string()),
+            _ => StorageError::Refused(e.to_string()),
+        },
+        fjall::Error::Poisoned => {
+            StorageError::Refused("an earlier write in the background failed; the disk may be full".to_owned())
+        }
+        e => StorageError::Damaged(format!("{e:?}")),
     }
 }
 
 impl Storage for Disk {
     fn write(&self, ops: Vec<Op>) -> Result<(), StorageError> {
         guarded(|| {
+            self.wait_for_background()?;
             let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
             for op in ops {
                 match op {

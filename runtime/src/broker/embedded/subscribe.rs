@@ -154,8 +154,8 @@ impl Committer {
         topic
     }
 
-    /// The units of a function and topic; those that are missing begin where `from` says, or at the beginning of their
-    /// partition if the function has read the topic before.
+    /// The units of a function and topic; those that are missing begin where `from` says. A topic never gets more partitions,
+    /// so either all are missing or none.
     fn units(
         &self,
         function: &FunctionName,
@@ -163,8 +163,6 @@ impl Committer {
         from: StartAt,
         additions: &mut Additions,
     ) -> Vec<Arc<UnitState>> {
-        let known = self.state.units_of(function).iter().any(|unit| unit.unit.topic == source.name);
-        let from = if known { StartAt::Earliest } else { from };
         let mut units = Vec::new();
         for (number, (log, redrive)) in (0..).zip(source.partitions.iter().zip(&redrive.partitions)) {
             let name = Unit { function: function.clone(), topic: source.name.clone(), partition: number };

@@ -3,6 +3,7 @@
 mod concurrency;
 mod damage;
 mod faults;
+mod grouping;
 mod letters;
 mod model;
 mod opening;

@@ -151,3 +151,43 @@ async fn a_letter_that_a_person_closed_meanwhile_stays_closed() {
     commits(&mut partition, second).await;
     assert_eq!(statuses(&log).await, [(0, LetterStatus::Discarded)]);
 }
+
+#[tokio::test]
+async fn a_letter_that_comes_again_is_counted_once() {
+    let (_dir, log) = orders().await;
+    publish(&log, "orders", 0, &["a"]).await;
+    let assignment = assigned(&log, "shop.pay").await;
+    let mut partition = assignment.partition;
+    let mut progress = assignment.restored.progress;
+    progress.source.resume = 1;
+    progress.source.totals.dead_lettered = 1;
+    progress.commits = 1;
+    let mut first = commit(&progress);
+    first.letters = vec![letter(0, "first")];
+    commits(&mut partition, first).await;
+    // Two redrives by force: both fail in one commit, then one completes and the other fails.
+    for (resolved, values) in [(vec![], vec!["second", "third"]), (vec![letter_id(0)], vec!["fourth"])] {
+        for _ in 0..2 {
+            log.act_on_letters(&pay(), &[letter_id(0)], LetterAction::Redrive, Force::Yes).await.unwrap();
+        }
+        assert_eq!(log.open_letters(&pay()).await.unwrap(), 0);
+        progress.redrive.resume += 2;
+        progress.redrive.totals.completed += resolved.len() as u64;
+        progress.redrive.totals.dead_lettered += values.len() as u64;
+        progress.commits += 1;
+        let mut next = commit(&progress);
+        next.letters = values.iter().map(|value| letter(0, value)).collect();
+        next.resolved = resolved;
+        commits(&mut partition, next).await;
+        assert_eq!(statuses(&log).await, [(0, LetterStatus::Open)]);
+        let stored = log.letter(&pay(), &letter_id(0)).await.unwrap();
+        assert_eq!(stored.record.value.as_deref(), values.last().map(|value| value.as_bytes()));
+    }
+    // It is open already.
+    let mut again = progress.clone();
+    again.commits += 1;
+    let mut last = commit(&again);
+    last.letters = vec![letter(0, "fifth")];
+    commits(&mut partition, last).await;
+    assert_eq!(statuses(&log).await, [(0, LetterStatus::Open)]);
+}

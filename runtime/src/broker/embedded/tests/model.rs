@@ -73,7 +73,7 @@ struct Model {
 
 impl Model {
     async fn new() -> Self {
-        let dir = tempfile::tempdir().unwrap();
+        let dir = empty();
         let log = EmbeddedLog::open(options(dir.path())).unwrap();
         log.create_topic(topic("orders"), PARTITIONS as u32).await.unwrap();
         log.create_topic(topic("out"), 1).await.unwrap();

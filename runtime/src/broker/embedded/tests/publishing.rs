@@ -78,8 +78,11 @@ async fn large_batches_are_split_and_the_largest_record_is_taken() {
     let mut values = vec![&value[..]; 9];
     values.push(&largest);
     publish(&log, "orders", 0, &values).await;
+    let kept = log.kept_bytes();
+    assert!(kept > 1_900_000);
     let log = reopen(&dir, log);
     assert_eq!(all(&log, "orders", 0).await, numbered(0, &values));
+    assert_eq!(log.kept_bytes(), kept);
 }
 
 #[tokio::test]

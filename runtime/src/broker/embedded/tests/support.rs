@@ -2,8 +2,8 @@
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -37,9 +37,50 @@ pub(super) fn options(dir: &Path) -> Options {
     Options { clock: Clock::starting_at(NOW), ..Options::new(dir) }
 }
 
+/// A directory with an empty log. Making one syncs many files, so it is made once and its files are written anew.
+pub(super) fn empty() -> TempDir {
+    static FILES: OnceLock<Vec<(PathBuf, Content)>> = OnceLock::new();
+    let files = FILES.get_or_init(|| {
+        let made = tempfile::tempdir().unwrap();
+        drop(EmbeddedLog::open(options(made.path())).unwrap());
+        let relative = |path: &PathBuf| path.strip_prefix(made.path()).unwrap().to_owned();
+        files(made.path()).iter().map(|path| (relative(path), Content::of(path).unwrap())).collect()
+    });
+    let dir = tempfile::tempdir().unwrap();
+    for (path, content) in files {
+        let path = dir.path().join(path);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        content.write(&path);
+    }
+    for keyspace in ["1", "2", "3", "4", "5"] {
+        std::fs::create_dir_all(dir.path().join("log/keyspaces").join(keyspace).join("tables")).unwrap();
+    }
+    dir
+}
+
+/// A file: what is written of it, and its length with the zeros that follow.
+struct Content {
+    used: Vec<u8>,
+    len: u64,
+}
+
+impl Content {
+    fn of(path: &Path) -> std::io::Result<Self> {
+        let mut used = std::fs::read(path)?;
+        let len = used.len() as u64;
+        used.truncate(used.iter().rposition(|b| *b != 0).map_or(0, |i| i + 1));
+        Ok(Self { used, len })
+    }
+
+    fn write(&self, path: &Path) {
+        std::fs::write(path, &self.used).unwrap();
+        std::fs::OpenOptions::new().write(true).open(path).unwrap().set_len(self.len).unwrap();
+    }
+}
+
 /// A log with the topic `orders` of two partitions.
 pub(super) async fn orders() -> (TempDir, EmbeddedLog) {
-    let dir = tempfile::tempdir().unwrap();
+    let dir = empty();
     let log = EmbeddedLog::open(options(dir.path())).unwrap();
     log.create_topic(topic("orders"), 2).await.unwrap();
     (dir, log)
@@ -182,18 +223,12 @@ pub(super) fn copy(from: &Path, to: &Path) {
         if entry.file_type().unwrap().is_dir() {
             copy(&entry.path(), &target);
         } else {
-            copy_file(&entry.path(), &target);
+            // A file can vanish while the directory is copied, as the storage engine tidies up.
+            if let Ok(content) = Content::of(&entry.path()) {
+                content.write(&target);
+            }
         }
     }
-}
-
-/// Copies what is written of a file, and leaves its holes.
-fn copy_file(from: &Path, to: &Path) {
-    // A file can vanish while the directory is copied, as the storage engine tidies up.
-    let Ok(content) = std::fs::read(from) else { return };
-    let used = content.iter().rposition(|b| *b != 0).map_or(0, |i| i + 1);
-    std::fs::write(to, &content[..used]).unwrap();
-    std::fs::OpenOptions::new().write(true).open(to).unwrap().set_len(content.len() as u64).unwrap();
 }
 
 /// All files below a directory, in a fixed order.
@@ -205,6 +240,52 @@ pub(super) fn files(dir: &Path) -> Vec<PathBuf> {
     }
     found.sort();
     found
+}
+
+/// Holds up writes until it is told to let them through, and counts them.
+pub(super) struct Gate {
+    inner: Arc<dyn Storage>,
+    open: Arc<(Mutex<bool>, Condvar)>,
+    pub(super) writes: Arc<AtomicU64>,
+}
+
+impl Gate {
+    pub(super) fn open_on(dir: &Path) -> (EmbeddedLog, Self) {
+        let mut handle = None;
+        let log = EmbeddedLog::open_on(options(dir), |disk| {
+            let (open, writes) = (Arc::new((Mutex::new(true), Condvar::new())), Arc::default());
+            let gate = |inner| Self { inner, open: Arc::clone(&open), writes: Arc::clone(&writes) };
+            let disk = Arc::new(disk);
+            handle = Some(gate(disk.clone()));
+            Arc::new(gate(disk))
+        });
+        (log.unwrap(), handle.unwrap())
+    }
+
+    pub(super) fn set_open(&self, open: bool) {
+        *self.open.0.lock().unwrap() = open;
+        self.open.1.notify_all();
+    }
+}
+
+impl Storage for Gate {
+    fn write(&self, ops: Vec<Op>) -> Result<(), StorageError> {
+        self.writes.fetch_add(1, Ordering::SeqCst);
+        drop(self.open.1.wait_while(self.open.0.lock().unwrap(), |open| !*open).unwrap());
+        self.inner.write(ops)
+    }
+
+    fn get(&self, table: Table, key: &[u8]) -> Result<Option<Bytes>, StorageError> {
+        self.inner.get(table, key)
+    }
+
+    fn scan(&self, table: Table, range: Range<Vec<u8>>, visit: Visit<'_>) -> Result<(), StorageError> {
+        self.inner.scan(table, range, visit)
+    }
+
+    fn last(&self, table: Table, range: Range<Vec<u8>>) -> Result<Option<(Bytes, Bytes)>, StorageError> {
+        self.inner.last(table, range)
+    }
 }
 
 /// How a write fails.
@@ -239,10 +320,10 @@ impl Storage for Faulty {
         }
         self.failed.store(true, Ordering::SeqCst);
         match self.fault {
-            Fault::Full => Err(StorageError("No space left on device (os error 28)".to_owned())),
+            Fault::Full => Err(StorageError::Refused("No space left on device (os error 28)".to_owned())),
             Fault::Unsynced => {
                 self.inner.write(ops)?;
-                Err(StorageError("Input/output error (os error 5)".to_owned()))
+                Err(StorageError::Refused("Input/output error (os error 5)".to_owned()))
             }
         }
     }
