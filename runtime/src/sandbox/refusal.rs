@@ -12,7 +12,9 @@ pub enum Refusal {
     #[error("the component is empty: {BUILD}")]
     Empty,
     /// There are too many bytes.
-    #[error("the component has {size_bytes} bytes, more than the {max_bytes} that are accepted: build it in release mode and strip debug information")]
+    #[error(
+        "the component has {size_bytes} bytes, more than the {max_bytes} that are accepted: build it in release mode and strip debug information"
+    )]
     TooLarge {
         /// Its size.
         size_bytes: usize,
@@ -26,19 +28,25 @@ pub enum Refusal {
     #[error("this is not WebAssembly: {BUILD}, and use the `.wasm` file that it makes")]
     NotWasm,
     /// WebAssembly, but without the component around it.
-    #[error("this is a core module, not a component: {BUILD}; wasm32-wasip1 and wasm32-unknown-unknown make core modules")]
+    #[error(
+        "this is a core module, not a component: {BUILD}; wasm32-wasip1 and wasm32-unknown-unknown make core modules"
+    )]
     CoreModule,
     /// Cut short, damaged, or in need of a feature of WebAssembly that is off.
     #[error("the component is not valid, it may be cut short or damaged: {0}; build it again and copy it whole")]
     Invalid(String),
     /// It does not export a handler.
-    #[error("the component exports no `{PACKAGE}/handler@{VERSION}`, only {exports}: implement the handler, in Rust with `millrace_sdk::handler!`")]
+    #[error(
+        "the component exports no `{PACKAGE}/handler@{VERSION}`, only {exports}: implement the handler, in Rust with `millrace_sdk::handler!`"
+    )]
     NoHandler {
         /// What it exports.
         exports: String,
     },
     /// It was built against another version of our interfaces.
-    #[error("the component needs `{name}`, and this runtime has `{PACKAGE}@{VERSION}`: build it with the SDK of this version, or update the runtime")]
+    #[error(
+        "the component needs `{name}`, and this runtime has `{PACKAGE}@{VERSION}`: build it with the SDK of this version, or update the runtime"
+    )]
     WrongVersion {
         /// The interface with its version.
         name: String,
@@ -52,7 +60,9 @@ pub enum Refusal {
         fix: String,
     },
     /// An interface is there, and looks different.
-    #[error("the component does not fit the interfaces of this runtime: {0}; build it with the `wit` directory of this version")]
+    #[error(
+        "the component does not fit the interfaces of this runtime: {0}; build it with the `wit` directory of this version"
+    )]
     Mismatch(String),
     /// It needs more than its limits allow.
     #[error("{0}")]
@@ -60,6 +70,17 @@ pub enum Refusal {
     /// Our compiler failed.
     #[error("the compiler failed, which is a bug in the runtime: {0}")]
     Compiler(String),
+}
+
+/// Texts out of a component are not ours to trust: at most this much of one is repeated.
+const QUOTED_MAX_BYTES: usize = 1024;
+/// Exports that are listed.
+const LISTED_MAX: usize = 5;
+
+/// The beginning of a text that came with a component.
+pub(super) fn quoted(text: &str) -> String {
+    let quoted = &text[..text.floor_char_boundary(QUOTED_MAX_BYTES)];
+    quoted.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
 }
 
 /// What can be told from the first bytes.
@@ -117,11 +138,11 @@ impl<'a> Interface<'a> {
 
 /// Checks that an import is one that exists, as far as its name tells; the linker checks its functions.
 pub(super) fn check_import(import: &str) -> Result<(), Refusal> {
-    let unknown = |fix: &str| Err(Refusal::UnknownImport { import: import.to_owned(), fix: fix.to_owned() });
+    let unknown = |fix: &str| Err(Refusal::UnknownImport { import: quoted(import), fix: fix.to_owned() });
     let interface = Interface::parse(import);
     match (interface.package, interface.name) {
         (PACKAGE, "types" | "emitter") if interface.fits(VERSION) => Ok(()),
-        (PACKAGE, "types" | "emitter") => Err(Refusal::WrongVersion { name: import.to_owned() }),
+        (PACKAGE, "types" | "emitter") => Err(Refusal::WrongVersion { name: quoted(import) }),
         ("wasi:logging", "logging") if interface.version == "0.1.0-draft" => Ok(()),
         ("wasi:config", "store") if interface.version == "0.2.0-rc.1" => Ok(()),
         ("wasi:cli" | "wasi:clocks" | "wasi:filesystem" | "wasi:io" | "wasi:random" | "wasi:sockets", _)
@@ -155,8 +176,9 @@ pub(super) fn check_exports<'a>(exports: impl Iterator<Item = &'a str>) -> Resul
         let interface = Interface::parse(export);
         match (interface.package, interface.name) {
             (PACKAGE, "handler") if interface.fits(VERSION) => return Ok(()),
-            (PACKAGE, "handler") => return Err(Refusal::WrongVersion { name: export.to_owned() }),
-            _ => others.push(format!("`{export}`")),
+            (PACKAGE, "handler") => return Err(Refusal::WrongVersion { name: quoted(export) }),
+            _ if others.len() < LISTED_MAX => others.push(format!("`{}`", quoted(export))),
+            _ => {}
         }
     }
     let exports = if others.is_empty() { "nothing".to_owned() } else { others.join(", ") };
