@@ -45,8 +45,12 @@ impl fmt::Debug for Digest {
 /// Lower-case hexadecimal digits.
 pub(super) fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let digits = bytes.iter().flat_map(|b| [DIGITS[usize::from(b >> 4)], DIGITS[usize::from(b & 15)]]);
-    digits.map(char::from).collect()
+    let mut digits = String::with_capacity(bytes.len() * 2);
+    for byte in bytes {
+        digits.push(char::from(DIGITS[usize::from(byte >> 4)]));
+        digits.push(char::from(DIGITS[usize::from(byte & 15)]));
+    }
+    digits
 }
 
 /// A component that can be run. Cheap to clone; its code stays in memory as long as one clone lives.
@@ -139,7 +143,7 @@ impl Inner {
 
     fn compile(&self, digest: &Digest, bytes: &[u8]) -> Result<component::Component, Refusal> {
         let compiled = component::Component::from_binary(&self.wasmtime, bytes);
-        let component = compiled.map_err(|e| Refusal::Invalid(format!("{e:#}")))?;
+        let component = compiled.map_err(|e| Refusal::Invalid(refusal::quoted(&format!("{e:#}"))))?;
         if let Some(cache) = &self.cache {
             match component.serialize() {
                 Ok(artifact) => cache.write(digest, &artifact),
@@ -156,8 +160,11 @@ impl Inner {
             refusal::check_import(import)?;
         }
         refusal::check_exports(ty.exports(&self.wasmtime).map(|(export, _)| export))?;
-        let pre = self.linker.instantiate_pre(component).map_err(|e| Refusal::Mismatch(format!("{e:#}")))?;
-        FunctionPre::new(pre).map_err(|e| Refusal::Mismatch(format!("{e:#}")))
+        let pre = self
+            .linker
+            .instantiate_pre(component)
+            .map_err(|e| Refusal::Mismatch(refusal::quoted(&format!("{e:#}"))))?;
+        FunctionPre::new(pre).map_err(|e| Refusal::Mismatch(refusal::quoted(&format!("{e:#}"))))
     }
 }
 

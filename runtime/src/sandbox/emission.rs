@@ -83,14 +83,14 @@ pub(super) struct Cause {
     pub(super) delivery: Delivery,
     /// Its id.
     pub(super) id: ByteString,
-    /// Its `correlationid`, or else its id.
-    pub(super) correlation: ByteString,
+    /// Its `correlationid`; without one, its id begins the correlation.
+    pub(super) correlation: Option<ByteString>,
     pub(super) trace: Option<TraceContext>,
 }
 
 impl Cause {
     pub(super) fn new(event: &Event, delivery: Delivery, trace: Option<TraceContext>) -> Self {
-        let correlation = event.extension(CORRELATION_ID).unwrap_or(&event.id).clone();
+        let correlation = event.extension(CORRELATION_ID).cloned();
         Self { delivery, id: event.id.clone(), correlation, trace }
     }
 }
@@ -211,20 +211,16 @@ impl Draft<'_> {
 
     fn complete(&self, topic: Topic, index: u32, outbox: &Outbox, cause: &Cause) -> Emission {
         let delivery = &cause.delivery;
-        let mut texts = Texts::of(self);
-        let id = texts.take_option(self.id.as_deref());
-        let source = texts.take_option(self.source.as_deref());
+        let hashed = || identity::emitted_id(&outbox.function, &delivery.topic, &delivery.idempotency_key, index);
         let event = Event {
-            id: id.unwrap_or_else(|| {
-                identity::emitted_id(&outbox.function, &delivery.topic, &delivery.idempotency_key, index)
-            }),
-            source: source.unwrap_or_else(|| outbox.source.clone()),
-            ty: texts.take(&self.ty),
-            subject: texts.take_option(self.subject.as_deref()),
+            id: self.id.as_ref().map_or_else(hashed, own),
+            source: self.source.as_ref().map_or_else(|| outbox.source.clone(), own),
+            ty: own(&self.ty),
+            subject: self.subject.as_ref().map(own),
             time: self.time.map(Timestamp::from_nanos),
-            datacontenttype: texts.take_option(self.datacontenttype.as_deref()),
-            dataschema: texts.take_option(self.dataschema.as_deref()),
-            extensions: self.complete_extensions(&mut texts, cause),
+            datacontenttype: self.datacontenttype.as_ref().map(own),
+            dataschema: self.dataschema.as_ref().map(own),
+            extensions: self.complete_extensions(cause),
             data: self.data.map(Bytes::copy_from_slice),
         };
         let key = self.key.map(Bytes::copy_from_slice).or_else(|| delivery.key.clone());
@@ -232,9 +228,9 @@ impl Draft<'_> {
     }
 
     /// The guest's extensions and those that the runtime fills in, sorted by name.
-    fn complete_extensions(&self, texts: &mut Texts, cause: &Cause) -> Vec<(ByteString, ByteString)> {
+    fn complete_extensions(&self, cause: &Cause) -> Vec<(ByteString, ByteString)> {
         let mut extensions = Vec::with_capacity(self.extensions.len() + 4);
-        extensions.extend(self.extensions.iter().map(|(name, value)| (texts.take(name), texts.take(value))));
+        extensions.extend(self.extensions.iter().map(|(name, value)| (own(name), own(value))));
         let is_set = |wanted: &str| self.extensions.iter().any(|(name, _)| name == wanted);
         let mut fill = |name: &'static str, value: &ByteString| {
             if !is_set(name) {
@@ -242,7 +238,7 @@ impl Draft<'_> {
             }
         };
         fill(CAUSATION_ID, &cause.id);
-        fill(CORRELATION_ID, &cause.correlation);
+        fill(CORRELATION_ID, cause.correlation.as_ref().unwrap_or(&cause.id));
         // The state belongs to its parent: a guest that sets its own parent gets no state of another.
         if let Some(trace) = cause.trace.as_ref().filter(|_| !is_set(TRACE_PARENT)) {
             fill(TRACE_PARENT, &trace.parent);
@@ -255,34 +251,10 @@ impl Draft<'_> {
     }
 }
 
-/// All texts of a draft, copied out of the guest at once, for an allocation per text costs more than the copying. They
-/// are taken in the order of the attributes.
-struct Texts {
-    all: ByteString,
-    at: usize,
-}
-
-impl Texts {
-    fn of(draft: &Draft<'_>) -> Self {
-        let attributes = draft.attributes();
-        let extensions = draft.extensions.iter().flat_map(|(name, value)| [&**name, &**value]);
-        let texts = attributes.iter().filter_map(|(_, text)| *text).chain(extensions);
-        let mut all = String::with_capacity(texts.clone().map(str::len).sum());
-        all.extend(texts);
-        Self { all: all.into(), at: 0 }
-    }
-
-    fn take(&mut self, text: &str) -> ByteString {
-        let from = self.at;
-        self.at += text.len();
-        let taken = self.all.slice_ref(&self.all[from..self.at]);
-        assert!(*taken == *text, "texts are taken in the order of the attributes");
-        taken
-    }
-
-    fn take_option(&mut self, text: Option<&str>) -> Option<ByteString> {
-        text.map(|text| self.take(text))
-    }
+/// A copy of a text. Each has its own memory: up to nine texts, which is more than most events have, that is cheaper than
+/// one piece of memory whose users are counted.
+fn own(text: &Cow<'_, str>) -> ByteString {
+    ByteString::from(&**text)
 }
 
 fn check_text(text: &str) -> Result<(), &'static str> {

@@ -13,7 +13,7 @@ use super::Error;
 use super::artifact::{Digest, Loaded};
 use super::cache::ArtifactCache;
 use super::host::{self, State};
-use super::limits::{MEMORIES_MAX, TABLES_MAX};
+use super::limits::{MEMORIES_MAX, TABLE_MAX_ELEMENTS, TABLES_MAX};
 use super::ticker::Ticker;
 
 const MIB: usize = 1 << 20;
@@ -128,6 +128,7 @@ fn pool(options: &EngineOptions) -> PoolingAllocationConfig {
         .total_core_instances(core_instances)
         .max_memories_per_component(MEMORIES_MAX as u32)
         .max_tables_per_component(TABLES_MAX as u32)
+        .table_elements(TABLE_MAX_ELEMENTS)
         .max_memory_size(options.max_memory_bytes);
     if PoolingAllocationConfig::is_pagemap_scan_available() {
         pool.pagemap_scan(Enabled::Yes).linear_memory_keep_resident(options.memory_keep_resident_bytes);

@@ -14,23 +14,8 @@ const LAST_WORDS_MAX_BYTES: usize = 512;
 /// Frames of a backtrace that are shown.
 const FRAMES_MAX: usize = 8;
 
-/// Beginnings of the names of functions that only carry a panic or an abort out of the guest.
-const PANIC_MACHINERY: [&str; 14] = [
-    "__rust",
-    "__rustc",
-    "_start",
-    "abort",
-    "alloc::alloc::handle_alloc_error",
-    "alloc::raw_vec::handle_error",
-    "core::cell::panic",
-    "core::option::",
-    "core::panicking",
-    "core::result::",
-    "panic_",
-    "rust_",
-    "std::",
-    "wit_bindgen::rt::",
-];
+/// Where the functions live that only carry a panic or an abort out of a guest.
+const PANIC_MACHINERY: [&str; 5] = ["__rust", "alloc::", "core::", "std::", "wit_bindgen::"];
 
 /// Interrupts a guest whose time is up.
 #[derive(Debug, thiserror::Error)]
@@ -91,25 +76,31 @@ fn text(trap: Trap) -> String {
 /// The end of what the guest wrote to standard error: from a Rust panic on, or else its last three lines.
 fn last_words(stderr: &str) -> String {
     let is_worth = |line: &&str| !line.is_empty() && !line.starts_with("note: ");
-    let lines: Vec<&str> = stderr.lines().map(str::trim).filter(is_worth).collect();
-    let panic = lines.iter().rposition(|line| line.starts_with("thread ") && line.contains(" panicked at "));
-    let from = panic.unwrap_or_else(|| lines.len().saturating_sub(3));
-    let mut words: String = lines.get(from..).unwrap_or_default().join(" ");
+    let mut lines: Vec<&str> = stderr.lines().map(str::trim).filter(is_worth).collect();
+    match lines.iter().rposition(|line| line.starts_with("thread ") && line.contains(" panicked at ")) {
+        Some(panic) => {
+            lines.drain(..panic);
+            // There is one thread, so its name says nothing.
+            lines[0] =
+                lines[0].split_once(" panicked at ").map_or(lines[0], |(thread, _)| &lines[0][thread.len() + 1..]);
+        }
+        None => drop(lines.drain(..lines.len().saturating_sub(3))),
+    }
+    let mut words = lines.join(" ");
     words.truncate(words.floor_char_boundary(LAST_WORDS_MAX_BYTES));
     words
 }
 
 fn join<const N: usize>(parts: [String; N]) -> String {
     let parts: Vec<String> = parts.into_iter().filter(|part| !part.is_empty()).collect();
-    parts.join("; ")
+    parts.join("; ").replace(char::is_control, " ")
 }
 
 /// Appends the functions that were running, innermost first, as long as there is room. Whole names only.
 fn push_backtrace(reason: &mut String, error: Option<&wasmtime::Error>) {
     let Some(backtrace) = error.and_then(|error| error.downcast_ref::<WasmBacktrace>()) else { return };
-    let readable = |name: &str| format!("{:#}", rustc_demangle::demangle(name));
-    let names: Vec<String> = backtrace.frames().iter().map(|f| readable(f.func_name().unwrap_or("?"))).collect();
-    let names: Vec<&str> = names.iter().map(|name| short(name)).collect();
+    let names: Vec<String> =
+        backtrace.frames().iter().map(|frame| readable(frame.func_name().unwrap_or("?"))).collect();
     let mut separator = "; in ";
     for (name, times) in useful(&names).into_iter().take(FRAMES_MAX) {
         let times = if times > 1 { format!(" ({times} times)") } else { String::new() };
@@ -124,9 +115,12 @@ fn push_backtrace(reason: &mut String, error: Option<&wasmtime::Error>) {
 }
 
 /// Frames without those at the top that only carry a panic out, repeated ones counted.
-fn useful<'a>(names: &[&'a str]) -> Vec<(&'a str, usize)> {
-    let machinery = |name: &&&str| PANIC_MACHINERY.iter().any(|start| name.starts_with(start));
-    let carried = names.iter().take_while(machinery).count();
+fn useful(names: &[String]) -> Vec<(&str, usize)> {
+    let carries = |name: &&String| {
+        let path = name.trim_start_matches('<');
+        PANIC_MACHINERY.iter().any(|start| path.starts_with(start)) || path == "abort"
+    };
+    let carried = names.iter().take_while(carries).count();
     let from = if carried == names.len() { 0 } else { carried };
     let mut frames: Vec<(&str, usize)> = Vec::new();
     for name in &names[from..] {
@@ -138,10 +132,7 @@ fn useful<'a>(names: &[&'a str]) -> Vec<(&'a str, usize)> {
     frames
 }
 
-/// A Rust name without the hash at its end.
-fn short(name: &str) -> &str {
-    match name.rsplit_once("::h") {
-        Some((short, hash)) if hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_hexdigit()) => short,
-        _ => name,
-    }
+/// A function's name as it stands in the source, if it is one of Rust's.
+fn readable(name: &str) -> String {
+    rustc_demangle::try_demangle(name).map_or_else(|_| name.to_owned(), |name| format!("{name:#}"))
 }

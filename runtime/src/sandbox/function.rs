@@ -14,6 +14,9 @@ use super::host::Shared;
 use super::limits::GuestLimits;
 use super::refusal::Refusal;
 
+/// A page of linear memory.
+const WASM_PAGE_BYTES: u64 = 64 << 10;
+
 /// What a manifest decides about a function's guests.
 #[derive(Clone)]
 pub struct FunctionOptions {
@@ -117,11 +120,11 @@ fn check_limits(engine: &Engine, component: &Component, limits: &GuestLimits) ->
         )));
     }
     let Some(required) = component.0.pre.instance_pre().component().resources_required() else { return Ok(()) };
-    let pages = required.max_initial_memory_size.unwrap_or_default().div_ceil(1 << 20);
-    if required.max_initial_memory_size.is_some_and(|bytes| bytes > limits.memory_bytes as u64) {
-        let limit = limits.memory_bytes >> 20;
+    let memory_bytes = required.max_initial_memory_size.unwrap_or_default().saturating_mul(WASM_PAGE_BYTES);
+    if memory_bytes > limits.memory_bytes as u64 {
+        let (needed, limit) = (memory_bytes.div_ceil(1 << 20), limits.memory_bytes >> 20);
         return Err(Refusal::Limits(format!(
-            "the component starts with {pages} MiB of memory, and its limit is {limit} MiB: raise the limit, or link it with less"
+            "the component starts with {needed} MiB of memory, and its limit is {limit} MiB: raise the limit, or link it with less"
         )));
     }
     let elements = required.max_initial_table_size.unwrap_or_default();

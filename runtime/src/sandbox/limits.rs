@@ -25,6 +25,8 @@ pub(super) const RESOURCES_MAX: usize = 1000;
 pub(super) const HANDLES_MAX: usize = 10_000;
 /// Random bytes that a guest may ask for in one call.
 pub(super) const RANDOM_MAX_BYTES: u64 = MIB as u64;
+/// Elements of each table of an instance, whatever the limit of all together.
+pub(super) const TABLE_MAX_ELEMENTS: usize = 100_000;
 /// Tables of one instance together.
 pub(super) const TABLES_MAX: usize = 32;
 /// Linear memories of one instance together.
@@ -58,7 +60,7 @@ impl Default for GuestLimits {
         Self {
             time: Duration::from_secs(5),
             memory_bytes: 64 * MIB,
-            table_elements: 100_000,
+            table_elements: TABLE_MAX_ELEMENTS,
             instances: 64,
             emitted_events: 100,
             emitted_bytes: 4 * MIB,

@@ -137,7 +137,10 @@ impl Buffer {
             Stream::Stdout => (LogLevel::Info, "stdout"),
             Stream::Stderr => (LogLevel::Warn, "stderr"),
         };
-        self.push(level, context, &String::from_utf8_lossy(&line));
+        // Empty lines are layout: a Rust panic begins with one.
+        if !line.is_empty() {
+            self.push(level, context, &String::from_utf8_lossy(&line));
+        }
         line.clear();
         self.open[stream as usize] = line;
     }

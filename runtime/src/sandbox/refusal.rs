@@ -72,6 +72,17 @@ pub enum Refusal {
     Compiler(String),
 }
 
+/// Texts out of a component are not ours to trust: at most this much of one is repeated.
+const QUOTED_MAX_BYTES: usize = 1024;
+/// Exports that are listed.
+const LISTED_MAX: usize = 5;
+
+/// The beginning of a text that came with a component.
+pub(super) fn quoted(text: &str) -> String {
+    let quoted = &text[..text.floor_char_boundary(QUOTED_MAX_BYTES)];
+    quoted.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
 /// What can be told from the first bytes.
 pub(super) fn check_bytes(bytes: &[u8], max_bytes: usize) -> Result<(), Refusal> {
     const MAGIC: &[u8] = b"\0asm";
@@ -127,11 +138,11 @@ impl<'a> Interface<'a> {
 
 /// Checks that an import is one that exists, as far as its name tells; the linker checks its functions.
 pub(super) fn check_import(import: &str) -> Result<(), Refusal> {
-    let unknown = |fix: &str| Err(Refusal::UnknownImport { import: import.to_owned(), fix: fix.to_owned() });
+    let unknown = |fix: &str| Err(Refusal::UnknownImport { import: quoted(import), fix: fix.to_owned() });
     let interface = Interface::parse(import);
     match (interface.package, interface.name) {
         (PACKAGE, "types" | "emitter") if interface.fits(VERSION) => Ok(()),
-        (PACKAGE, "types" | "emitter") => Err(Refusal::WrongVersion { name: import.to_owned() }),
+        (PACKAGE, "types" | "emitter") => Err(Refusal::WrongVersion { name: quoted(import) }),
         ("wasi:logging", "logging") if interface.version == "0.1.0-draft" => Ok(()),
         ("wasi:config", "store") if interface.version == "0.2.0-rc.1" => Ok(()),
         ("wasi:cli" | "wasi:clocks" | "wasi:filesystem" | "wasi:io" | "wasi:random" | "wasi:sockets", _)
@@ -165,8 +176,9 @@ pub(super) fn check_exports<'a>(exports: impl Iterator<Item = &'a str>) -> Resul
         let interface = Interface::parse(export);
         match (interface.package, interface.name) {
             (PACKAGE, "handler") if interface.fits(VERSION) => return Ok(()),
-            (PACKAGE, "handler") => return Err(Refusal::WrongVersion { name: export.to_owned() }),
-            _ => others.push(format!("`{export}`")),
+            (PACKAGE, "handler") => return Err(Refusal::WrongVersion { name: quoted(export) }),
+            _ if others.len() < LISTED_MAX => others.push(format!("`{}`", quoted(export))),
+            _ => {}
         }
     }
     let exports = if others.is_empty() { "nothing".to_owned() } else { others.join(", ") };
