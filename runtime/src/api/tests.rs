@@ -22,6 +22,7 @@ use serde::de::DeserializeOwned;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tower::Service;
 
 use super::types::{PROBLEM_PREFIX, PROBLEM_TYPE, Problem};
 use super::{Api, ApiOptions, serve};
@@ -61,6 +62,21 @@ impl Sandbox for Idle {
 
 fn idle() -> Idle {
     Idle(Intake { ordering: Ordering::Key, filter: None, key: None })
+}
+
+/// An API without a server.
+fn api() -> Api<Fake, Idle> {
+    let broker = Arc::new(Fake::with_topics(&[("orders", 3)]));
+    let clock = Clock::starting_at(NOW);
+    Api::new(ApiOptions::default(), Arc::clone(&broker), Registry::new(broker, clock), clock)
+}
+
+impl Api<Fake, Idle> {
+    /// Answers a request that came over no connection.
+    async fn answer(&self, request: Request<axum::body::Body>) -> axum::response::Response {
+        let Ok(answer) = super::router(Arc::clone(&self.shared)).call(request).await;
+        answer
+    }
 }
 
 /// A server with topics `orders` (three partitions) and `payments` (one).
