@@ -3,6 +3,7 @@
 pub mod api;
 pub mod breaker;
 pub mod broker;
+pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod registry;

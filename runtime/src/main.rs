@@ -1,1 +1,5 @@
-fn main() {}
+//! The `millrace` binary: everything is in the library.
+
+fn main() -> std::process::ExitCode {
+    millrace::cli::main()
+}

@@ -125,6 +125,11 @@ impl Event {
 /// millrace_sdk::handler!(handle);
 /// # fn main() {}
 /// ```
+#[diagnostic::on_unimplemented(
+    message = "a handler cannot take `{Self}`",
+    label = "its first argument must be an event",
+    note = "take `Event`, or `Event<T>` where `T` derives `serde::Deserialize`, or implement `FromEvent`"
+)]
 pub trait FromEvent: Sized {
     /// Reads it from an event.
     ///

@@ -1,5 +1,7 @@
 //! The real host: the runtime's imports and the export that it calls.
 
+use std::io::{self, Write as _};
+use std::panic::{self, PanicHookInfo};
 use std::sync::Once;
 use std::time::Duration;
 
@@ -36,8 +38,11 @@ pub fn run<E: FromEvent>(
     event: Event,
     delivery: &Delivery,
 ) -> Result<(), Failure> {
-    static LOGGER: Once = Once::new();
-    LOGGER.call_once(install_logger);
+    static PREPARED: Once = Once::new();
+    PREPARED.call_once(|| {
+        panic::set_hook(Box::new(report_panic));
+        install_logger();
+    });
     let outcome = E::from_event(event.into());
     let outcome = outcome.and_then(|event| handle(event, &mut Context::new(&mut Imports { delivery })));
     outcome.map_err(Failure::from)
@@ -130,6 +135,13 @@ impl From<crate::Failure> for Failure {
             crate::Failure::Rejected(message) => Self::Rejected(message),
         }
     }
+}
+
+/// Prints where a handler panicked and why. The hook of the standard library would add a thread and advice on an
+/// environment variable, of which a component has neither.
+fn report_panic(panic: &PanicHookInfo<'_>) {
+    // In one write, so that the host sees one message. If that fails, nobody is left to be told.
+    drop(io::stderr().write_all(format!("{panic}\n").as_bytes()));
 }
 
 /// Sends what the `log` facade gets to the host. Its module path is the context.

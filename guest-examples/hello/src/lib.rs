@@ -3,7 +3,8 @@
 use millrace_sdk::prelude::*;
 
 fn handle(visitor: Event<String>, cx: &mut Context) -> Result<(), Failure> {
-    let greeting = format!("Hello, {}!", visitor.data);
+    let name = visitor.data;
+    let greeting = format!("Hello, {name}!");
     log::info!("{greeting}");
     cx.emit("greetings", Emission::json("greeting", &greeting)?)?;
     Ok(())

@@ -11,14 +11,14 @@ struct Flight {
 }
 
 fn handle(flight: Event<Flight>, cx: &mut Context) -> Result<(), Failure> {
-    let Flight { origin, destination, delay } = &flight.data;
+    let Event { subject, time, data: Flight { origin, destination, delay }, .. } = flight;
     let text = format!("The flight from {origin} to {destination} is {delay} minutes late.");
     let alert = json!({"origin": origin, "destination": destination, "delay": delay, "text": text});
-    let mut emission = Emission::json("flight.delayed", &alert)?.key(origin.as_str());
-    if let Some(subject) = &flight.subject {
+    let mut emission = Emission::json("flight.delayed", &alert)?.key(origin);
+    if let Some(subject) = subject {
         emission = emission.subject(subject);
     }
-    if let Some(time) = flight.time {
+    if let Some(time) = time {
         emission = emission.time(time);
     }
     cx.emit("alerts", emission)?;

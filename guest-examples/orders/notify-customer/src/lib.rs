@@ -4,9 +4,10 @@ use millrace_sdk::prelude::*;
 use orders_events::{CustomerNotified, PaymentDeclined, ShipmentArranged};
 
 fn handle(event: Event, cx: &mut Context) -> Result<(), Failure> {
-    let notified = match event.ty.as_str() {
+    let Event { ty, data, .. } = event;
+    let notified = match ty.as_str() {
         "shipment.arranged" => {
-            let ShipmentArranged { order, customer, days } = event.data_json()?;
+            let ShipmentArranged { order, customer, days } = data.json()?;
             let text = match days {
                 1 => format!("Your order {order} arrives tomorrow."),
                 days => format!("Your order {order} arrives in {days} days."),
@@ -14,7 +15,7 @@ fn handle(event: Event, cx: &mut Context) -> Result<(), Failure> {
             CustomerNotified { order, customer, text }
         }
         "payment.declined" => {
-            let PaymentDeclined { order, customer, reason, .. } = event.data_json()?;
+            let PaymentDeclined { order, customer, reason, .. } = data.json()?;
             let text = format!("We had to cancel your order {order}: {reason}.");
             CustomerNotified { order, customer, text }
         }

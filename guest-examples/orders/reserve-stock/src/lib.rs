@@ -4,7 +4,7 @@ use millrace_sdk::prelude::*;
 use orders_events::Order;
 
 fn handle(placed: Event<Order>, cx: &mut Context) -> Result<(), Failure> {
-    let order = &placed.data;
+    let order = placed.data;
     if order.items.is_empty() {
         return Err(Failure::invalid(format!("order {} has no items", order.order)));
     }
@@ -14,7 +14,7 @@ fn handle(placed: Event<Order>, cx: &mut Context) -> Result<(), Failure> {
         return Err(Failure::rejected(message));
     }
     log::debug!("reserving {} positions for {}", order.items.len(), order.order);
-    cx.emit("stock", Emission::json("stock.reserved", order)?.subject(&order.order))?;
+    cx.emit("stock", Emission::json("stock.reserved", &order)?.subject(order.order))?;
     Ok(())
 }
 

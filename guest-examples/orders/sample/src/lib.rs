@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn the_files_are_what_the_generator_writes() {
-        let hint = "run `cargo run -p orders-sample` in guest-examples/orders";
+        let hint = "run `cargo run -p orders-sample -- guest-examples/orders`";
         assert!(sample().lines() == include_str!("../../orders.ndjson"), "{hint}");
         assert!(sample().expected() == include_str!("../../expected.json"), "{hint}");
     }

@@ -1,5 +1,5 @@
-//! Writes `orders.ndjson` and `expected.json`. Run it in the folder of the application:
-//! `cargo run -p orders-sample`.
+//! Writes `orders.ndjson` and `expected.json` into a folder, by default the current one:
+//! `cargo run -p orders-sample -- guest-examples/orders`.
 
 use std::path::Path;
 use std::{env, fs, io};

@@ -1,0 +1,175 @@
+//! The command line of `millrace`: one file per subcommand.
+
+use std::future::Future;
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+
+mod application;
+mod build;
+mod check;
+mod client;
+mod completions;
+mod dead_letters;
+mod error;
+mod format;
+mod functions;
+mod new;
+mod output;
+mod publish;
+mod status;
+mod tail;
+#[cfg(test)]
+mod testing;
+#[cfg(test)]
+mod tests;
+mod topics;
+
+use client::Client;
+use error::{EXIT_CODES, Error, Exit};
+use output::{ColorWhen, Console};
+
+/// Runs event functions compiled to WebAssembly, with effects exactly once.
+#[derive(Debug, Parser)]
+#[command(
+    name = "millrace",
+    version,
+    after_help = format!("{EXAMPLES}\n\n{EXIT_CODES}"),
+    arg_required_else_help = true,
+    max_term_width = 110
+)]
+struct Cli {
+    #[command(flatten)]
+    global: Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  millrace new shop                     a project that builds at once
+  millrace check shop                   is its manifest in order?
+  millrace publish orders --type order.placed --data '{\"order\": 7}'
+  millrace tail orders --from earliest
+  millrace status
+  millrace dead-letters list";
+
+/// What holds for all commands.
+#[derive(Debug, clap::Args)]
+struct Global {
+    /// Address of the server that a command talks to
+    #[arg(
+        long,
+        global = true,
+        env = "MILLRACE_URL",
+        value_name = "URL",
+        default_value_t = format!("http://{}", crate::config::DEFAULT_LISTEN),
+        help_heading = "Global options"
+    )]
+    server: String,
+    /// Answers in JSON, for programs
+    #[arg(long, global = true, help_heading = "Global options")]
+    json: bool,
+    /// When to colour the output; NO_COLOR in the environment is respected
+    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t, help_heading = "Global options")]
+    color: ColorWhen,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Write a new project that builds at once
+    New(new::Args),
+    /// Check a manifest and its components without running anything
+    Check(check::Args),
+    /// Build the components of an application
+    Build(build::Args),
+    /// Publish events to a topic
+    Publish(publish::Args),
+    /// Show the events of a topic as they come
+    Tail(tail::Args),
+    /// Show how far functions are, and whether their accounts balance
+    Status(status::Args),
+    /// List topics
+    Topics(topics::Args),
+    /// List functions with their settings
+    Functions(functions::Args),
+    /// Look at failed events, and send them again, resolve or discard them
+    DeadLetters(dead_letters::Args),
+    /// Write completions for a shell
+    Completions(completions::Args),
+}
+
+/// What a command works with.
+#[derive(Debug)]
+pub(crate) struct Context {
+    /// Where to say things.
+    pub(crate) console: Console,
+    /// The server's address, as it was given.
+    pub(crate) server: String,
+}
+
+impl Context {
+    /// A client of the server.
+    ///
+    /// # Errors
+    /// If the address is none.
+    pub(crate) fn client(&self) -> Result<Client, Error> {
+        Client::new(&self.server)
+    }
+}
+
+/// Runs the command line of this process.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let context = Context { console: Console::of_process(cli.global.json, cli.global.color), server: cli.global.server };
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(e) => {
+            let error = Error::failed(format_args!("no threads can be started: {e}"), "raise the limits of this user");
+            return context.console.close(Err(error)).map_or_else(|e| e.exit(), |()| Exit::Done).into();
+        }
+    };
+    let exit = runtime.block_on(run(cli.command, context));
+    // Whoever still waits for a line of standard input must not hold the process.
+    runtime.shutdown_background();
+    exit.into()
+}
+
+/// Runs a command to its end, and tells its error if there is one.
+async fn run(command: Command, mut context: Context) -> Exit {
+    // On the heap, because the futures of commands differ much in size.
+    let result = Box::pin(dispatch(command, &mut context)).await;
+    let exit = result.as_ref().copied().unwrap_or_else(Error::exit);
+    match context.console.close(result.map(drop)) {
+        Ok(()) => exit,
+        Err(error) => error.exit(),
+    }
+}
+
+async fn dispatch(command: Command, context: &mut Context) -> Result<Exit, Error> {
+    match command {
+        Command::New(args) => new::run(&args, context).await,
+        Command::Check(args) => check::run(&args, context).await,
+        Command::Build(args) => until_interrupted(build::run(&args, context)).await,
+        Command::Publish(args) => publish::run(args, context).await,
+        Command::Tail(args) => until_interrupted(tail::run(&args, context)).await,
+        Command::Status(args) => until_interrupted(status::run(&args, context)).await,
+        Command::Topics(args) => until_interrupted(topics::run(&args, context)).await,
+        Command::Functions(args) => until_interrupted(functions::run(&args, context)).await,
+        Command::DeadLetters(args) => until_interrupted(dead_letters::run(args, context)).await,
+        Command::Completions(args) => completions::run(&args, &mut Cli::command(), context),
+    }
+}
+
+/// Does a piece of work, and gives it up on Ctrl-C.
+///
+/// # Errors
+/// Those of the work, or [`Error::Interrupted`].
+pub(crate) async fn until_interrupted<T>(work: impl Future<Output = Result<T, Error>>) -> Result<T, Error> {
+    tokio::select! {
+        biased;
+        result = work => result,
+        _ = tokio::signal::ctrl_c() => Err(Error::Interrupted),
+    }
+}

@@ -1,0 +1,49 @@
+//! The one place where the bytes of a component are looked into.
+
+use bytes::Bytes;
+
+/// Preamble of WebAssembly: magic, then version and layer.
+const MAGIC: &[u8] = b"\0asm";
+const MODULE: &[u8] = &[0x01, 0, 0, 0];
+const COMPONENT: &[u8] = &[0x0d, 0, 0x01, 0];
+
+/// Whether these bytes can be a handler.
+///
+/// # Errors
+/// What is wrong with them, and what to do about it.
+pub(super) async fn inspect(bytes: Bytes) -> Result<(), (String, String)> {
+    preamble(&bytes).map_err(|(message, help)| (message.to_owned(), help.to_owned()))
+}
+
+fn preamble(bytes: &[u8]) -> Result<(), (&'static str, &'static str)> {
+    const BUILD: &str = "build a component, with `--target wasm32-wasip2`";
+    let Some(rest) = bytes.strip_prefix(MAGIC) else {
+        let message = if bytes.is_empty() { "the file is empty" } else { "it is not WebAssembly" };
+        return Err((message, BUILD));
+    };
+    match rest.get(..4) {
+        Some(MODULE) => Err(("it is a core module, not a component", BUILD)),
+        Some(COMPONENT) => Ok(()),
+        Some(_) => Err(("its version of WebAssembly is unknown", BUILD)),
+        None => Err(("it is cut short", "build it again")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_component_is_told() {
+        for (bytes, expected) in [
+            (&b""[..], Err("the file is empty")),
+            (b"(component)", Err("it is not WebAssembly")),
+            (b"\0asm\x0d", Err("it is cut short")),
+            (b"\0asm\x01\0\0\0", Err("it is a core module, not a component")),
+            (b"\0asm\x02\0\0\0", Err("its version of WebAssembly is unknown")),
+            (b"\0asm\x0d\0\x01\0", Ok(())),
+        ] {
+            assert_eq!(preamble(bytes).map_err(|(message, _)| message), expected);
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! `millrace functions`.
+
+use super::client::Target;
+use super::error::{Error, Exit};
+use super::format::{self, Cell, Side, Table};
+use super::output::Style;
+use super::{Context, status};
+use crate::api::types::{FunctionStatus, Status};
+
+const EXAMPLES: &str = "\
+Examples:
+  millrace functions
+  millrace functions --json";
+
+/// Characters of a component's digest that are shown: enough to tell two apart.
+const DIGEST_CHARS: usize = 12;
+
+/// Arguments of `millrace functions`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(super) struct Args {}
+
+/// Lists functions.
+pub(super) async fn run(_args: &Args, context: &mut Context) -> Result<Exit, Error> {
+    let functions: Status = context.client()?.get(&Target::new(["v1", "functions"])).await?;
+    let console = &mut context.console;
+    if console.is_json() {
+        console.document(&functions)?;
+    } else if functions.functions.is_empty() {
+        console.note("There are no functions. Start the server on an application with `millrace dev DIR`.")?;
+    } else {
+        console.table(&table(&functions.functions))?;
+    }
+    Ok(Exit::Done)
+}
+
+fn table(functions: &[FunctionStatus]) -> Table {
+    let mut table = Table::new(&[
+        ("function", Side::Left),
+        ("rev", Side::Right),
+        ("component", Side::Left),
+        ("breaker", Side::Left),
+        ("partitions", Side::Right),
+        ("topics", Side::Left),
+    ]);
+    for f in functions {
+        table.row(vec![
+            Cell::styled(format::one_line(&f.name, 127), Style::Strong),
+            f.revision.to_string().into(),
+            Cell::styled(f.component.chars().take(DIGEST_CHARS).collect::<String>(), Style::Faint),
+            Cell::styled(format::one_line(&f.breaker, 20), status::breaker_style(&f.breaker)),
+            f.units.len().to_string().into(),
+            format::one_line(&f.topics.join(", "), 500).into(),
+        ]);
+    }
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use crate::cli::status::tests::function;
+    use crate::cli::testing::{Answer, Server};
+
+    #[tokio::test]
+    async fn functions_are_listed_with_their_components() {
+        let answer = json!({"state": "ready", "functions": [function("shop.pay", &json!({"topics": ["orders", "more"]}))]});
+        let server = Server::answering([Answer::json(&answer)]).await;
+        let expected = "\
+FUNCTION  REV  COMPONENT     BREAKER  PARTITIONS  TOPICS
+shop.pay    2  abababababab  closed            1  orders, more
+";
+        assert_eq!(server.run(&["functions"]).await.done(), expected);
+    }
+}

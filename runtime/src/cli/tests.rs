@@ -1,0 +1,112 @@
+use clap::{CommandFactory, Parser};
+
+use super::error::EXIT_CODES;
+use super::testing::{free_address, parsed, run};
+use super::{Cli, Exit};
+
+/// Each command and subcommand, with its path.
+fn all(command: &clap::Command, path: &str, found: &mut Vec<(String, String)>) {
+    for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+        let path = format!("{path} {}", sub.get_name());
+        let help = sub.get_after_help().map(ToString::to_string).unwrap_or_default();
+        found.push((path.clone(), help));
+        all(sub, &path, found);
+    }
+}
+
+#[test]
+fn the_command_line_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn the_help_of_each_command_has_examples_that_parse() {
+    let mut commands = Vec::new();
+    all(&Cli::command(), "millrace", &mut commands);
+    assert!(commands.len() > 10);
+    for (path, help) in commands {
+        let examples: Vec<&str> = help.lines().skip_while(|line| *line != "Examples:").skip(1).collect();
+        let examples: Vec<&str> = examples.into_iter().take_while(|line| !line.is_empty()).collect();
+        assert!(!examples.is_empty(), "{path}");
+        for example in examples {
+            let line = example.split("  ").find(|part| part.contains("millrace ")).unwrap();
+            let line = line[line.find("millrace ").unwrap()..].split([">", "|"].map(|c: &str| c.chars().next().unwrap())).next().unwrap();
+            assert!(line.starts_with(&path) || path.ends_with("dead-letters"), "{path}: {line}");
+            let words = words(line);
+            assert!(Cli::try_parse_from(&words).is_ok(), "{words:?}: {:?}", Cli::try_parse_from(&words).map(drop));
+        }
+    }
+}
+
+/// Words of a shell's command line with single quotes.
+fn words(line: &str) -> Vec<String> {
+    let (mut words, mut quoted) = (vec![String::new()], false);
+    for c in line.trim().chars() {
+        match c {
+            '\'' => quoted = !quoted,
+            ' ' if !quoted => words.push(String::new()),
+            c => words.last_mut().unwrap().push(c),
+        }
+    }
+    words
+}
+
+#[test]
+fn the_help_tells_exit_codes_as_they_are() {
+    for exit in [Exit::Done, Exit::Failed, Exit::Usage, Exit::Unreachable, Exit::TimedOut, Exit::Interrupted] {
+        assert!(EXIT_CODES.contains(&format!("\n  {:<3}  ", exit.code())), "{exit:?}");
+    }
+    assert_eq!(parsed(&["publish"]).unwrap_err().exit_code(), i32::from(Exit::Usage.code()));
+}
+
+#[tokio::test]
+async fn every_command_that_needs_a_server_says_that_there_is_none() {
+    let server = format!("http://{}", free_address());
+    for words in [
+        &["status"][..],
+        &["topics"],
+        &["functions"],
+        &["tail", "orders"],
+        &["publish", "orders", "--type", "t"],
+        &["dead-letters", "list"],
+        &["dead-letters", "show", "a.b", "orders/0/1"],
+        &["dead-letters", "redrive", "a.b"],
+    ] {
+        let mut line = vec!["--server", &server];
+        line.extend_from_slice(words);
+        let err = run(&line).await.refused(Exit::Unreachable);
+        assert!(err.starts_with("error: there is no server at http://127.0.0.1:"), "{err}");
+        assert!(err.contains("\n  fix: start one with `millrace dev`"), "{err}");
+    }
+}
+
+#[test]
+fn flags_are_understood_before_and_after_the_command() {
+    for (words, is_good) in [
+        (&["--json", "status"][..], true),
+        (&["status", "--json"], true),
+        (&["status", "--server", "http://a:1"], true),
+        (&["status", "--color", "never"], true),
+        (&["status", "--color", "pink"], false),
+        (&["status", "--watch", "2s"], true),
+        (&["status", "--watch"], true),
+        (&["status", "--watch", "2"], false),
+        (&["status", "--watch", "--wait-settled"], false),
+        (&["status", "--timeout", "5s"], false),
+        (&["completions", "bash"], true),
+        (&["completions", "cmd"], false),
+        (&["tail", "orders", "-f"], true),
+        (&["tail", "orders", "-n", "0"], false),
+        (&["stauts"], false),
+    ] {
+        assert_eq!(parsed(words).is_ok(), is_good, "{words:?}");
+    }
+}
+
+#[tokio::test]
+async fn completions_know_the_commands() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = run(&["completions", shell]).await.done();
+        assert!(script.contains("dead-letters") && script.contains("give-up-after"), "{shell}");
+    }
+}
