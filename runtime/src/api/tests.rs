@@ -1,5 +1,6 @@
 //! The API over real connections, on a log in memory that can be told to refuse.
 
+mod embedded;
 mod fake;
 mod letters;
 mod publishing;
@@ -26,6 +27,7 @@ use tower::Service;
 
 use super::types::{PROBLEM_PREFIX, PROBLEM_TYPE, Problem};
 use super::{Api, ApiOptions, serve};
+use crate::broker::{Broker, Catalog};
 use crate::clock::Clock;
 use crate::registry::{Deployment, Registry};
 use crate::sandbox::{Completion, Error, Invocation, Sandbox};
@@ -80,11 +82,11 @@ impl Api<Fake, Idle> {
 }
 
 /// A server with topics `orders` (three partitions) and `payments` (one).
-struct Server {
+struct Server<B = Fake> {
     address: SocketAddr,
-    broker: Arc<Fake>,
-    registry: Registry<Fake, Idle>,
-    api: Api<Fake, Idle>,
+    broker: Arc<B>,
+    registry: Registry<B, Idle>,
+    api: Api<B, Idle>,
     stop: Option<oneshot::Sender<()>>,
     served: JoinHandle<()>,
 }
@@ -95,7 +97,13 @@ impl Server {
     }
 
     async fn start_with(options: ApiOptions) -> Self {
-        let broker = Arc::new(Fake::with_topics(&[("orders", 3), ("payments", 1)]));
+        Self::on(Fake::with_topics(&[("orders", 3), ("payments", 1)]), options).await
+    }
+}
+
+impl<B: Broker + Catalog> Server<B> {
+    async fn on(broker: B, options: ApiOptions) -> Self {
+        let broker = Arc::new(broker);
         let clock = Clock::starting_at(NOW);
         let registry = Registry::new(Arc::clone(&broker), clock);
         let api = Api::new(options, Arc::clone(&broker), registry.clone(), clock);
