@@ -56,6 +56,8 @@ pub const CONNECTIONS_MAX: usize = 1024;
 pub const CONNECTION_BUFFER_MAX_BYTES: usize = 128 * KIB;
 /// Bytes of all bodies that are held at the same time; requests beyond are answered 429.
 pub const BODIES_MAX_BYTES: usize = 128 * MIB;
+/// Bytes of a body that is too large that are still read, so that its sender sees the answer.
+pub const DISCARDED_MAX_BYTES: usize = 64 * MIB;
 /// Requests that wait for records at the same time; more are answered 429.
 pub const LONG_POLLS_MAX: usize = 256;
 /// How long a request can wait for records.

@@ -38,11 +38,8 @@ impl Intake {
     /// holds nothing.
     pub(super) async fn read(&self, headers: &HeaderMap, body: Body) -> Result<Received, Refusal> {
         check_encoding(headers)?;
-        let announced = announced_bytes(headers);
-        if announced.is_some_and(|bytes| bytes > self.max_bytes) {
-            return Err(self.too_large());
-        }
-        match tokio::time::timeout(limits::REQUEST_READ_TIMEOUT, self.collect(body, announced.unwrap_or(0))).await {
+        let announced = announced_bytes(headers).unwrap_or(0);
+        match tokio::time::timeout(limits::REQUEST_READ_TIMEOUT, self.collect(body, announced)).await {
             Ok(received) => received,
             Err(_) => {
                 let seconds = limits::REQUEST_READ_TIMEOUT.as_secs();
@@ -52,6 +49,10 @@ impl Intake {
     }
 
     async fn collect(&self, mut body: Body, announced: usize) -> Result<Received, Refusal> {
+        if announced > self.max_bytes {
+            discard(body).await;
+            return Err(self.too_large());
+        }
         let mut held: Option<OwnedSemaphorePermit> = None;
         let mut first = Bytes::new();
         let mut whole = BytesMut::new();
@@ -60,6 +61,8 @@ impl Intake {
             let Ok(data) = frame.into_data() else { continue };
             self.hold(&mut held, data.len())?;
             if held.as_ref().is_some_and(|held| held.num_permits() > self.max_bytes) {
+                drop(held);
+                discard(body).await;
                 return Err(self.too_large());
             }
             // A body that comes in one piece, as most do, is not copied.
@@ -93,6 +96,17 @@ impl Intake {
     fn too_large(&self) -> Refusal {
         let max = Size(self.max_bytes as u64);
         Refusal::new(Kind::TooLarge, format_args!("a body can have {max}; send several smaller ones"))
+    }
+}
+
+/// Reads on without keeping anything. A client that is still sending when the connection is closed may never see the
+/// answer; beyond a bound that is its own fault.
+async fn discard(mut body: Body) {
+    let mut bytes = 0;
+    while bytes < limits::DISCARDED_MAX_BYTES
+        && let Some(Ok(frame)) = body.frame().await
+    {
+        bytes += frame.data_ref().map_or(0, Bytes::len);
     }
 }
 

@@ -1,5 +1,6 @@
 //! The API over real connections, on a log in memory that can be told to refuse.
 
+mod embedded;
 mod fake;
 mod letters;
 mod publishing;
@@ -22,9 +23,11 @@ use serde::de::DeserializeOwned;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
+use tower::Service;
 
 use super::types::{PROBLEM_PREFIX, PROBLEM_TYPE, Problem};
 use super::{Api, ApiOptions, serve};
+use crate::broker::{Broker, Catalog};
 use crate::clock::Clock;
 use crate::registry::{Deployment, Registry};
 use crate::sandbox::{Completion, Error, Invocation, Sandbox};
@@ -63,12 +66,27 @@ fn idle() -> Idle {
     Idle(Intake { ordering: Ordering::Key, filter: None, key: None })
 }
 
+/// An API without a server.
+fn api() -> Api<Fake, Idle> {
+    let broker = Arc::new(Fake::with_topics(&[("orders", 3)]));
+    let clock = Clock::starting_at(NOW);
+    Api::new(ApiOptions::default(), Arc::clone(&broker), Registry::new(broker, clock), clock)
+}
+
+impl Api<Fake, Idle> {
+    /// Answers a request that came over no connection.
+    async fn answer(&self, request: Request<axum::body::Body>) -> axum::response::Response {
+        let Ok(answer) = super::router(Arc::clone(&self.shared)).call(request).await;
+        answer
+    }
+}
+
 /// A server with topics `orders` (three partitions) and `payments` (one).
-struct Server {
+struct Server<B = Fake> {
     address: SocketAddr,
-    broker: Arc<Fake>,
-    registry: Registry<Fake, Idle>,
-    api: Api<Fake, Idle>,
+    broker: Arc<B>,
+    registry: Registry<B, Idle>,
+    api: Api<B, Idle>,
     stop: Option<oneshot::Sender<()>>,
     served: JoinHandle<()>,
 }
@@ -79,7 +97,13 @@ impl Server {
     }
 
     async fn start_with(options: ApiOptions) -> Self {
-        let broker = Arc::new(Fake::with_topics(&[("orders", 3), ("payments", 1)]));
+        Self::on(Fake::with_topics(&[("orders", 3), ("payments", 1)]), options).await
+    }
+}
+
+impl<B: Broker + Catalog> Server<B> {
+    async fn on(broker: B, options: ApiOptions) -> Self {
+        let broker = Arc::new(broker);
         let clock = Clock::starting_at(NOW);
         let registry = Registry::new(Arc::clone(&broker), clock);
         let api = Api::new(options, Arc::clone(&broker), registry.clone(), clock);

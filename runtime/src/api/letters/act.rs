@@ -161,16 +161,16 @@ impl Choice {
         };
         let narrows = category.is_some() || topic.is_some() || reason_contains.is_some();
         if ids.is_empty() {
-            return match (all, narrows || function.is_some()) {
-                (true, true) => {
-                    Err(Refusal::malformed("`all` means every function's letters; leave out the rest or `all`"))
-                }
-                (false, false) => Err(Refusal::malformed(
-                    "name letters by `ids`, choose them by `function`, `category`, `topic` or \
-                         `reason_contains`, or say `all`",
-                )),
-                (true, false) | (false, true) => Ok(Self::Matching(filter)),
-            };
+            if *all && function.is_some() {
+                return Err(Refusal::malformed("`all` means every function's letters; leave out `function` or `all`"));
+            }
+            if !*all && !narrows && function.is_none() {
+                return Err(Refusal::malformed(
+                    "name letters by `ids`, choose them by `function`, `category`, `topic` or `reason_contains`, or say \
+                     `all`",
+                ));
+            }
+            return Ok(Self::Matching(filter));
         }
         if *all || narrows || after.is_some() {
             return Err(Refusal::malformed("`ids` name the letters; leave out `all`, `after` and the filters"));

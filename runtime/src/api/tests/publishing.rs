@@ -1,12 +1,16 @@
 use std::fmt::Write as _;
 
+use axum::body::Body;
 use axum::http::header::CONTENT_TYPE;
-use axum::http::{HeaderValue, Method};
+use axum::http::{HeaderValue, Method, Request};
 use millrace_core::codec::{self, PLAIN_TYPE};
 use millrace_core::event::Event;
 use millrace_core::limits;
 use millrace_core::name::Topic;
 use millrace_core::record::Record;
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::select;
 
 use super::super::types::{BATCH_TYPE, EVENT_TYPE, Published};
 use super::super::{ApiOptions, PLAIN_SOURCE};
@@ -287,6 +291,7 @@ async fn bodies_are_bounded_whether_their_length_is_announced_or_not() {
     let server = Server::start_with(ApiOptions { max_body_bytes: 1000, ..ApiOptions::default() }).await;
     assert_eq!(server.post(ORDERS, "text/plain", vec![b'x'; 1000]).await.summary(), "202");
     assert_eq!(server.post(ORDERS, "text/plain", vec![b'x'; 1001]).await.summary(), "413 too-large");
+    assert_eq!(server.post(ORDERS, "text/plain", vec![b'x'; 9 * limits::MIB]).await.summary(), "413 too-large");
     let chunked = |bytes: usize| {
         format!(
             "POST {ORDERS} HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\nconnection: close\r\n\r\n{bytes:x}\r\n{}\r\n0\r\n\r\n",
@@ -309,4 +314,56 @@ async fn a_body_that_breaks_off_publishes_nothing() {
 async fn content_types_of_plain_data_are_kept() {
     let (_, event) = publish(&[(CONTENT_TYPE.as_str(), "text/csv; charset=utf-8")], b"a,b").await;
     assert_eq!(event.datacontenttype.as_deref(), Some("text/csv; charset=utf-8"));
+}
+
+/// Headers out of those that mean something and those that do not, with values likewise.
+fn headers() -> impl Strategy<Value = Vec<(&'static str, Vec<u8>)>> {
+    let name = select(vec![
+        "content-type",
+        "ce-specversion",
+        "ce-id",
+        "ce-source",
+        "ce-type",
+        "ce-time",
+        "ce-x",
+        "ce-",
+        "millrace-key",
+        "idempotency-key",
+        "traceparent",
+        "tracestate",
+        "content-encoding",
+        "origin",
+    ]);
+    let known =
+        select(vec![EVENT_TYPE, BATCH_TYPE, "application/json", "text/plain", "1.0", "1", PARENT, "%", "\"\\\"", ""]);
+    let value = prop_oneof![3 => known.prop_map(|text| text.as_bytes().to_vec()), 1 => any::<Vec<u8>>()];
+    vec((name, value), 0..8)
+}
+
+/// Bodies that are events, nearly events, or anything.
+fn body() -> impl Strategy<Value = Vec<u8>> {
+    let json = select(vec!["[", "]", "{", "}", ":", ",", "\"id\"", "\"data\"", "1", "null", "\"\\ud800\"", EVENT]);
+    prop_oneof![
+        vec(json, 0..12).prop_map(|parts| parts.concat().into_bytes()),
+        any::<Vec<u8>>(),
+        Just(EVENT.as_bytes().to_vec())
+    ]
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_published_is_answered(headers in headers(), path in "/v1/topics/(orders|[a-z%./0-9]{0,8})/events", body in body()) {
+        let mut request = Request::post(path).header("host", "localhost");
+        for (name, value) in headers {
+            if let Ok(value) = HeaderValue::from_bytes(&value) {
+                request = request.header(name, value);
+            }
+        }
+        let Ok(request) = request.body(Body::from(body)) else { return Ok(()) };
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let answer = runtime.block_on(super::api().answer(request));
+        let status = answer.status().as_u16();
+        prop_assert!(matches!(status, 202 | 400 | 403 | 404 | 405 | 413 | 415), "{}", status);
+        prop_assert!(answer.headers().contains_key("content-type"));
+    }
 }
