@@ -122,7 +122,8 @@ impl Context {
 #[must_use]
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let context = Context { console: Console::of_process(cli.global.json, cli.global.color), server: cli.global.server };
+    let context =
+        Context { console: Console::of_process(cli.global.json, cli.global.color), server: cli.global.server };
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(e) => {

@@ -119,7 +119,10 @@ impl Application {
                 let count = format::counted(problems.len() as u64, "error");
                 Err(Error::failed(
                     format_args!("{} has {count}", source.file.display()),
-                    format_args!("mend the manifest; `millrace check {}` looks at it again", source.directory.display()),
+                    format_args!(
+                        "mend the manifest; `millrace check {}` looks at it again",
+                        source.directory.display()
+                    ),
                 ))
             }
         }

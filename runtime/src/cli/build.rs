@@ -10,11 +10,11 @@ use serde::Serialize;
 use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::Command;
 
+use super::Context;
 use super::application::{Application, Severity};
 use super::error::{Error, Exit};
 use super::format::{self, Cell, Side, Table};
 use super::output::Style;
-use super::Context;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -258,7 +258,9 @@ pub(crate) async fn missing_target(directory: &Path) -> Option<String> {
         Err(_) => Some("Rust is not installed, or not on the path: see https://rustup.rs".to_owned()),
         Ok(output) if output.status.success() => {
             let libraries = PathBuf::from(String::from_utf8_lossy(&output.stdout).trim());
-            let fix = format!("Rust's standard library for {GUEST_TARGET} is missing: run `rustup target add {GUEST_TARGET}`");
+            let fix = format!(
+                "Rust's standard library for {GUEST_TARGET} is missing: run `rustup target add {GUEST_TARGET}`"
+            );
             (!has_std(&libraries)).then_some(fix)
         }
         Ok(_) => None,
@@ -328,7 +330,10 @@ mod tests {
         let path = directory.path().to_str().unwrap();
         let ran = run(&["build", path]).await;
         let out = ran.done().replace(path, "DIR");
-        assert_eq!(out, "FUNCTION  SIZE  COMPONENT\npay        4 B  DIR/out/pay.wasm\nship       2 B  DIR/out/ship.wasm\n");
+        assert_eq!(
+            out,
+            "FUNCTION  SIZE  COMPONENT\npay        4 B  DIR/out/pay.wasm\nship       2 B  DIR/out/ship.wasm\n"
+        );
     }
 
     #[tokio::test]
@@ -344,10 +349,22 @@ mod tests {
     async fn what_fails_is_named_with_its_status_and_the_fix() {
         for (command, words, expected) in [
             ("exit 7", &[][..], "error: `exit 7` failed with exit status: 7\n  fix: its own output above says why\n"),
-            ("true", &[], "error: `true` made no component for pay: DIR/out/pay.wasm: No such file or directory (os error 2)\n  \
-                fix: let `component` of functions.pay name the file that its `build` makes\n"),
-            ("true", &["stock"], "error: stock has no build command\n  fix: add build = \"…\" to functions.stock, or leave it out here\n"),
-            ("true", &["shop.pai"], "error: DIR/millrace.toml has no function `shop.pai`\n  fix: choose from pay, ship, stock\n"),
+            (
+                "true",
+                &[],
+                "error: `true` made no component for pay: DIR/out/pay.wasm: No such file or directory (os error 2)\n  \
+                fix: let `component` of functions.pay name the file that its `build` makes\n",
+            ),
+            (
+                "true",
+                &["stock"],
+                "error: stock has no build command\n  fix: add build = \"…\" to functions.stock, or leave it out here\n",
+            ),
+            (
+                "true",
+                &["shop.pai"],
+                "error: DIR/millrace.toml has no function `shop.pai`\n  fix: choose from pay, ship, stock\n",
+            ),
         ] {
             let directory = application(command);
             let path = directory.path().to_str().unwrap();

@@ -8,11 +8,11 @@ use millrace_core::manifest::{Function, Manifest};
 use millrace_core::settings::{self, Problem};
 use serde::Serialize;
 
+use super::Context;
 use super::application::{Severity, Text};
 use super::error::{Error, Exit};
 use super::format;
 use super::output::{Console, Style};
-use super::Context;
 
 mod component;
 
@@ -254,12 +254,25 @@ mod tests {
     #[tokio::test]
     async fn problems_are_shown_at_their_place() {
         let good = "[functions.pay]\ntopics = [\"orders\"]\n";
-        check(&format!("{good}component = \"a.wasm\"\ntopcis = 1"), EMPTY_COMPONENT, &["error: unknown key", "millrace.toml:5:", "did you mean"], Exit::Failed).await;
+        check(
+            &format!("{good}component = \"a.wasm\"\ntopcis = 1"),
+            EMPTY_COMPONENT,
+            &["error: unknown key", "millrace.toml:5:", "did you mean"],
+            Exit::Failed,
+        )
+        .await;
         let missing = format!("{good}component = \"b.wasm\"");
-        let expected = ["error: there is no component DIR/b.wasm\n --> DIR/millrace.toml:4:13 (functions.pay.component)\n", "has 1 error"];
+        let expected = [
+            "error: there is no component DIR/b.wasm\n --> DIR/millrace.toml:4:13 (functions.pay.component)\n",
+            "has 1 error",
+        ];
         check(&missing, EMPTY_COMPONENT, &expected, Exit::Failed).await;
         let unbuilt = format!("{missing}\nbuild = \"make\"");
-        let expected = ["warning: there is no component", "help: make it with `millrace build`", "is in order: 1 function, with 1 warning"];
+        let expected = [
+            "warning: there is no component",
+            "help: make it with `millrace build`",
+            "is in order: 1 function, with 1 warning",
+        ];
         check(&unbuilt, EMPTY_COMPONENT, &expected, Exit::Done).await;
         let module = format!("{good}component = \"a.wasm\"");
         check(&module, EMPTY_MODULE, &["error: it is a core module"], Exit::Failed).await;

@@ -1,7 +1,7 @@
 //! `millrace completions`.
 
-use super::error::{Error, Exit};
 use super::Context;
+use super::error::{Error, Exit};
 
 const EXAMPLES: &str = "\
 Examples:

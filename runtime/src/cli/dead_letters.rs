@@ -4,8 +4,8 @@ use clap::Subcommand;
 use millrace_core::name::Topic;
 use millrace_core::outcome::Category;
 
-use super::error::{Error, Exit};
 use super::Context;
+use super::error::{Error, Exit};
 use crate::broker::LetterId;
 
 mod act;
@@ -193,7 +193,9 @@ pub(super) async fn run(args: Args, context: &mut Context) -> Result<Exit, Error
         Command::Show(args) => show::show(&args, &client, console).await,
         Command::Redrive(args) => act::run(&act::Action::Redrive, args, &client, console).await,
         Command::Resolve(NoteArgs { act, note }) => act::run(&act::Action::Resolve(note), act, &client, console).await,
-        Command::Discard(ReasonArgs { act, note }) => act::run(&act::Action::Discard(note), act, &client, console).await,
+        Command::Discard(ReasonArgs { act, note }) => {
+            act::run(&act::Action::Discard(note), act, &client, console).await
+        }
     }
 }
 

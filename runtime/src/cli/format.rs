@@ -252,7 +252,8 @@ mod tests {
         table.row(vec!["shop.é".into(), Cell::figure(12_000, Style::Bad), Cell::styled("open", Style::Bad)]);
         let plain = table.lines(|_, text| text.to_owned());
         assert_eq!(plain, ["FUNCTION     LAG  STATE", "shop.pay       0  closed", "shop.é    12,000  open"]);
-        let painted = table.lines(|style, text| if style == Style::Bad { format!("<{text}>") } else { text.to_owned() });
+        let painted =
+            table.lines(|style, text| if style == Style::Bad { format!("<{text}>") } else { text.to_owned() });
         assert_eq!(painted[2], "shop.é    <12,000>  <open>");
     }
 }

@@ -65,7 +65,8 @@ mod tests {
 
     #[tokio::test]
     async fn functions_are_listed_with_their_components() {
-        let answer = json!({"state": "ready", "functions": [function("shop.pay", &json!({"topics": ["orders", "more"]}))]});
+        let answer =
+            json!({"state": "ready", "functions": [function("shop.pay", &json!({"topics": ["orders", "more"]}))]});
         let server = Server::answering([Answer::json(&answer)]).await;
         let expected = "\
 FUNCTION  REV  COMPONENT     BREAKER  PARTITIONS  TOPICS

@@ -24,11 +24,67 @@ Examples:
 const SDK_DIRECTORY: &str = "vendor/millrace-sdk";
 /// Names that cargo does not build, or that would stand for another crate of the project.
 const TAKEN: &[&str] = &[
-    "abstract", "alloc", "as", "async", "await", "become", "box", "break", "const", "continue", "core", "crate", "do", "dyn",
-    "else", "enum", "extern", "false", "final", "fn", "for", "gen", "if", "impl", "in", "let", "log", "loop", "macro", "match",
-    "millrace-sdk", "mod", "move", "mut", "override", "priv", "proc-macro", "pub", "ref", "return", "self", "serde",
-    "serde-json", "static", "std", "struct", "super", "test", "trait", "true", "try", "type", "typeof", "unsafe", "unsized",
-    "use", "virtual", "where", "while", "wit-bindgen", "yield",
+    "abstract",
+    "alloc",
+    "as",
+    "async",
+    "await",
+    "become",
+    "box",
+    "break",
+    "const",
+    "continue",
+    "core",
+    "crate",
+    "do",
+    "dyn",
+    "else",
+    "enum",
+    "extern",
+    "false",
+    "final",
+    "fn",
+    "for",
+    "gen",
+    "if",
+    "impl",
+    "in",
+    "let",
+    "log",
+    "loop",
+    "macro",
+    "match",
+    "millrace-sdk",
+    "mod",
+    "move",
+    "mut",
+    "override",
+    "priv",
+    "proc-macro",
+    "pub",
+    "ref",
+    "return",
+    "self",
+    "serde",
+    "serde-json",
+    "static",
+    "std",
+    "struct",
+    "super",
+    "test",
+    "trait",
+    "true",
+    "try",
+    "type",
+    "typeof",
+    "unsafe",
+    "unsized",
+    "use",
+    "virtual",
+    "where",
+    "while",
+    "wit-bindgen",
+    "yield",
 ];
 
 /// Arguments of `millrace new`.
@@ -166,7 +222,8 @@ mod tests {
     #[test]
     fn names_are_those_of_applications_and_crates() {
         let directory = tempfile::tempdir().unwrap();
-        for (name, is_good) in [("shop-2", true), ("Shop", false), ("", false), ("../x", false), ("test", false), ("fn", false)]
+        for (name, is_good) in
+            [("shop-2", true), ("Shop", false), ("", false), ("../x", false), ("test", false), ("fn", false)]
         {
             let written = write(name, &directory.path().join(format!("d{}", name.len())));
             assert_eq!(written.is_ok(), is_good, "{name}");

@@ -157,7 +157,8 @@ async fn one(args: &Args, mut publisher: Publisher, context: &mut Context) -> Re
         console.document(&json!({"topic": topic.as_str(), "partition": partition, "offset": offset, "id": id}))?;
     } else {
         let id = format::one_line(&id, 200);
-        console.line(format_args!("{id} published to {topic}, partition {}, offset {}", place.partition, place.offset))?;
+        console
+            .line(format_args!("{id} published to {topic}, partition {}, offset {}", place.partition, place.offset))?;
     }
     Ok(Exit::Done)
 }

@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use millrace_core::units::Period;
 
+use super::Context;
 use super::client::{Client, Target};
 use super::error::{Error, Exit};
 use super::format::{self, Cell, Side, Table};
 use super::output::{Console, Style};
-use super::Context;
 use crate::api::types::{FunctionStatus, Status, Totals};
 
 const EXAMPLES: &str = "\
@@ -100,9 +100,10 @@ pub(super) fn position(functions: &[FunctionStatus], name: &str) -> Result<usize
     let shown = format::one_line(name, 130);
     match found[..] {
         [one] => Ok(one),
-        [] if functions.is_empty() => {
-            Err(Error::failed(format_args!("there is no function `{shown}`: none is deployed"), "start the server on an application with `millrace dev DIR`"))
-        }
+        [] if functions.is_empty() => Err(Error::failed(
+            format_args!("there is no function `{shown}`: none is deployed"),
+            "start the server on an application with `millrace dev DIR`",
+        )),
         [] => Err(Error::failed(
             format_args!("there is no function `{shown}`"),
             format_args!("choose one of {}", names(&mut functions.iter())),
@@ -130,7 +131,10 @@ pub(crate) async fn wait_settled(
     loop {
         let status = read(client, function).await?;
         if let Some(reason) = stopped(&status) {
-            return Err(Error::failed(reason, "look at the server's log, and decide what is to become of the partition"));
+            return Err(Error::failed(
+                reason,
+                "look at the server's log, and decide what is to become of the partition",
+            ));
         }
         // Functions are read one after the other: one that was read as settled may since have got what another one
         // emitted. So the same figures must be seen twice.
@@ -275,7 +279,10 @@ fn notices(status: &Status, console: &mut Console) -> Result<(), Error> {
     if letters > 0 {
         console.line("")?;
         let waits = if letters == 1 { "waits" } else { "wait" };
-        console.line(format_args!("{} {waits} for somebody: millrace dead-letters list", format::counted(letters, "dead letter")))?;
+        console.line(format_args!(
+            "{} {waits} for somebody: millrace dead-letters list",
+            format::counted(letters, "dead letter")
+        ))?;
     }
     for f in status.functions.iter().filter(|f| !f.balanced) {
         let text = format!("The accounts of {} do not balance: please report this with the output of --json.", f.name);
@@ -336,7 +343,13 @@ The accounts of shop.ship do not balance: please report this with the output of 
 
     #[tokio::test]
     async fn one_function_is_found_by_either_name_and_shown_with_its_partitions() {
-        let all = || status(&[function("shop.pay", &json!({})), function("shop.ship", &json!({})), function("flights.ship", &json!({}))]);
+        let all = || {
+            status(&[
+                function("shop.pay", &json!({})),
+                function("shop.ship", &json!({})),
+                function("flights.ship", &json!({})),
+            ])
+        };
         let server = Server::scripted(move |_| all()).await;
         for name in ["pay", "shop.pay"] {
             let out = server.run(&["status", name]).await.done();
@@ -344,7 +357,10 @@ The accounts of shop.ship do not balance: please report this with the output of 
             assert!(!out.contains("ship"), "{out}");
         }
         let err = server.run(&["status", "ship"]).await.refused(Exit::Failed);
-        assert_eq!(err, "error: several functions are called `ship`\n  fix: give the full name of one of shop.ship, flights.ship\n");
+        assert_eq!(
+            err,
+            "error: several functions are called `ship`\n  fix: give the full name of one of shop.ship, flights.ship\n"
+        );
         let err = server.run(&["status", "x"]).await.refused(Exit::Failed);
         assert_eq!(err, "error: there is no function `x`\n  fix: choose one of shop.pay, shop.ship, flights.ship\n");
     }

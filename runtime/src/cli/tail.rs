@@ -161,11 +161,7 @@ impl Backlog {
 
 /// Shows what was there at the start: within a partition by offset, between partitions by time. Answers with where each
 /// partition goes on.
-async fn show_backlog(
-    source: &Source,
-    mut backlogs: Vec<Backlog>,
-    shown: &mut Shown<'_>,
-) -> Result<Vec<Place>, Error> {
+async fn show_backlog(source: &Source, mut backlogs: Vec<Backlog>, shown: &mut Shown<'_>) -> Result<Vec<Place>, Error> {
     while !shown.is_full() {
         for backlog in backlogs.iter_mut().filter(|b| b.records.is_empty() && !b.is_read()) {
             let page = source.read(&[backlog.next], shown.page_records(), Duration::ZERO).await?;
@@ -175,7 +171,8 @@ async fn show_backlog(
         if backlogs.iter().any(|b| b.records.is_empty() && !b.is_read()) {
             continue;
         }
-        let oldest = backlogs.iter_mut().filter(|b| !b.records.is_empty()).min_by_key(|b| b.records.front().map(time_of));
+        let oldest =
+            backlogs.iter_mut().filter(|b| !b.records.is_empty()).min_by_key(|b| b.records.front().map(time_of));
         match oldest.and_then(|backlog| backlog.records.pop_front()) {
             Some(record) => shown.show(&record)?,
             None => break,
@@ -248,11 +245,10 @@ struct Event<'a> {
 /// Time, place, key, type, id and the beginning of the data.
 pub(super) fn line(record: &Record, console: &Console) -> String {
     let columns = console.columns().unwrap_or(DEFAULT_COLUMNS).max(40);
-    let time = record.timestamp.get(11..23).unwrap_or(&record.timestamp).trim_end_matches('Z');
     let place = format!("{}/{}", record.partition, record.offset);
     let (ty, id, style, data) = content(record);
     let head = [
-        (Style::Faint, format!("{:<12}", format::one_line(time, 40))),
+        (Style::Faint, time_of_day(time_of(record))),
         (Style::Faint, format!("{place:>8}")),
         (Style::Plain, format!("{:<10}", format::one_line(&key(record), 40))),
         (style, format!("{:<16}", format::one_line(&ty, 60))),
@@ -266,6 +262,13 @@ pub(super) fn line(record: &Record, console: &Console) -> String {
     }
     line.push_str(&format::one_line(&data, columns.saturating_sub(used).max(20)));
     line
+}
+
+/// The time of day in UTC, to the millisecond.
+fn time_of_day(at: Timestamp) -> String {
+    let millis = at.as_millis() % 86_400_000;
+    let (seconds, millis) = (millis / 1000, millis % 1000);
+    format!("{:02}:{:02}:{:02}.{millis:03}", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
 
 fn key(record: &Record) -> String {
@@ -317,16 +320,22 @@ mod tests {
 
     /// Two partitions, with three and one record; two more come while they are followed.
     fn topic(asked: &Asked) -> Answer {
-        let records = [record(0, 5, 1), record(0, 6, 3), record(0, 7, 4), record(1, 0, 2), record(0, 8, 9), record(1, 1, 8)];
+        let records =
+            [record(0, 5, 1), record(0, 6, 3), record(0, 7, 4), record(1, 0, 2), record(0, 8, 9), record(1, 1, 8)];
         if asked.line == "GET /v1/topics?internal=true" {
-            let partitions = json!([{"earliest": 5, "next": 8, "size_bytes": 9}, {"earliest": 0, "next": 1, "size_bytes": 9}]);
+            let partitions =
+                json!([{"earliest": 5, "next": 8, "size_bytes": 9}, {"earliest": 0, "next": 1, "size_bytes": 9}]);
             return Answer::json(&json!({"topics": [{"name": "orders", "internal": false, "partitions": partitions}]}));
         }
         let parameter = |name: &str| asked.line.split(['?', '&']).find_map(|p| p.strip_prefix(name)?.strip_prefix('='));
         let from = parameter("from").unwrap().replace("%3A", ":").replace("%2C", ",");
         let places: Vec<(u64, u64)> = match parameter("partition") {
             Some(partition) => vec![(partition.parse().unwrap(), from.parse().unwrap())],
-            None => from.split(',').map(|p| p.split_once(':').unwrap()).map(|(p, o)| (p.parse().unwrap(), o.parse().unwrap())).collect(),
+            None => from
+                .split(',')
+                .map(|p| p.split_once(':').unwrap())
+                .map(|(p, o)| (p.parse().unwrap(), o.parse().unwrap()))
+                .collect(),
         };
         let is_waiting = parameter("wait").is_some();
         let there = &records[..if is_waiting { 6 } else { 4 }];
@@ -382,23 +391,26 @@ mod tests {
     async fn lines_for_people_show_what_an_event_is() {
         let server = Server::scripted(topic).await;
         let out = server.run(&["tail", "orders", "-e", "--from", "7", "--partition", "0"]).await.done();
-        assert_eq!(out, "10:00:04.5         0/7  ada         t                 e7  {\"n\":7}\n");
+        assert_eq!(out, "10:00:04.500       0/7  ada         t                 e7  {\"n\":7}\n");
     }
 
     #[test]
     fn records_that_are_no_events_are_shown_with_the_reason() {
         let (console, _) = Console::captured(false);
         for (rest, expected) in [
-            (json!({"undecodable": "attribute `id` is missing", "value_base64": "AAE="}), "undecodable       attribute `id` is missing  base64:AAE="),
+            (
+                json!({"undecodable": "attribute `id` is missing", "value_base64": "/wE="}),
+                "undecodable       attribute `id` is missing  base64:/wE=",
+            ),
             (json!({"event": {"id": "1", "type": "t", "data_base64": "YQpi"}}), "t                 1  a\\nb"),
             (json!({"event": {"id": "1", "type": "t"}, "key_base64": "/w=="}), "t                 1  "),
             (json!({"event": 5}), "undecodable       not an event  "),
         ] {
             let mut record = json!({"partition": 1, "offset": 2, "timestamp": "2026-11-20T10:00:04Z"});
             record.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
-            let key = if record["key_base64"].is_null() { "-          " } else { "base64:/w==" };
+            let key = if record["key_base64"].is_null() { "-         " } else { "base64:/w==" };
             let record: Record = serde_json::from_value(record).unwrap();
-            assert_eq!(line(&record, &console), format!("10:00:04           1/2  {key} {expected}"));
+            assert_eq!(line(&record, &console), format!("10:00:04.000       1/2  {key}  {expected}"));
         }
     }
 

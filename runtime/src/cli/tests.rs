@@ -30,7 +30,10 @@ fn the_help_of_each_command_has_examples_that_parse() {
         assert!(!examples.is_empty(), "{path}");
         for example in examples {
             let line = example.split("  ").find(|part| part.contains("millrace ")).unwrap();
-            let line = line[line.find("millrace ").unwrap()..].split([">", "|"].map(|c: &str| c.chars().next().unwrap())).next().unwrap();
+            let line = line[line.find("millrace ").unwrap()..]
+                .split([">", "|"].map(|c: &str| c.chars().next().unwrap()))
+                .next()
+                .unwrap();
             assert!(line.starts_with(&path) || path.ends_with("dead-letters"), "{path}: {line}");
             let words = words(line);
             assert!(Cli::try_parse_from(&words).is_ok(), "{words:?}: {:?}", Cli::try_parse_from(&words).map(drop));

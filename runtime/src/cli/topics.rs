@@ -1,10 +1,10 @@
 //! `millrace topics`.
 
+use super::Context;
 use super::client::{Client, Target};
 use super::error::{Error, Exit};
 use super::format::{self, Cell, Side, Table};
 use super::output::Style;
-use super::Context;
 use crate::api::types::{Topic, Topics};
 
 const EXAMPLES: &str = "\

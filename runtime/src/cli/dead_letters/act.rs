@@ -47,12 +47,7 @@ impl Action {
 }
 
 /// Does it, after asking if it concerns several letters and somebody can be asked.
-pub(super) async fn run(
-    action: &Action,
-    args: ActArgs,
-    client: &Client,
-    console: &mut Console,
-) -> Result<Exit, Error> {
+pub(super) async fn run(action: &Action, args: ActArgs, client: &Client, console: &mut Console) -> Result<Exit, Error> {
     let request = request(action, &args, client).await?;
     if request.ids.is_empty() && !args.yes && !args.dry_run && console.can_ask() {
         let concerned = send_all(action, &LetterRequest { dry_run: true, ..request.clone() }, client).await?;
@@ -110,7 +105,9 @@ async fn send_all(action: &Action, request: &LetterRequest, client: &Client) -> 
         let more: LetterAnswer = client.post(&target, &request).await.map_err(|refusal| {
             let done = format!("{} {} before that", format::counted(all.letters.len() as u64, "letter"), action.past());
             match Error::from(refusal) {
-                Error::Told { exit, cause, fix } if !request.dry_run => Error::new(exit, format!("{cause} ({done})"), fix),
+                Error::Told { exit, cause, fix } if !request.dry_run => {
+                    Error::new(exit, format!("{cause} ({done})"), fix)
+                }
                 error => error,
             }
         })?;
@@ -125,14 +122,20 @@ async fn confirmed(action: &Action, letters: &[LetterName], console: &mut Consol
         return Ok(true);
     }
     for letter in letters.iter().take(NAMED_MAX) {
-        console.note(format_args!("  {}  {}", format::one_line(&letter.function, 127), format::one_line(&letter.id, 300)))?;
+        console.note(format_args!(
+            "  {}  {}",
+            format::one_line(&letter.function, 127),
+            format::one_line(&letter.id, 300)
+        ))?;
     }
     if letters.len() > NAMED_MAX {
         console.note(format_args!("  and {} more", format::count((letters.len() - NAMED_MAX) as u64)))?;
     }
     let many = format::counted(letters.len() as u64, "dead letter");
     let question = match action {
-        Action::Redrive => format!("Redrive {many}? Their events are handled after those of their key that came later."),
+        Action::Redrive => {
+            format!("Redrive {many}? Their events are handled after those of their key that came later.")
+        }
         Action::Resolve(_) => format!("Mark {many} as resolved?"),
         Action::Discard(_) => format!("Discard {many}?"),
     };
@@ -151,7 +154,11 @@ fn tell(action: &Action, answer: &LetterAnswer, console: &mut Console) -> Result
         return console.note("No open dead letter fits. `millrace dead-letters list --status all` shows the others.");
     }
     for letter in &answer.letters {
-        console.line(format_args!("{}  {}", format::one_line(&letter.function, 127), format::one_line(&letter.id, 300)))?;
+        console.line(format_args!(
+            "{}  {}",
+            format::one_line(&letter.function, 127),
+            format::one_line(&letter.id, 300)
+        ))?;
     }
     let many = format::counted(answer.letters.len() as u64, "dead letter");
     if answer.dry_run {

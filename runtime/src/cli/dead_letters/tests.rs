@@ -38,16 +38,13 @@ async fn a_list_goes_over_pages_up_to_its_limit() {
     let some = |ids: &[&str]| ids.iter().map(|id| letter(id, &json!({}))).collect::<Vec<_>>();
     let pages = [page(&some(&["a/0/1"]), Some("x")), page(&[], Some("y")), page(&some(&["a/0/2", "a/0/3"]), Some("z"))];
     let server = Server::answering(pages).await;
-    let args = ["dead-letters", "list", "--limit", "3", "--category", "invalid", "--topic", "a", "--function", "shop.pay"];
+    let args =
+        ["dead-letters", "list", "--limit", "3", "--category", "invalid", "--topic", "a", "--function", "shop.pay"];
     let ran = server.run(&args).await;
     assert!(ran.err.contains("There are more than 3"), "{}", ran.err);
     assert!(ran.done().contains("a/0/3"));
     let query = "GET /v1/dead-letters?function=shop.pay&status=open&category=invalid&topic=a";
-    let expected = [
-        format!("{query}&limit=3"),
-        format!("{query}&after=x&limit=2"),
-        format!("{query}&after=y&limit=2"),
-    ];
+    let expected = [format!("{query}&limit=3"), format!("{query}&after=x&limit=2"), format!("{query}&after=y&limit=2")];
     assert_eq!(lines(&server), expected);
 }
 

@@ -68,11 +68,7 @@ impl Source {
     }
 }
 
-async fn read(
-    name: String,
-    mut reader: impl AsyncBufRead + Unpin,
-    lines: mpsc::Sender<Result<Line, Error>>,
-) {
+async fn read(name: String, mut reader: impl AsyncBufRead + Unpin, lines: mpsc::Sender<Result<Line, Error>>) {
     let mut number = 0;
     loop {
         number += 1;

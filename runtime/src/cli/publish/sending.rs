@@ -163,7 +163,9 @@ impl Publisher {
         self.began = Instant::now();
         let mut ids = Ids::new();
         let clock = Clock::system();
-        while let Some(batch) = self.gather(&mut source, pace, |line| wrapping.line(line, &mut ids, clock.now())).await? {
+        while let Some(batch) =
+            self.gather(&mut source, pace, |line| wrapping.line(line, &mut ids, clock.now())).await?
+        {
             if let Some(due) = pace.due(self.began, self.events) {
                 tokio::time::sleep_until(due).await;
             }
