@@ -10,6 +10,28 @@ use millrace_core::event::Event;
 use millrace_core::name::Topic;
 use millrace_core::outcome::Outcome;
 
+mod artifact;
+mod bindings;
+mod cache;
+mod emission;
+mod engine;
+mod failure;
+mod function;
+mod guest;
+mod host;
+mod limits;
+mod logs;
+mod refusal;
+mod ticker;
+
+pub use artifact::{Component, Digest};
+pub use emission::KnownTopics;
+pub use engine::{Engine, EngineOptions};
+pub use function::{Function, FunctionOptions};
+pub use guest::Guest;
+pub use limits::GuestLimits;
+pub use refusal::Refusal;
+
 /// Runs one function's handler. Each worker has its own.
 pub trait Sandbox: Send + 'static {
     /// Runs the handler once. Nothing the handler did is visible outside the answer. Not cancel safe, but dropping the

@@ -124,7 +124,9 @@ impl Expression {
         let program = environment()
             .compile(source)
             .map_err(|errors| ExpressionError(format!("it is not an expression: {}", one_line(&errors.to_string()))))?;
-        if let Some(unknown) = program.references().variables().into_iter().find(|name| *name != "event") {
+        let packed: String = source.split_whitespace().collect();
+        let known = |name: &str| name == "event" || is_bound_by_a_macro(&packed, name);
+        if let Some(unknown) = program.references().variables().into_iter().find(|name| !known(name)) {
             return Err(ExpressionError(format!("there is no variable `{unknown}`; the event is `event`")));
         }
         Ok(Self { source: source.to_owned(), program })
@@ -143,6 +145,11 @@ impl Expression {
 fn environment() -> &'static Arc<Env> {
     static ENVIRONMENT: OnceLock<Arc<Env>> = OnceLock::new();
     ENVIRONMENT.get_or_init(|| Arc::new(Env::stdlib()))
+}
+
+/// Whether a name is the variable of a macro such as `exists(item, ...)`, or one that such a macro makes for itself.
+fn is_bound_by_a_macro(packed: &str, name: &str) -> bool {
+    name.starts_with(['@', '_']) || packed.contains(&format!("({name},"))
 }
 
 /// How deep brackets and runs of prefix operators nest, taken from the text alone, before a parser recurses into it.

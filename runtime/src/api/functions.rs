@@ -195,7 +195,7 @@ mod tests {
             (unit(20, &[22..25, 30..31], 14), true),
             (unit(20, &[], 9), false),
             (unit(20, &[], 11), false),
-            (unit(20, &[22..25], 10), false),
+            (unit(20, &[22..25, 30..31], 13), false),
             (unit(9, &[], 0), false),
         ] {
             assert_eq!(is_balanced(&unit), expected, "{unit:?}");
@@ -209,7 +209,7 @@ mod tests {
     fn lag_counts_what_is_not_settled() {
         let now = Timestamp::from_millis(7_500);
         let lag = |info: &UnitInfo| (lag_records(info), lag_seconds(info, now));
-        assert_eq!(lag(&unit(20, &[22..25], 13)), (17, 2.5));
+        assert_eq!(lag(&unit(20, &[22..24, 25..26], 13)), (17, 2.5));
         assert_eq!(lag(&unit(40, &[], 30)), (0, 0.0));
         assert_eq!(lag(&UnitInfo { redrive_next: 3, ..unit(40, &[], 30) }), (3, 2.5));
     }

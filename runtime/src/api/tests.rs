@@ -1,1 +1,175 @@
+//! The API over real connections, on a log in memory that can be told to refuse.
 
+mod fake;
+mod letters;
+mod publishing;
+mod reading;
+mod serving;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use axum::http::header::{CONTENT_TYPE, HOST, RETRY_AFTER};
+use axum::http::{HeaderMap, Method, Request};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper_util::rt::TokioIo;
+use millrace_core::intake::Intake;
+use millrace_core::manifest::Manifest;
+use millrace_core::policy::Ordering;
+use millrace_core::time::Timestamp;
+use serde::de::DeserializeOwned;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+
+use super::types::{PROBLEM_PREFIX, PROBLEM_TYPE, Problem};
+use super::{Api, ApiOptions, serve};
+use crate::clock::Clock;
+use crate::registry::{Deployment, Registry};
+use crate::sandbox::{Completion, Error, Invocation, Sandbox};
+use crate::worker::Revision;
+use fake::Fake;
+
+/// When the tests' clock starts.
+const NOW: Timestamp = Timestamp::from_millis(1_800_000_000_000);
+
+/// A revision that is never asked to run anything.
+struct Idle(Intake);
+
+impl Revision for Idle {
+    type Sandbox = Self;
+
+    fn number(&self) -> u64 {
+        3
+    }
+
+    fn intake(&self) -> &Intake {
+        &self.0
+    }
+
+    fn sandbox(&self) -> Self {
+        idle()
+    }
+}
+
+impl Sandbox for Idle {
+    async fn invoke(&mut self, _: Invocation) -> Result<Completion, Error> {
+        Err(Error("nothing runs here".to_owned()))
+    }
+}
+
+fn idle() -> Idle {
+    Idle(Intake { ordering: Ordering::Key, filter: None, key: None })
+}
+
+/// A server with topics `orders` (three partitions) and `payments` (one).
+struct Server {
+    address: SocketAddr,
+    broker: Arc<Fake>,
+    registry: Registry<Fake, Idle>,
+    api: Api<Fake, Idle>,
+    stop: Option<oneshot::Sender<()>>,
+    served: JoinHandle<()>,
+}
+
+impl Server {
+    async fn start() -> Self {
+        Self::start_with(ApiOptions::default()).await
+    }
+
+    async fn start_with(options: ApiOptions) -> Self {
+        let broker = Arc::new(Fake::with_topics(&[("orders", 3), ("payments", 1)]));
+        let clock = Clock::starting_at(NOW);
+        let registry = Registry::new(Arc::clone(&broker), clock);
+        let api = Api::new(options, Arc::clone(&broker), registry.clone(), clock);
+        let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (stop, stopped) = oneshot::channel();
+        let serving = serve(listener, api.clone(), async {
+            let _dropped_is_fine_too = stopped.await;
+        });
+        Self { address, broker, registry, api, stop: Some(stop), served: tokio::spawn(serving) }
+    }
+
+    /// Activates `shop.<name>`, which reads `orders`.
+    async fn activate(&self, name: &str) {
+        let manifest = format!(
+            "application = 'shop'\n[functions.{name}]\ncomponent = 'x.wasm'\ntopics = ['orders']\n\
+             dead-letter = {{ deadline.rejected = '10m' }}"
+        );
+        let (manifest, _) = Manifest::parse(&manifest).unwrap();
+        let settings = manifest.functions.into_iter().next().unwrap();
+        let deployment = Deployment { settings, digest: "c0ffee".to_owned(), revision: idle() };
+        self.registry.activate(deployment).await.unwrap();
+    }
+
+    fn request(&self, method: Method, path: &str) -> axum::http::request::Builder {
+        Request::builder().method(method).uri(path).header(HOST, self.address.to_string())
+    }
+
+    async fn get(&self, path: &str) -> Answer {
+        self.send(self.request(Method::GET, path).body(Bytes::new()).unwrap()).await
+    }
+
+    async fn post(&self, path: &str, content_type: &str, body: impl Into<Bytes>) -> Answer {
+        self.send(self.request(Method::POST, path).header(CONTENT_TYPE, content_type).body(body.into()).unwrap()).await
+    }
+
+    async fn send(&self, request: Request<Bytes>) -> Answer {
+        send_to(self.address, request).await
+    }
+
+    /// Ends serving, and waits until it has ended.
+    async fn stop(mut self) {
+        drop(self.stop.take());
+        self.served.await.unwrap();
+    }
+}
+
+async fn send_to(address: SocketAddr, request: Request<Bytes>) -> Answer {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let answer = sender.send_request(request.map(Full::new)).await.unwrap();
+    let (parts, body) = answer.into_parts();
+    let body = body.collect().await.unwrap().to_bytes();
+    drop(sender);
+    let _a_server_may_close_first = connection.await;
+    Answer { status: parts.status.as_u16(), headers: parts.headers, body }
+}
+
+#[derive(Debug)]
+struct Answer {
+    status: u16,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Answer {
+    fn json<T: DeserializeOwned>(&self) -> T {
+        assert_eq!(self.headers.get(CONTENT_TYPE).unwrap(), "application/json", "{self:?}");
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    fn problem(&self) -> Problem {
+        assert_eq!(self.headers.get(CONTENT_TYPE).unwrap(), PROBLEM_TYPE, "{self:?}");
+        let problem: Problem = serde_json::from_slice(&self.body).unwrap();
+        assert_eq!(problem.status, self.status);
+        assert!(!problem.title.is_empty());
+        problem
+    }
+
+    /// `<status>`, then the kind, index and pause of a problem if it is one.
+    fn summary(&self) -> String {
+        if self.status < 300 {
+            return self.status.to_string();
+        }
+        let problem = self.problem();
+        let kind = problem.kind.strip_prefix(PROBLEM_PREFIX).unwrap();
+        let index = problem.index.map_or(String::new(), |index| format!(" at {index}"));
+        let retry = self.headers.get(RETRY_AFTER).map_or("", |after| after.to_str().unwrap());
+        let retry = if retry.is_empty() { String::new() } else { format!(" after {retry}") };
+        format!("{} {kind}{index}{retry}", self.status)
+    }
+}

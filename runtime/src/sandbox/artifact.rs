@@ -1,0 +1,181 @@
+//! From the bytes of a component to something that can be instantiated: validated, compiled once, shared by all functions.
+
+use std::fmt;
+use std::sync::{Arc, PoisonError, Weak};
+
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+use wasmtime::component;
+
+use super::bindings::FunctionPre;
+use super::engine::{Engine, Inner};
+use super::host::State;
+use super::refusal::{self, Refusal};
+
+/// The SHA-256 of a component's bytes, by which it is known.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Digest([u8; 32]);
+
+impl Digest {
+    /// The digest of these bytes.
+    #[must_use]
+    pub fn of(bytes: &[u8]) -> Self {
+        Self(Sha256::digest(bytes).into())
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub const fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex(&self.0))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// Lower-case hexadecimal digits.
+pub(super) fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digits = bytes.iter().flat_map(|b| [DIGITS[usize::from(b >> 4)], DIGITS[usize::from(b & 15)]]);
+    digits.map(char::from).collect()
+}
+
+/// A component that can be run. Cheap to clone; its code stays in memory as long as one clone lives.
+#[derive(Clone)]
+pub struct Component(pub(super) Arc<Loaded>);
+
+pub(super) struct Loaded {
+    pub(super) digest: Digest,
+    /// All imports resolved, all types checked.
+    pub(super) pre: FunctionPre<State>,
+}
+
+impl Component {
+    /// By what it is known.
+    #[must_use]
+    pub fn digest(&self) -> Digest {
+        self.0.digest
+    }
+
+    /// Bytes of native code and data that it keeps in memory.
+    #[must_use]
+    pub fn code_bytes(&self) -> usize {
+        let range = self.0.pre.instance_pre().component().image_range();
+        (range.end as usize).saturating_sub(range.start as usize)
+    }
+}
+
+impl fmt::Debug for Component {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Component").field(&self.0.digest).finish()
+    }
+}
+
+impl Engine {
+    /// Makes a component ready to run: at once if it is in use already, in about 0.1 ms if it is in the cache, and else after
+    /// compiling it, which takes 50 ms for a small Rust handler and seconds for a whole interpreter. Runs on a thread for
+    /// blocking work.
+    ///
+    /// # Errors
+    /// If the bytes are not a component that can be a handler; says why, and what to do about it.
+    pub async fn load(&self, bytes: Bytes) -> Result<Component, Refusal> {
+        let engine = self.clone();
+        let loading = tokio::task::spawn_blocking(move || engine.0.load(&bytes));
+        loading.await.unwrap_or_else(|e| Err(Refusal::Compiler(e.to_string())))
+    }
+}
+
+impl Inner {
+    fn load(&self, bytes: &[u8]) -> Result<Component, Refusal> {
+        refusal::check_bytes(bytes, self.options.component_max_bytes)?;
+        let digest = Digest::of(bytes);
+        if let Some(component) = self.in_use(&digest) {
+            return Ok(component);
+        }
+        let _one_at_a_time = self.compiling.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another thread may have loaded it while this one waited.
+        if let Some(component) = self.in_use(&digest) {
+            return Ok(component);
+        }
+        let component = match self.cached(&digest) {
+            Some(component) => component,
+            None => self.compile(&digest, bytes)?,
+        };
+        let loaded = Arc::new(Loaded { digest, pre: self.link(&component)? });
+        self.loaded.retain(|_, entry| entry.strong_count() > 0);
+        self.loaded.insert(digest, Arc::downgrade(&loaded));
+        Ok(Component(loaded))
+    }
+
+    fn in_use(&self, digest: &Digest) -> Option<Component> {
+        self.loaded.get(digest).and_then(|entry| Weak::upgrade(entry.value())).map(Component)
+    }
+
+    #[expect(unsafe_code, reason = "there is no safe way to read a compiled component")]
+    fn cached(&self, digest: &Digest) -> Option<component::Component> {
+        let artifact = self.cache.as_ref()?.read(digest)?;
+        // SAFETY: the bytes must come from `Component::serialize` or `Engine::precompile_component`, unchanged. Only
+        // `compile` below writes artefacts, with what `serialize` gave it, into a directory that nobody but this user can
+        // write to and that is checked to be so when the engine starts. `read` returns bytes only if their SHA-256 is the one
+        // written with them, so a torn or damaged file does not get here. An artefact of another version, configuration or
+        // processor lies under another name, and wasmtime itself refuses it.
+        match unsafe { component::Component::deserialize(&self.wasmtime, &artifact) } {
+            Ok(component) => Some(component),
+            Err(error) => {
+                tracing::warn!(%digest, %error, "a compiled component cannot be used; compiling again");
+                None
+            }
+        }
+    }
+
+    fn compile(&self, digest: &Digest, bytes: &[u8]) -> Result<component::Component, Refusal> {
+        let compiled = component::Component::from_binary(&self.wasmtime, bytes);
+        let component = compiled.map_err(|e| Refusal::Invalid(format!("{e:#}")))?;
+        if let Some(cache) = &self.cache {
+            match component.serialize() {
+                Ok(artifact) => cache.write(digest, &artifact),
+                Err(error) => tracing::warn!(%digest, %error, "a compiled component cannot be kept"),
+            }
+        }
+        Ok(component)
+    }
+
+    /// Checks that the component is a handler and imports only what exists.
+    fn link(&self, component: &component::Component) -> Result<FunctionPre<State>, Refusal> {
+        let ty = component.component_type();
+        for (import, _) in ty.imports(&self.wasmtime) {
+            refusal::check_import(import)?;
+        }
+        refusal::check_exports(ty.exports(&self.wasmtime).map(|(export, _)| export))?;
+        let pre = self.linker.instantiate_pre(component).map_err(|e| Refusal::Mismatch(format!("{e:#}")))?;
+        FunctionPre::new(pre).map_err(|e| Refusal::Mismatch(format!("{e:#}")))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::sandbox::EngineOptions;
+
+    #[tokio::test]
+    async fn a_component_is_shared_while_it_is_in_use_and_forgotten_after() {
+        let engine = Engine::new(EngineOptions { max_instances: 1, ..EngineOptions::default() }).unwrap();
+        let bytes = Bytes::from(wat::parse_str(include_str!("../../../tests/fixtures/guest.wat")).unwrap());
+        let (one, two) = (engine.load(bytes.clone()).await.unwrap(), engine.load(bytes.clone()).await.unwrap());
+        assert!(Arc::ptr_eq(&one.0, &two.0));
+        assert_eq!(one.digest(), Digest::of(&bytes));
+        drop((one, two));
+        assert!(engine.0.in_use(&Digest::of(&bytes)).is_none());
+    }
+}

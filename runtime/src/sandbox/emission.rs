@@ -1,0 +1,329 @@
+//! From what a guest hands to `emit` to a complete event: checked, bounded, and with identity, causation and trace.
+
+use std::borrow::Cow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use bytes::Bytes;
+use bytestring::ByteString;
+use millrace_core::event::Event;
+use millrace_core::name::{FunctionName, Topic};
+use millrace_core::time::Timestamp;
+
+use super::bindings::millrace::function::emitter::EmitError;
+use super::limits::{ATTRIBUTE_MAX_BYTES, EXTENSION_NAME_MAX_BYTES, EXTENSIONS_MAX, GuestLimits, KEY_MAX_BYTES};
+use super::{Delivery, Emission, TraceContext};
+
+const CAUSATION_ID: &str = "causationid";
+const CORRELATION_ID: &str = "correlationid";
+const TRACE_PARENT: &str = "traceparent";
+const TRACE_STATE: &str = "tracestate";
+
+/// Names of attributes that are not extensions.
+const RESERVED: [&str; 9] =
+    ["id", "source", "type", "specversion", "subject", "time", "datacontenttype", "dataschema", "data"];
+
+/// Answers whether a topic exists. Asked seldom: for each topic until the answer is yes, and for topics not granted.
+pub type KnownTopics = Arc<dyn Fn(&Topic) -> bool + Send + Sync>;
+
+/// Where a function may publish, and under which name. Each worker has its own copy, because texts are cloned into every
+/// event, and two threads that count references to the same text slow each other down.
+pub(super) struct Outbox {
+    function: FunctionName,
+    source: ByteString,
+    grants: Vec<Grant>,
+    known: KnownTopics,
+    limits: GuestLimits,
+}
+
+struct Grant {
+    topic: Topic,
+    exists: AtomicBool,
+}
+
+impl Outbox {
+    pub(super) fn new(
+        function: &FunctionName,
+        publish: &[Topic],
+        known_topics: &KnownTopics,
+        limits: GuestLimits,
+    ) -> Self {
+        let grants = publish.iter().map(|topic| Grant { topic: copy(topic), exists: AtomicBool::new(false) }).collect();
+        let source = format!("/millrace/{}/{}", function.application(), function.function()).into();
+        Self { function: function.clone(), source, grants, known: Arc::clone(known_topics), limits }
+    }
+
+    /// The topic of this name, if the function may publish to it.
+    fn route(&self, name: &str) -> Result<Topic, EmitError> {
+        if let Some(grant) = self.grants.iter().find(|grant| grant.topic.as_str() == name) {
+            // A topic that exists once goes on existing, so that only the first emission asks.
+            let exists = grant.exists.load(Ordering::Relaxed) || (self.known)(&grant.topic);
+            grant.exists.store(exists, Ordering::Relaxed);
+            return if exists { Ok(grant.topic.clone()) } else { Err(EmitError::UnknownTopic(name.to_owned())) };
+        }
+        match Topic::new(name.to_owned()) {
+            Ok(topic) if (self.known)(&topic) => Err(EmitError::NotGranted(name.to_owned())),
+            Ok(_) => Err(EmitError::UnknownTopic(name.to_owned())),
+            Err(_) => Err(EmitError::UnknownTopic(shortened(name))),
+        }
+    }
+}
+
+/// A topic that shares no memory with the given one.
+fn copy(topic: &Topic) -> Topic {
+    Topic::new(topic.as_str().to_owned()).unwrap_or_else(|_| topic.clone())
+}
+
+fn shortened(name: &str) -> String {
+    name[..name.floor_char_boundary(80)].to_owned()
+}
+
+/// What the event being handled lends to the events emitted while handling it.
+pub(super) struct Cause {
+    pub(super) delivery: Delivery,
+    /// Its id.
+    pub(super) id: ByteString,
+    /// Its `correlationid`, or else its id.
+    pub(super) correlation: ByteString,
+    pub(super) trace: Option<TraceContext>,
+}
+
+impl Cause {
+    pub(super) fn new(event: &Event, delivery: Delivery, trace: Option<TraceContext>) -> Self {
+        let correlation = event.extension(CORRELATION_ID).unwrap_or(&event.id).clone();
+        Self { delivery, id: event.id.clone(), correlation, trace }
+    }
+}
+
+/// What a guest hands to `emit`, still in the guest's memory.
+pub(super) struct Draft<'a> {
+    pub(super) id: Option<Cow<'a, str>>,
+    pub(super) source: Option<Cow<'a, str>>,
+    pub(super) ty: Cow<'a, str>,
+    pub(super) subject: Option<Cow<'a, str>>,
+    pub(super) time: Option<u64>,
+    pub(super) datacontenttype: Option<Cow<'a, str>>,
+    pub(super) dataschema: Option<Cow<'a, str>>,
+    pub(super) extensions: Vec<(Cow<'a, str>, Cow<'a, str>)>,
+    pub(super) data: Option<&'a [u8]>,
+    pub(super) key: Option<&'a [u8]>,
+}
+
+/// The events emitted so far in one invocation.
+#[derive(Default)]
+pub(super) struct Emitted {
+    events: Vec<Emission>,
+    bytes: usize,
+}
+
+/// An event that may be added, and what it counts for.
+pub(super) struct Admitted {
+    emission: Emission,
+    size_bytes: usize,
+}
+
+impl Admitted {
+    pub(super) const fn id(&self) -> &ByteString {
+        &self.emission.event.id
+    }
+}
+
+impl Emitted {
+    /// Makes an event of a draft, or says why it cannot be one.
+    pub(super) fn admit(
+        &self,
+        topic: &str,
+        draft: &Draft<'_>,
+        outbox: &Outbox,
+        cause: &Cause,
+    ) -> Result<Admitted, EmitError> {
+        let limits = &outbox.limits;
+        if self.events.len() >= limits.emitted_events {
+            return Err(EmitError::TooMany(limits.emitted_events as u64));
+        }
+        let topic = outbox.route(topic)?;
+        let size_bytes = draft.size_bytes();
+        if size_bytes > limits.event_bytes {
+            return Err(EmitError::TooLarge(limits.event_bytes as u64));
+        }
+        draft.check().map_err(EmitError::Invalid)?;
+        if size_bytes > limits.emitted_bytes - self.bytes {
+            return Err(EmitError::TooMany(limits.emitted_bytes as u64));
+        }
+        let index = u32::try_from(self.events.len()).map_err(|_| EmitError::TooMany(u64::from(u32::MAX)))?;
+        Ok(Admitted { emission: draft.complete(topic, index, outbox, cause), size_bytes })
+    }
+
+    /// Adds an event.
+    pub(super) fn push(&mut self, admitted: Admitted) {
+        self.bytes += admitted.size_bytes;
+        self.events.push(admitted.emission);
+    }
+
+    /// All events, in order.
+    pub(super) fn into_events(self) -> Vec<Emission> {
+        self.events
+    }
+}
+
+impl Draft<'_> {
+    fn attributes(&self) -> [(&'static str, Option<&str>); 6] {
+        [
+            ("id", self.id.as_deref()),
+            ("source", self.source.as_deref()),
+            ("type", Some(&self.ty)),
+            ("subject", self.subject.as_deref()),
+            ("datacontenttype", self.datacontenttype.as_deref()),
+            ("dataschema", self.dataschema.as_deref()),
+        ]
+    }
+
+    fn size_bytes(&self) -> usize {
+        let attributes: usize = self.attributes().iter().filter_map(|(_, text)| text.map(str::len)).sum();
+        let extensions: usize = self.extensions.iter().map(|(name, value)| name.len() + value.len()).sum();
+        attributes + extensions + self.data.map_or(0, <[u8]>::len) + self.key.map_or(0, <[u8]>::len)
+    }
+
+    /// Checks it against CloudEvents 1.0. The message begins with the attribute.
+    fn check(&self) -> Result<(), String> {
+        for (name, text) in self.attributes() {
+            let Some(text) = text else { continue };
+            if text.is_empty() {
+                return Err(format!("{name}: must not be empty"));
+            }
+            check_text(text).map_err(|why| format!("{name}: {why}"))?;
+        }
+        if self.extensions.len() > EXTENSIONS_MAX {
+            return Err(format!("extensions: at most {EXTENSIONS_MAX}"));
+        }
+        for (at, (name, value)) in self.extensions.iter().enumerate() {
+            check_extension_name(name)?;
+            check_text(value).map_err(|why| format!("{name}: {why}"))?;
+            if self.extensions[..at].iter().any(|(earlier, _)| earlier == name) {
+                return Err(format!("{name}: appears twice"));
+            }
+        }
+        match self.key {
+            Some(key) if key.len() > KEY_MAX_BYTES => Err(format!("key: at most {KEY_MAX_BYTES} bytes")),
+            _ => Ok(()),
+        }
+    }
+
+    fn complete(&self, topic: Topic, index: u32, outbox: &Outbox, cause: &Cause) -> Emission {
+        let delivery = &cause.delivery;
+        let mut texts = Texts::of(self);
+        let id = texts.take_option(self.id.as_deref());
+        let source = texts.take_option(self.source.as_deref());
+        let event = Event {
+            id: id.unwrap_or_else(|| {
+                identity::emitted_id(&outbox.function, &delivery.topic, &delivery.idempotency_key, index)
+            }),
+            source: source.unwrap_or_else(|| outbox.source.clone()),
+            ty: texts.take(&self.ty),
+            subject: texts.take_option(self.subject.as_deref()),
+            time: self.time.map(Timestamp::from_nanos),
+            datacontenttype: texts.take_option(self.datacontenttype.as_deref()),
+            dataschema: texts.take_option(self.dataschema.as_deref()),
+            extensions: self.complete_extensions(&mut texts, cause),
+            data: self.data.map(Bytes::copy_from_slice),
+        };
+        let key = self.key.map(Bytes::copy_from_slice).or_else(|| delivery.key.clone());
+        Emission { topic, key, event }
+    }
+
+    /// The guest's extensions and those that the runtime fills in, sorted by name.
+    fn complete_extensions(&self, texts: &mut Texts, cause: &Cause) -> Vec<(ByteString, ByteString)> {
+        let mut extensions = Vec::with_capacity(self.extensions.len() + 4);
+        extensions.extend(self.extensions.iter().map(|(name, value)| (texts.take(name), texts.take(value))));
+        let is_set = |wanted: &str| self.extensions.iter().any(|(name, _)| name == wanted);
+        let mut fill = |name: &'static str, value: &ByteString| {
+            if !is_set(name) {
+                extensions.push((ByteString::from_static(name), value.clone()));
+            }
+        };
+        fill(CAUSATION_ID, &cause.id);
+        fill(CORRELATION_ID, &cause.correlation);
+        // The state belongs to its parent: a guest that sets its own parent gets no state of another.
+        if let Some(trace) = cause.trace.as_ref().filter(|_| !is_set(TRACE_PARENT)) {
+            fill(TRACE_PARENT, &trace.parent);
+            if let Some(state) = &trace.state {
+                fill(TRACE_STATE, state);
+            }
+        }
+        extensions.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        extensions
+    }
+}
+
+/// All texts of a draft, copied out of the guest at once, for an allocation per text costs more than the copying. They
+/// are taken in the order of the attributes.
+struct Texts {
+    all: ByteString,
+    at: usize,
+}
+
+impl Texts {
+    fn of(draft: &Draft<'_>) -> Self {
+        let attributes = draft.attributes();
+        let extensions = draft.extensions.iter().flat_map(|(name, value)| [&**name, &**value]);
+        let texts = attributes.iter().filter_map(|(_, text)| *text).chain(extensions);
+        let mut all = String::with_capacity(texts.clone().map(str::len).sum());
+        all.extend(texts);
+        Self { all: all.into(), at: 0 }
+    }
+
+    fn take(&mut self, text: &str) -> ByteString {
+        let from = self.at;
+        self.at += text.len();
+        let taken = self.all.slice_ref(&self.all[from..self.at]);
+        assert!(*taken == *text, "texts are taken in the order of the attributes");
+        taken
+    }
+
+    fn take_option(&mut self, text: Option<&str>) -> Option<ByteString> {
+        text.map(|text| self.take(text))
+    }
+}
+
+fn check_text(text: &str) -> Result<(), &'static str> {
+    if text.len() > ATTRIBUTE_MAX_BYTES {
+        return Err("is too long: at most 16384 bytes");
+    }
+    let control =
+        if text.is_ascii() { text.bytes().any(|b| b.is_ascii_control()) } else { text.chars().any(char::is_control) };
+    if control { Err("must not contain control characters") } else { Ok(()) }
+}
+
+fn check_extension_name(name: &str) -> Result<(), String> {
+    let legal = name.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit());
+    if name.is_empty() || name.len() > EXTENSION_NAME_MAX_BYTES || !legal {
+        let name = shortened(name);
+        return Err(format!(
+            "{name}: the name of an extension has 1 to {EXTENSION_NAME_MAX_BYTES} lower-case letters and digits"
+        ));
+    }
+    if RESERVED.contains(&name) {
+        return Err(format!("{name}: is not an extension; set the attribute itself"));
+    }
+    Ok(())
+}
+
+/// The identity of emitted events.
+// The core is to have this function; until then it stands here.
+mod identity {
+    use bytestring::ByteString;
+    use millrace_core::name::{FunctionName, Topic};
+    use sha2::{Digest, Sha256};
+
+    /// The first 128 bits, in hex, of the SHA-256 of function, source topic and idempotency key, each after its length in
+    /// bytes as a little-endian `u64`, and the index of the emission as a little-endian `u32`.
+    pub(super) fn emitted_id(function: &FunctionName, topic: &Topic, idempotency_key: &str, index: u32) -> ByteString {
+        let mut hash = Sha256::new();
+        for text in [function.as_str(), topic.as_str(), idempotency_key] {
+            hash.update((text.len() as u64).to_le_bytes());
+            hash.update(text);
+        }
+        hash.update(index.to_le_bytes());
+        super::super::artifact::hex(&hash.finalize()[..16]).into()
+    }
+}

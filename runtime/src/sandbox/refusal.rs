@@ -1,0 +1,164 @@
+//! Why bytes cannot be a handler, each with what to do about it.
+
+use super::host::{PACKAGE, VERSION};
+
+/// How to get a component, at the end of many refusals.
+const BUILD: &str = "build the handler for wasm32-wasip2, for example with `millrace build`";
+
+/// Why a component is not accepted. The message names the fix.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// There are no bytes.
+    #[error("the component is empty: {BUILD}")]
+    Empty,
+    /// There are too many bytes.
+    #[error("the component has {size_bytes} bytes, more than the {max_bytes} that are accepted: build it in release mode and strip debug information")]
+    TooLarge {
+        /// Its size.
+        size_bytes: usize,
+        /// The bound.
+        max_bytes: usize,
+    },
+    /// The text format of WebAssembly, or any other text.
+    #[error("this is text, not a component: {BUILD}, and use the `.wasm` file that it makes")]
+    Text,
+    /// Neither WebAssembly nor text.
+    #[error("this is not WebAssembly: {BUILD}, and use the `.wasm` file that it makes")]
+    NotWasm,
+    /// WebAssembly, but without the component around it.
+    #[error("this is a core module, not a component: {BUILD}; wasm32-wasip1 and wasm32-unknown-unknown make core modules")]
+    CoreModule,
+    /// Cut short, damaged, or in need of a feature of WebAssembly that is off.
+    #[error("the component is not valid, it may be cut short or damaged: {0}; build it again and copy it whole")]
+    Invalid(String),
+    /// It does not export a handler.
+    #[error("the component exports no `{PACKAGE}/handler@{VERSION}`, only {exports}: implement the handler, in Rust with `millrace_sdk::handler!`")]
+    NoHandler {
+        /// What it exports.
+        exports: String,
+    },
+    /// It was built against another version of our interfaces.
+    #[error("the component needs `{name}`, and this runtime has `{PACKAGE}@{VERSION}`: build it with the SDK of this version, or update the runtime")]
+    WrongVersion {
+        /// The interface with its version.
+        name: String,
+    },
+    /// It imports what is not there.
+    #[error("the component imports `{import}`, which does not exist here: {fix}")]
+    UnknownImport {
+        /// The import with its version.
+        import: String,
+        /// What to do.
+        fix: String,
+    },
+    /// An interface is there, and looks different.
+    #[error("the component does not fit the interfaces of this runtime: {0}; build it with the `wit` directory of this version")]
+    Mismatch(String),
+    /// It needs more than its limits allow.
+    #[error("{0}")]
+    Limits(String),
+    /// Our compiler failed.
+    #[error("the compiler failed, which is a bug in the runtime: {0}")]
+    Compiler(String),
+}
+
+/// What can be told from the first bytes.
+pub(super) fn check_bytes(bytes: &[u8], max_bytes: usize) -> Result<(), Refusal> {
+    const MAGIC: &[u8] = b"\0asm";
+    const CORE: &[u8] = &[1, 0, 0, 0];
+    let Some(rest) = bytes.strip_prefix(MAGIC) else {
+        return Err(match bytes {
+            [] => Refusal::Empty,
+            _ if MAGIC.starts_with(bytes) => Refusal::Invalid("it ends after 3 bytes or less".to_owned()),
+            _ if looks_like_text(bytes) => Refusal::Text,
+            _ => Refusal::NotWasm,
+        });
+    };
+    if rest.starts_with(CORE) {
+        return Err(Refusal::CoreModule);
+    }
+    if bytes.len() > max_bytes {
+        return Err(Refusal::TooLarge { size_bytes: bytes.len(), max_bytes });
+    }
+    Ok(())
+}
+
+fn looks_like_text(bytes: &[u8]) -> bool {
+    let start = &bytes[..bytes.len().min(1024)];
+    let whole = match std::str::from_utf8(start) {
+        Ok(text) => text,
+        // The cut may have gone through a character.
+        Err(e) if e.error_len().is_none() => std::str::from_utf8(&start[..e.valid_up_to()]).unwrap_or_default(),
+        Err(_) => return false,
+    };
+    !whole.chars().any(|c| c.is_control() && !c.is_whitespace())
+}
+
+/// An import or export: `namespace:package/interface@version`.
+struct Interface<'a> {
+    package: &'a str,
+    name: &'a str,
+    version: &'a str,
+}
+
+impl<'a> Interface<'a> {
+    fn parse(text: &'a str) -> Self {
+        let (path, version) = text.split_once('@').unwrap_or((text, ""));
+        let (package, name) = path.split_once('/').unwrap_or((path, ""));
+        Self { package, name, version }
+    }
+
+    /// Whether the version is one that ours can stand in for: the same up to the last number.
+    fn fits(&self, ours: &str) -> bool {
+        let minor = |version: &str| version.rsplit_once('.').map(|(minor, _)| minor.to_owned());
+        self.version == ours || (minor(self.version) == minor(ours) && !self.version.contains('-'))
+    }
+}
+
+/// Checks that an import is one that exists, as far as its name tells; the linker checks its functions.
+pub(super) fn check_import(import: &str) -> Result<(), Refusal> {
+    let unknown = |fix: &str| Err(Refusal::UnknownImport { import: import.to_owned(), fix: fix.to_owned() });
+    let interface = Interface::parse(import);
+    match (interface.package, interface.name) {
+        (PACKAGE, "types" | "emitter") if interface.fits(VERSION) => Ok(()),
+        (PACKAGE, "types" | "emitter") => Err(Refusal::WrongVersion { name: import.to_owned() }),
+        ("wasi:logging", "logging") if interface.version == "0.1.0-draft" => Ok(()),
+        ("wasi:config", "store") if interface.version == "0.2.0-rc.1" => Ok(()),
+        ("wasi:cli" | "wasi:clocks" | "wasi:filesystem" | "wasi:io" | "wasi:random" | "wasi:sockets", _)
+            if interface.fits("0.2.0") =>
+        {
+            Ok(())
+        }
+        ("wasi:http", _) => unknown(
+            "outbound HTTP is not available in this version; emit an event, and make the call where it is consumed",
+        ),
+        ("wasi:logging", _) => unknown("use `wasi:logging/logging@0.1.0-draft`"),
+        ("wasi:config", _) => unknown("use `wasi:config/store@0.2.0-rc.1`"),
+        (package, _) if package.starts_with("wasi:") && interface.version.starts_with("0.3") => {
+            unknown("handlers use WASI 0.2; build for wasm32-wasip2")
+        }
+        (package, _) if package.starts_with("wasi:") => unknown(
+            "there are `wasi:cli`, `clocks`, `filesystem`, `io`, `random` and `sockets` of WASI 0.2, `wasi:logging` and \
+             `wasi:config`; remove what needs the import",
+        ),
+        _ => unknown(
+            "a handler can import `millrace:function/emitter`, `wasi:logging`, `wasi:config` and WASI 0.2 without HTTP; \
+             remove the dependency, or compose the component with one that exports it",
+        ),
+    }
+}
+
+/// Checks that there is a handler of our version.
+pub(super) fn check_exports<'a>(exports: impl Iterator<Item = &'a str>) -> Result<(), Refusal> {
+    let mut others = Vec::new();
+    for export in exports {
+        let interface = Interface::parse(export);
+        match (interface.package, interface.name) {
+            (PACKAGE, "handler") if interface.fits(VERSION) => return Ok(()),
+            (PACKAGE, "handler") => return Err(Refusal::WrongVersion { name: export.to_owned() }),
+            _ => others.push(format!("`{export}`")),
+        }
+    }
+    let exports = if others.is_empty() { "nothing".to_owned() } else { others.join(", ") };
+    Err(Refusal::NoHandler { exports })
+}

@@ -1,0 +1,11 @@
+//! Guests in the real sandbox. What a guest does is in `tests/fixtures/guest.wat`, chosen by the first letter of an
+//! event's type.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+#[path = "sandbox/harness.rs"]
+mod harness;
+#[path = "sandbox/loading.rs"]
+mod loading;
+#[path = "sandbox/running.rs"]
+mod running;

@@ -1,0 +1,171 @@
+//! What can be a handler, and what is said about everything else.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use bytes::Bytes;
+use millrace::sandbox::{EngineOptions, Function, Refusal, Sandbox};
+
+use super::harness::{attempt, engine, event, guest_bytes, options};
+
+async fn refusal(bytes: impl Into<Bytes>) -> Refusal {
+    engine(EngineOptions::default()).load(bytes.into()).await.unwrap_err()
+}
+
+/// Loads a component in text and looks for `expected` in what is said against it.
+async fn check(text: &str, expected: &[&str]) {
+    let said = refusal(wat::parse_str(text).unwrap()).await.to_string();
+    for part in expected {
+        assert!(said.contains(part), "`{part}` is missing in: {said}");
+    }
+}
+
+#[tokio::test]
+async fn bytes_that_are_no_component_are_named() {
+    assert_eq!(refusal("").await, Refusal::Empty);
+    assert_eq!(refusal("(component)").await, Refusal::Text);
+    assert_eq!(refusal("use millrace_sdk; // ä").await, Refusal::Text);
+    assert_eq!(refusal(&b"\x7fELF\x02\x01\x01\0"[..]).await, Refusal::NotWasm);
+    assert_eq!(refusal(wat::parse_str("(module)").unwrap()).await, Refusal::CoreModule);
+    assert!(matches!(refusal(&b"\0as"[..]).await, Refusal::Invalid(_)));
+    assert!(Refusal::CoreModule.to_string().contains("wasm32-wasip2"));
+}
+
+#[tokio::test]
+async fn a_component_that_is_too_large_is_refused_before_it_is_compiled() {
+    let bytes = guest_bytes();
+    let small = engine(EngineOptions { component_max_bytes: 1000, ..EngineOptions::default() });
+    let refused = Refusal::TooLarge { size_bytes: bytes.len(), max_bytes: 1000 };
+    assert_eq!(small.load(bytes).await.unwrap_err(), refused);
+}
+
+#[tokio::test]
+async fn a_component_cut_short_anywhere_is_refused() {
+    let (engine, whole) = (engine(EngineOptions::default()), guest_bytes());
+    for end in (1..whole.len()).step_by(97).chain(whole.len() - 20..whole.len()) {
+        assert!(engine.load(whole.slice(..end)).await.is_err(), "cut at {end} of {}", whole.len());
+    }
+}
+
+#[tokio::test]
+async fn a_component_with_any_byte_damaged_does_no_harm() {
+    let (engine, whole) = (engine(EngineOptions::default()), guest_bytes());
+    for at in (8..whole.len()).step_by(211) {
+        let mut damaged = whole.to_vec();
+        damaged[at] ^= 0x55;
+        // Many are refused, some are another valid component.
+        if let Ok(component) = engine.load(damaged.into()).await {
+            drop(Function::new(&engine, &component, options()));
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_refused_import_is_named_with_the_fix() {
+    let import = |name: &str| format!(r#"(component (import "{name}" (instance)))"#);
+    let cases: [(&str, &[&str]); 9] = [
+        ("wasi:http/outgoing-handler@0.2.3", &["wasi:http/outgoing-handler@0.2.3", "not available in this version", "emit"]),
+        ("wasi:keyvalue/store@0.2.0-draft", &["wasi:keyvalue/store", "remove what needs"]),
+        ("wasi:cli/environment@0.3.0", &["wasi:cli/environment@0.3.0", "wasm32-wasip2"]),
+        ("wasi:config/store@0.2.0-draft", &["use `wasi:config/store@0.2.0-rc.1`"]),
+        ("wasi:logging/logging@0.2.0", &["use `wasi:logging/logging@0.1.0-draft`"]),
+        ("millrace:function/emitter@0.2.0", &["millrace:function/emitter@0.2.0", "has `millrace:function@0.1.0`"]),
+        ("millrace:function/clock@0.1.0", &["millrace:function/clock@0.1.0", "does not exist"]),
+        ("acme:payments/api", &["acme:payments/api", "compose"]),
+        ("env", &["`env`", "does not exist"]),
+    ];
+    for (name, expected) in cases {
+        check(&import(name), expected).await;
+    }
+}
+
+#[tokio::test]
+async fn a_component_without_our_handler_is_told_what_it_exports() {
+    let export = |name: &str| format!(r#"(component (instance $i) (export "{name}" (instance $i)))"#);
+    check("(component)", &["exports no `millrace:function/handler@0.1.0`, only nothing"]).await;
+    check(&export("wasi:cli/run@0.2.0"), &["only `wasi:cli/run@0.2.0`", "implement the handler"]).await;
+    check(&export("millrace:function/handler@0.2.0"), &["`millrace:function/handler@0.2.0`", "build it with the SDK"]).await;
+    check(&export("millrace:function/handler@0.1.0"), &["does not fit", "handle"]).await;
+}
+
+#[tokio::test]
+async fn an_import_of_another_shape_is_refused() {
+    let text = r#"(component
+        (import "millrace:function/emitter@0.1.0" (instance (export "emit" (func (param "topic" string)))))
+        (instance $i) (export "millrace:function/handler@0.1.0" (instance $i)))"#;
+    check(text, &["does not fit", "emitter"]).await;
+    let text = r#"(component
+        (import "wasi:cli/exit@0.2.0" (instance (export "leave" (func))))
+        (instance $i) (export "millrace:function/handler@0.1.0" (instance $i)))"#;
+    check(text, &["does not fit", "leave"]).await;
+}
+
+#[tokio::test]
+async fn limits_that_the_component_cannot_start_with_are_refused() {
+    let engine = engine(EngineOptions::default());
+    let component = engine.load(guest_bytes()).await.unwrap();
+    let refused = |change: &dyn Fn(&mut millrace::sandbox::GuestLimits)| {
+        let mut options = options();
+        change(&mut options.limits);
+        Function::new(&engine, &component, options).unwrap_err().to_string()
+    };
+    assert!(refused(&|limits| limits.memory_bytes = 1 << 20).contains("starts with 2 MiB of memory"));
+    assert!(refused(&|limits| limits.memory_bytes = 8 << 30).contains("8192 MiB"));
+    assert!(refused(&|limits| limits.table_elements = 9).contains("a table of 10 elements"));
+}
+
+#[tokio::test]
+async fn a_damaged_artefact_is_compiled_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let cache = dir.path().join("deep/cache");
+    let load = async || {
+        let engine = engine(EngineOptions { cache_dir: Some(cache.clone()), ..EngineOptions::default() });
+        let component = engine.load(guest_bytes()).await.unwrap();
+        let mut guest = Function::new(&engine, &component, options()).unwrap().guest();
+        guest.invoke(attempt(event("o"))).await.unwrap()
+    };
+    load().await;
+    assert_eq!(fs::metadata(&cache).unwrap().permissions().mode() & 0o777, 0o700);
+    let files: Vec<_> = fs::read_dir(&cache).unwrap().map(|entry| entry.unwrap().path()).collect();
+    let [file] = files.as_slice() else { panic!("one artefact, and nothing else: {files:?}") };
+    assert_eq!(fs::metadata(file).unwrap().permissions().mode() & 0o777, 0o600);
+    let written = fs::read(file).unwrap();
+    let modified = || fs::metadata(file).unwrap().modified().unwrap();
+
+    let before = modified();
+    load().await;
+    assert_eq!(modified(), before, "an artefact is used, not made again");
+
+    let mut flipped = written.clone();
+    *flipped.last_mut().unwrap() ^= 1;
+    let mut newer = written.clone();
+    newer[7] += 1;
+    for damaged in [&[][..], &written[..20], &written[..written.len() - 1], &flipped, &newer] {
+        fs::write(file, damaged).unwrap();
+        load().await;
+        assert!(fs::read(file).unwrap() == written, "the artefact is whole again");
+    }
+}
+
+#[tokio::test]
+async fn the_cache_forgets_the_oldest_artefacts() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = EngineOptions { cache_dir: Some(dir.path().into()), cache_max_bytes: 1, ..EngineOptions::default() };
+    let engine = engine(options);
+    let first = guest_bytes();
+    let second = wat::parse_str(include_str!("../../../tests/fixtures/guest.wat").replace("emitted\")", "omitted\")"));
+    engine.load(first).await.unwrap();
+    let digest = engine.load(second.unwrap().into()).await.unwrap().digest().to_string();
+    let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    assert!(names.len() == 1 && names[0].starts_with(&digest), "{names:?}");
+}
+
+#[tokio::test]
+async fn a_cache_that_cannot_be_used_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("file");
+    fs::write(&file, "").unwrap();
+    let options = EngineOptions { cache_dir: Some(file.clone()), max_instances: 1, ..EngineOptions::default() };
+    let said = millrace::sandbox::Engine::new(options).unwrap_err().to_string();
+    assert!(said.contains(file.to_str().unwrap()), "{said}");
+}
