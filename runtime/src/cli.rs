@@ -11,9 +11,12 @@ mod check;
 mod client;
 mod completions;
 mod dead_letters;
+mod demo;
+mod dev;
 mod error;
 mod format;
 mod functions;
+mod invoke;
 mod new;
 mod output;
 mod publish;
@@ -48,6 +51,7 @@ struct Cli {
 const EXAMPLES: &str = "\
 Examples:
   millrace new shop                     a project that builds at once
+  millrace dev shop                     runs it here, on an embedded log
   millrace check shop                   is its manifest in order?
   millrace publish orders --type order.placed --data '{\"order\": 7}'
   millrace tail orders --from earliest
@@ -77,6 +81,12 @@ struct Global {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Run an application on this machine, with an embedded log
+    Dev(dev::Args),
+    /// Run one handler on one event, without a log
+    Invoke(invoke::Args),
+    /// Run an application on its sample events, and check what comes out
+    Demo(demo::Args),
     /// Write a new project that builds at once
     New(new::Args),
     /// Check a manifest and its components without running anything
@@ -150,6 +160,9 @@ async fn run(command: Command, mut context: Context) -> Exit {
 
 async fn dispatch(command: Command, context: &mut Context) -> Result<Exit, Error> {
     match command {
+        Command::Dev(args) => Box::pin(dev::run(args, context)).await,
+        Command::Invoke(args) => until_interrupted(invoke::run(&args, context)).await,
+        Command::Demo(args) => demo::run(&args, context).await,
         Command::New(args) => new::run(&args, context).await,
         Command::Check(args) => check::run(&args, context).await,
         Command::Build(args) => until_interrupted(build::run(&args, context)).await,

@@ -8,4 +8,6 @@ pub mod clock;
 pub mod config;
 pub mod registry;
 pub mod sandbox;
+pub mod server;
+pub mod telemetry;
 pub mod worker;

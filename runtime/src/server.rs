@@ -268,9 +268,7 @@ impl Server {
     /// If the address cannot be used.
     pub async fn listen(&self) -> Result<tokio::net::TcpListener, StartError> {
         let address = self.config.http.listen;
-        tokio::net::TcpListener::bind(address)
-            .await
-            .map_err(|e| StartError::Listen { address, reason: e.to_string() })
+        tokio::net::TcpListener::bind(address).await.map_err(|e| StartError::Listen { address, reason: e.to_string() })
     }
 
     /// Serves until `stop` ends or the log fails, then drains.
@@ -282,8 +280,16 @@ impl Server {
         listener: tokio::net::TcpListener,
         stop: impl Future<Output = ()> + Send,
     ) -> Result<(), broker::Error> {
-        let options = ApiOptions::from(&self.config);
+        let http = &self.config.http;
+        let options = ApiOptions {
+            allowed_hosts: http.hosts.clone(),
+            prefix: self.config.prefix.clone(),
+            max_concurrent: http.requests_in_flight,
+            max_body_bytes: http.request_max_bytes,
+            drain: self.config.drain,
+        };
         let api = Api::new(options, Arc::clone(&self.log), self.registry.clone(), self.clock);
+        api.set_ready();
         let (stopping, stopped) = tokio::sync::oneshot::channel::<()>();
         let serving = tokio::spawn(crate::api::serve(listener, api, async {
             stopped.await.ok();
@@ -310,7 +316,8 @@ impl Server {
 /// # Errors
 /// If an expression does not compile.
 pub fn intake(function: &Function) -> Result<Intake, StageError> {
-    let wrong = |key: &'static str, reason: String| StageError::Expression { function: function.name.clone(), key, reason };
+    let wrong =
+        |key: &'static str, reason: String| StageError::Expression { function: function.name.clone(), key, reason };
     let filter = function.filter.as_deref().map(Filter::compile).transpose();
     let key = function.idempotency.key.as_deref().map(KeyExpression::compile).transpose();
     Ok(Intake {

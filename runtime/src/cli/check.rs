@@ -13,6 +13,7 @@ use super::application::{Severity, Text};
 use super::error::{Error, Exit};
 use super::format;
 use super::output::{Console, Style};
+use crate::server::{self, StageError};
 
 mod component;
 
@@ -82,7 +83,16 @@ pub(crate) async fn examine(path: &Path) -> Result<Findings, Error> {
 
 /// What is wrong with one function.
 async fn look_at(function: &Function, directory: &Path) -> Vec<Flaw> {
-    component_flaw(function, directory).await.into_iter().collect()
+    expression_flaw(function).into_iter().chain(component_flaw(function, directory).await).collect()
+}
+
+fn expression_flaw(function: &Function) -> Option<Flaw> {
+    let (key, message): (Key, String) = match server::intake(function).err()? {
+        StageError::Expression { key: "filter", reason, .. } => (&["filter"], reason),
+        error => (&["idempotency", "key"], error.to_string()),
+    };
+    let help = "see https://cel.dev for the language; the event is the variable `event`".to_owned();
+    Some(Flaw { severity: Severity::Error, key, message, help })
 }
 
 async fn component_flaw(function: &Function, directory: &Path) -> Option<Flaw> {

@@ -12,10 +12,10 @@ use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
+use super::Context;
 use super::client::{Client, Target};
-use super::error::Error;
+use super::error::{Error, Exit};
 use super::output::Style;
-use super::{Context, Exit};
 use crate::api::types::{DeadLetters, FunctionStatus, Records, Status};
 
 /// How long everything may take to settle.
@@ -90,7 +90,7 @@ async fn start(directory: &Path, data: &Path, exits: bool, context: &mut Context
     let program = std::env::current_exe().map_err(|e| Error::file("this program", &e))?;
     context.console.line(format_args!("$ millrace dev {}", directory.display()))?;
     let mut command = Command::new(program);
-    command.arg("dev").arg(directory).arg("--data").arg(data).arg("--no-watch").stdout(Stdio::piped());
+    command.arg("dev").arg(directory).arg("--data").arg(data).args(["--no-watch", "--log-level", "error"]).stdout(Stdio::piped());
     if exits {
         // Whatever else runs here is not disturbed.
         command.args(["--listen", "127.0.0.1:0"]);
@@ -115,7 +115,12 @@ async fn start(directory: &Path, data: &Path, exits: bool, context: &mut Context
 }
 
 /// Publishes, waits, counts, and shows; answers with what is wrong.
-async fn show(directory: &Path, expected: &Expected, server: &str, context: &mut Context) -> Result<Vec<String>, Error> {
+async fn show(
+    directory: &Path,
+    expected: &Expected,
+    server: &str,
+    context: &mut Context,
+) -> Result<Vec<String>, Error> {
     let client = Client::new(server)?;
     publish(directory, server, context).await?;
     let status = settle(&client, context).await?;
@@ -246,7 +251,10 @@ async fn check_function(
     let counted = (totals.completed, totals.filtered, totals.duplicate, totals.dead_lettered);
     let wanted = (expected.completed, expected.filtered, expected.duplicate, dead);
     if counted != wanted {
-        wrong.push(format!("{}: completed, filtered, duplicate, dead-lettered are {counted:?}, not {wanted:?}", function.name));
+        wrong.push(format!(
+            "{}: completed, filtered, duplicate, dead-lettered are {counted:?}, not {wanted:?}",
+            function.name
+        ));
     }
     let mut categories: BTreeMap<String, u64> = BTreeMap::new();
     for letter in letters_of(client, &function.name).await?.letters {
@@ -265,10 +273,8 @@ async fn letters_of(client: &Client, function: &str) -> Result<DeadLetters, Erro
 
 async fn report(client: &Client, status: &Status, server: &str, context: &mut Context) -> Result<(), Error> {
     let console = &mut context.console;
-    let head = format!(
-        "{:<26} {:>10} {:>9} {:>10} {:>14}",
-        "function", "completed", "filtered", "duplicate", "dead-lettered"
-    );
+    let head =
+        format!("{:<26} {:>10} {:>9} {:>10} {:>14}", "function", "completed", "filtered", "duplicate", "dead-lettered");
     let head = console.paint(Style::Strong, &head);
     console.line(format_args!("\n{head}"))?;
     for function in &status.functions {
@@ -289,7 +295,10 @@ async fn report(client: &Client, status: &Status, server: &str, context: &mut Co
         let first = letter.reason.lines().next().unwrap_or_default();
         console.line(format_args!("  {} after {} attempts: {first}", letter.category, letter.attempts))?;
         console.line("When its cause is mended, this sends it to its function once more:")?;
-        console.line(format_args!("  millrace dead-letters redrive {} {} --server {server}", letter.function, letter.id))?;
+        console.line(format_args!(
+            "  millrace dead-letters redrive {} {} --server {server}",
+            letter.function, letter.id
+        ))?;
     }
     let console = &mut context.console;
     console.line("\nWhere to look next:")?;

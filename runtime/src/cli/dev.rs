@@ -3,12 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use millrace_core::manifest::{self, Function, Manifest};
+use millrace_core::manifest::{self, Function};
 use tokio::sync::mpsc;
 
-use super::error::Error;
+use super::Context;
+use super::application::Application;
+use super::build::{self, Show};
+use super::error::{Error, Exit};
 use super::output::Style;
-use super::{Context, Exit, build};
 use crate::config::{self, Config, Flags};
 use crate::server::Server;
 use crate::telemetry;
@@ -37,33 +39,34 @@ pub(crate) struct Args {
 /// An application and the process that runs it.
 struct Dev {
     directory: PathBuf,
-    manifest: Manifest,
+    application: Application,
     server: Server,
 }
 
 pub(crate) async fn run(args: Args, context: &mut Context) -> Result<Exit, Error> {
     let began = Instant::now();
-    let directory = args.directory.canonicalize().map_err(|e| Error::file(args.directory.display(), &e))?;
-    let manifest = read_manifest(&directory, context)?;
+    let application = read(&args.directory, context)?;
+    let directory = application.source.directory.clone();
     let config = configure(&args.flags, &directory, context)?;
     telemetry::init(&config.log);
     let stop = stop_signal()?;
-    for function in &manifest.functions {
-        if build::is_stale(function, &directory) {
-            build::one(function, &directory, context).await?;
-        }
+    let stale = |function: &&Function| function.build.is_some() && watch::is_stale(function, &directory);
+    let stale: Vec<String> = application.manifest.functions.iter().filter(stale).map(short_name).collect();
+    if !stale.is_empty() {
+        build(&application, &stale, context).await?;
     }
     let server = Server::open(config).await.map_err(|e| Error::failed(e, "then start again"))?;
-    server.make_topics(&manifest).await.map_err(|e| Error::failed(e, "change the manifest, or use another data directory"))?;
-    let mut dev = Dev { directory, manifest, server };
-    for function in dev.manifest.functions.clone() {
-        dev.activate(&function, context).await?;
+    let made = server.make_topics(&application.manifest).await;
+    made.map_err(|e| Error::failed(e, "change the manifest, or use another data directory"))?;
+    let dev = Dev { directory, application, server };
+    for function in &dev.application.manifest.functions {
+        dev.activate(function, context).await?;
     }
     let listener = dev.server.listen().await.map_err(|e| Error::failed(e, "or stop the other process"))?;
     let address = listener.local_addr().map_err(|e| Error::file("the address listened on", &e))?;
     dev.say_where_to_look(address, began.elapsed(), context)?;
     let (changes, changed) = mpsc::channel(1);
-    let watching = if args.no_watch { None } else { watch::start(&dev.directory, &dev.manifest, changes) };
+    let watching = if args.no_watch { None } else { watch::start(&dev.directory, &dev.application.manifest, changes) };
     let serving = dev.server.run(listener, stop);
     tokio::select! {
         ended = serving => ended.map_err(|e| Error::failed(e, "what was acknowledged is safe; start again to recover"))?,
@@ -100,19 +103,19 @@ impl Dev {
     }
 
     async fn rebuild(&self, paths: &[PathBuf], context: &mut Context) -> Result<(), Error> {
-        let functions: Vec<&Function> = if paths.iter().any(|path| path.ends_with(manifest::FILE_NAME)) {
+        if paths.iter().any(|path| path.ends_with(manifest::FILE_NAME)) {
             context.console.note("millrace.toml changed: start again to take it over.")?;
-            return Ok(());
-        } else {
-            let affected = |function: &&Function| watch::concerns(function, &self.directory, paths);
-            self.manifest.functions.iter().filter(affected).collect()
-        };
-        for function in functions {
+        }
+        let functions = &self.application.manifest.functions;
+        let affected = functions.iter().filter(|function| watch::concerns(function, &self.directory, paths));
+        for function in affected {
             let began = Instant::now();
             if function.build.is_some()
-                && let Err(error) = build::one(function, &self.directory, context).await
+                && let Err(error) = build(&self.application, &[short_name(function)], context).await
             {
-                context.console.note(format_args!("{error}\n{}: the revision that ran before goes on", function.name))?;
+                context
+                    .console
+                    .note(format_args!("{error}\n{}: the revision that ran before goes on", function.name))?;
                 continue;
             }
             let before = self.server.registry().function(&function.name).map(|info| info.digest);
@@ -128,9 +131,14 @@ impl Dev {
         Ok(())
     }
 
-    fn say_where_to_look(&self, address: std::net::SocketAddr, took: Duration, context: &mut Context) -> Result<(), Error> {
+    fn say_where_to_look(
+        &self,
+        address: std::net::SocketAddr,
+        took: Duration,
+        context: &mut Context,
+    ) -> Result<(), Error> {
         let console = &mut context.console;
-        let application = console.paint(Style::Strong, &self.manifest.application);
+        let application = console.paint(Style::Strong, &self.application.manifest.application);
         console.line(format_args!("{application} is ready after {took:.1?} on http://{address}"))?;
         for info in self.server.registry().functions() {
             let settings = &info.settings;
@@ -142,8 +150,9 @@ impl Dev {
         }
         console.line(format_args!("  data in {}", self.server.config().data.display()))?;
         console.line("Try, from another terminal:")?;
-        let server = if address == config::DEFAULT_LISTEN { String::new() } else { format!(" --server http://{address}") };
-        if let Some(topic) = self.manifest.functions.first().and_then(|function| function.topics.first()) {
+        let server =
+            if address == config::DEFAULT_LISTEN { String::new() } else { format!(" --server http://{address}") };
+        if let Some(topic) = self.application.manifest.functions.first().and_then(|function| function.topics.first()) {
             console.line(format_args!("  millrace publish {topic} --type example --data '{{}}'{server}"))?;
             console.line(format_args!("  millrace tail {topic}{server}"))?;
         }
@@ -154,29 +163,23 @@ impl Dev {
     }
 }
 
-fn read_manifest(directory: &Path, context: &mut Context) -> Result<Manifest, Error> {
-    let file = directory.join(manifest::FILE_NAME);
-    let text = std::fs::read_to_string(&file).map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => Error::failed(
-            format_args!("there is no {} in {}", manifest::FILE_NAME, directory.display()),
-            "name the application's directory, or make one with `millrace new NAME`",
-        ),
-        _ => Error::file(file.display(), &e),
-    })?;
-    match Manifest::parse(&text) {
-        Ok((manifest, warnings)) => {
-            for warning in warnings {
-                context.console.note(format_args!("warning: {}:{warning}", file.display()))?;
-            }
-            Ok(manifest)
-        }
-        Err(problems) => {
-            for problem in &problems {
-                context.console.note(format_args!("{}:{problem}", file.display()))?;
-            }
-            Err(Error::failed(format_args!("{} is not in order", file.display()), "mend what is listed above"))
-        }
+/// Reads an application; what is wrong with its manifest is shown.
+pub(super) fn read(directory: &Path, context: &mut Context) -> Result<Application, Error> {
+    let directory = directory.canonicalize().map_err(|e| Error::file(directory.display(), &e))?;
+    Application::open(&directory, &mut context.console)
+}
+
+fn short_name(function: &Function) -> String {
+    function.name.function().to_owned()
+}
+
+/// Builds functions, each command once.
+async fn build(application: &Application, only: &[String], context: &mut Context) -> Result<(), Error> {
+    for one in build::plan(application, only)? {
+        context.console.note(format_args!("$ {}", one.command))?;
+        build::run_one(&one, Show::Through).await?;
     }
+    Ok(())
 }
 
 fn configure(flags: &Flags, directory: &Path, context: &mut Context) -> Result<Config, Error> {

@@ -11,10 +11,9 @@ use millrace_core::manifest::{Function, Manifest};
 use millrace_core::outcome::Outcome;
 use serde::Serialize;
 
-use super::dev::read_manifest;
-use super::error::Error;
+use super::error::{Error, Exit};
 use super::output::Style;
-use super::{Context, Exit, format};
+use super::{Context, dev, format};
 use crate::sandbox::{self, Completion, Delivery, Engine, EngineOptions, Invocation, Sandbox as _};
 use crate::server;
 
@@ -70,9 +69,9 @@ struct Line {
 }
 
 pub(crate) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Error> {
-    let directory = args.dir.canonicalize().map_err(|e| Error::file(args.dir.display(), &e))?;
-    let manifest = read_manifest(&directory, context)?;
-    let function = find(&manifest, &args.function)?;
+    let application = dev::read(&args.dir, context)?;
+    let directory = &application.source.directory;
+    let function = find(&application.manifest, &args.function)?;
     let event = read_event(&args.event)?;
     let intake = server::intake(function).map_err(|e| Error::failed(e, "mend the manifest"))?;
     let key = event.extension("partitionkey").map(|key| key.clone().into_bytes());
@@ -86,8 +85,9 @@ pub(crate) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Erro
         }
         None => identity::default_idempotency_key(&event),
     };
-    let mut guest = guest(function, &directory).await?;
-    let topic = function.topics.first().ok_or_else(|| Error::failed("the function has no topic", "mend the manifest"))?;
+    let mut guest = guest(function, directory).await?;
+    let topic =
+        function.topics.first().ok_or_else(|| Error::failed("the function has no topic", "mend the manifest"))?;
     let delivery =
         Delivery { topic: topic.clone(), partition: 0, offset: 0, key, attempt: args.attempt, idempotency_key };
     let completion = guest
@@ -96,7 +96,11 @@ pub(crate) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Erro
         .map_err(|e| Error::failed(e, "try again; if it stays, lower the memory limit of the function"))?;
     let exit = if completion.outcome == Outcome::Completed { Exit::Done } else { Exit::Failed };
     let answer = answer(completion, filtered);
-    if context.console.is_json() { context.console.document(&answer)? } else { show(&answer, context)? }
+    if context.console.is_json() {
+        context.console.document(&answer)?
+    } else {
+        show(&answer, context)?
+    }
     Ok(exit)
 }
 

@@ -32,8 +32,7 @@ pub(super) struct ArtifactCache {
 impl ArtifactCache {
     /// Makes the directory if need be, and makes it private.
     pub(super) fn open(dir: &Path, engine: &wasmtime::Engine, max_bytes: u64) -> Result<Self, Error> {
-        make_private(dir)
-            .map_err(|e| Error(format!("cannot keep compiled components in `{}`: {e}", dir.display())))?;
+        make_private(dir).map_err(|e| Error(format!("cannot keep compiled components in `{}`: {e}", dir.display())))?;
         let mut hasher = DefaultHasher::new();
         engine.precompile_compatibility_hash().hash(&mut hasher);
         let engine = format!("{:016x}", hasher.finish());

@@ -112,7 +112,9 @@ fn check_limits(engine: &Engine, component: &Component, limits: &GuestLimits) ->
     let engine_max_bytes = engine.0.options.max_memory_bytes;
     if limits.memory_bytes > engine_max_bytes {
         let (wanted, max) = (limits.memory_bytes >> 20, engine_max_bytes >> 20);
-        return Err(Refusal::Limits(format!("the memory limit is {wanted} MiB, and no function can have more than {max}")));
+        return Err(Refusal::Limits(format!(
+            "the memory limit is {wanted} MiB, and no function can have more than {max}"
+        )));
     }
     let Some(required) = component.0.pre.instance_pre().component().resources_required() else { return Ok(()) };
     let pages = required.max_initial_memory_size.unwrap_or_default().div_ceil(1 << 20);

@@ -121,7 +121,9 @@ impl Sandbox for Guest {
         };
         let (ended, exports) = match made {
             Ok(exports) => {
-                store.data_mut().begin(Call { cause: Cause::new(&event, delivery, trace), emitted: Emitted::default() });
+                store
+                    .data_mut()
+                    .begin(Call { cause: Cause::new(&event, delivery, trace), emitted: Emitted::default() });
                 (handle(&exports, &mut store, &event).await, Some(exports))
             }
             Err(ended) => (ended, None),

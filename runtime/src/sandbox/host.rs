@@ -4,16 +4,16 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use wasmtime::component::{ComponentType, Lift, Linker, Resource, ResourceType, WasmList, WasmStr};
 use wasmtime::StoreContextMut;
+use wasmtime::component::{ComponentType, Lift, Linker, Resource, ResourceType, WasmList, WasmStr};
 use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
 
+use super::LogLevel;
 use super::bindings::Delivery;
 use super::bindings::millrace::function::emitter::EmitError;
 use super::bindings::wasi::config::store::Error as ConfigError;
 use super::bindings::wasi::logging::logging::Level;
 use super::emission::{Cause, Draft, Emitted, Outbox};
-use super::LogLevel;
 use super::limits::{EXTENSIONS_MAX, GuestLimits, Limiter, RANDOM_MAX_BYTES, RESOURCES_MAX};
 use super::logs::{Logs, Stream};
 
@@ -158,7 +158,9 @@ struct EmissionInGuest {
 fn add_emitter(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     linker
         .instance(&format!("{PACKAGE}/emitter@{VERSION}"))?
-        .func_wrap("emit", |store, (topic, emission): (WasmStr, EmissionInGuest)| Ok((emit(store, &topic, &emission)?,)))
+        .func_wrap("emit", |store, (topic, emission): (WasmStr, EmissionInGuest)| {
+            Ok((emit(store, &topic, &emission)?,))
+        })
 }
 
 fn emit(

@@ -12,7 +12,9 @@ pub enum Refusal {
     #[error("the component is empty: {BUILD}")]
     Empty,
     /// There are too many bytes.
-    #[error("the component has {size_bytes} bytes, more than the {max_bytes} that are accepted: build it in release mode and strip debug information")]
+    #[error(
+        "the component has {size_bytes} bytes, more than the {max_bytes} that are accepted: build it in release mode and strip debug information"
+    )]
     TooLarge {
         /// Its size.
         size_bytes: usize,
@@ -26,19 +28,25 @@ pub enum Refusal {
     #[error("this is not WebAssembly: {BUILD}, and use the `.wasm` file that it makes")]
     NotWasm,
     /// WebAssembly, but without the component around it.
-    #[error("this is a core module, not a component: {BUILD}; wasm32-wasip1 and wasm32-unknown-unknown make core modules")]
+    #[error(
+        "this is a core module, not a component: {BUILD}; wasm32-wasip1 and wasm32-unknown-unknown make core modules"
+    )]
     CoreModule,
     /// Cut short, damaged, or in need of a feature of WebAssembly that is off.
     #[error("the component is not valid, it may be cut short or damaged: {0}; build it again and copy it whole")]
     Invalid(String),
     /// It does not export a handler.
-    #[error("the component exports no `{PACKAGE}/handler@{VERSION}`, only {exports}: implement the handler, in Rust with `millrace_sdk::handler!`")]
+    #[error(
+        "the component exports no `{PACKAGE}/handler@{VERSION}`, only {exports}: implement the handler, in Rust with `millrace_sdk::handler!`"
+    )]
     NoHandler {
         /// What it exports.
         exports: String,
     },
     /// It was built against another version of our interfaces.
-    #[error("the component needs `{name}`, and this runtime has `{PACKAGE}@{VERSION}`: build it with the SDK of this version, or update the runtime")]
+    #[error(
+        "the component needs `{name}`, and this runtime has `{PACKAGE}@{VERSION}`: build it with the SDK of this version, or update the runtime"
+    )]
     WrongVersion {
         /// The interface with its version.
         name: String,
@@ -52,7 +60,9 @@ pub enum Refusal {
         fix: String,
     },
     /// An interface is there, and looks different.
-    #[error("the component does not fit the interfaces of this runtime: {0}; build it with the `wit` directory of this version")]
+    #[error(
+        "the component does not fit the interfaces of this runtime: {0}; build it with the `wit` directory of this version"
+    )]
     Mismatch(String),
     /// It needs more than its limits allow.
     #[error("{0}")]

@@ -64,7 +64,10 @@ async fn a_component_with_any_byte_damaged_does_no_harm() {
 async fn a_refused_import_is_named_with_the_fix() {
     let import = |name: &str| format!(r#"(component (import "{name}" (instance)))"#);
     let cases: [(&str, &[&str]); 9] = [
-        ("wasi:http/outgoing-handler@0.2.3", &["wasi:http/outgoing-handler@0.2.3", "not available in this version", "emit"]),
+        (
+            "wasi:http/outgoing-handler@0.2.3",
+            &["wasi:http/outgoing-handler@0.2.3", "not available in this version", "emit"],
+        ),
         ("wasi:keyvalue/store@0.2.0-draft", &["wasi:keyvalue/store", "remove what needs"]),
         ("wasi:cli/environment@0.3.0", &["wasi:cli/environment@0.3.0", "wasm32-wasip2"]),
         ("wasi:config/store@0.2.0-draft", &["use `wasi:config/store@0.2.0-rc.1`"]),
@@ -84,7 +87,8 @@ async fn a_component_without_our_handler_is_told_what_it_exports() {
     let export = |name: &str| format!(r#"(component (instance $i) (export "{name}" (instance $i)))"#);
     check("(component)", &["exports no `millrace:function/handler@0.1.0`, only nothing"]).await;
     check(&export("wasi:cli/run@0.2.0"), &["only `wasi:cli/run@0.2.0`", "implement the handler"]).await;
-    check(&export("millrace:function/handler@0.2.0"), &["`millrace:function/handler@0.2.0`", "build it with the SDK"]).await;
+    check(&export("millrace:function/handler@0.2.0"), &["`millrace:function/handler@0.2.0`", "build it with the SDK"])
+        .await;
     check(&export("millrace:function/handler@0.1.0"), &["does not fit", "handle"]).await;
 }
 
@@ -156,7 +160,8 @@ async fn the_cache_forgets_the_oldest_artefacts() {
     let second = wat::parse_str(include_str!("../../../tests/fixtures/guest.wat").replace("emitted\")", "omitted\")"));
     engine.load(first).await.unwrap();
     let digest = engine.load(second.unwrap().into()).await.unwrap().digest().to_string();
-    let names: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+    let names: Vec<_> =
+        fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
     assert!(names.len() == 1 && names[0].starts_with(&digest), "{names:?}");
 }
 

@@ -70,7 +70,8 @@ async fn a_trap_is_told_with_the_functions_that_ran() {
 
 #[tokio::test]
 async fn last_words_come_first() {
-    let panic = b"ignored\nthread 'main' panicked at src/lib.rs:7:5:\nno stock table\nnote: run with `RUST_BACKTRACE=1`\n";
+    let panic =
+        b"ignored\nthread 'main' panicked at src/lib.rs:7:5:\nno stock table\nnote: run with `RUST_BACKTRACE=1`\n";
     let said = "thread 'main' panicked at src/lib.rs:7:5: no stock table; trap: ";
     check_unknown(guest().await, with_data("p", panic), &[said, "in explode"]).await;
     check_unknown(guest().await, with_data("p", b"1\n2\n3\n4"), &["2 3 4; trap: "]).await;
@@ -85,7 +86,9 @@ async fn a_handler_that_ends_itself_is_told_with_its_status() {
 
 #[tokio::test]
 async fn time_is_bounded_whether_a_guest_computes_or_waits() {
-    for (ty, expected) in [("l", &["timed out after 50ms", "in spin < act < handle"][..]), ("w", &["timed out after 50ms"])] {
+    for (ty, expected) in
+        [("l", &["timed out after 50ms", "in spin < act < handle"][..]), ("w", &["timed out after 50ms"])]
+    {
         let guest = guest_with(|options| options.limits.time = Duration::from_millis(50)).await;
         let started = Instant::now();
         check_unknown(guest, event(ty), expected).await;

@@ -2,6 +2,8 @@
 
 use bytes::Bytes;
 
+use crate::sandbox::{Engine, EngineOptions};
+
 /// Preamble of WebAssembly: magic, then version and layer.
 const MAGIC: &[u8] = b"\0asm";
 const MODULE: &[u8] = &[0x01, 0, 0, 0];
@@ -12,7 +14,11 @@ const COMPONENT: &[u8] = &[0x0d, 0, 0x01, 0];
 /// # Errors
 /// What is wrong with them, and what to do about it.
 pub(super) async fn inspect(bytes: Bytes) -> Result<(), (String, String)> {
-    preamble(&bytes).map_err(|(message, help)| (message.to_owned(), help.to_owned()))
+    preamble(&bytes).map_err(|(message, help)| (message.to_owned(), help.to_owned()))?;
+    let told = |error: String| (error, "build it against this version of Millrace".to_owned());
+    let engine = Engine::new(EngineOptions { max_instances: 1, ..EngineOptions::default() });
+    let engine = engine.map_err(|error| told(error.to_string()))?;
+    engine.load(bytes).await.map(drop).map_err(|refusal| told(refusal.to_string()))
 }
 
 fn preamble(bytes: &[u8]) -> Result<(), (&'static str, &'static str)> {

@@ -49,6 +49,22 @@ pub(super) fn concerns(function: &Function, directory: &Path, paths: &[PathBuf])
     paths.iter().any(|path| places.iter().any(|place| path.starts_with(place)))
 }
 
+/// Whether a function's component is missing, or older than what it is built from.
+pub(super) fn is_stale(function: &Function, directory: &Path) -> bool {
+    let modified = |path: &Path| path.metadata().and_then(|metadata| metadata.modified());
+    let Ok(built) = modified(&directory.join(&function.component)) else { return true };
+    let mut places = watched(function, directory);
+    while let Some(place) = places.pop() {
+        if let Ok(entries) = place.read_dir() {
+            places.extend(entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir() || is_source(path)));
+            places.retain(|path| !path.ends_with("target") && !path.ends_with(".millrace"));
+        } else if is_source(&place) && modified(&place).is_ok_and(|at| at > built) {
+            return true;
+        }
+    }
+    false
+}
+
 /// What a function is built from.
 fn watched(function: &Function, directory: &Path) -> Vec<PathBuf> {
     let places: Vec<PathBuf> = if function.build.is_none() {
@@ -63,7 +79,8 @@ fn watched(function: &Function, directory: &Path) -> Vec<PathBuf> {
 
 /// Neither a build's results, nor our own data, nor what an editor hides.
 fn is_source(path: &Path) -> bool {
-    let hidden = |part: Component<'_>| matches!(part, Component::Normal(name) if name.to_string_lossy().starts_with('.'));
+    let hidden =
+        |part: Component<'_>| matches!(part, Component::Normal(name) if name.to_string_lossy().starts_with('.'));
     let results = |part: Component<'_>| matches!(part, Component::Normal(name) if name == "target");
     let component = path.extension().is_some_and(|extension| extension == "wasm");
     let of_interest = !path.components().any(|part| hidden(part) || results(part));
