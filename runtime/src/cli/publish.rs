@@ -147,7 +147,7 @@ async fn one(args: &Args, mut publisher: Publisher, context: &mut Context) -> Re
     };
     let wrapping = args.wrapping();
     let id = args.one.id.clone().unwrap_or_else(|| Ids::new().next());
-    let event = wrapping.event(data, id.clone(), Clock::system().now());
+    let event = wrapping.event(data.as_deref(), id.clone(), Clock::system().now());
     let event = event.map_err(|refused| Error::usage(refused.cause, refused.fix))?;
     let place = publisher.event(&event, &mut context.console).await?;
     let console = &mut context.console;

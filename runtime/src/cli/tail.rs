@@ -245,11 +245,10 @@ struct Event<'a> {
 /// Time, place, key, type, id and the beginning of the data.
 pub(super) fn line(record: &Record, console: &Console) -> String {
     let columns = console.columns().unwrap_or(DEFAULT_COLUMNS).max(40);
-    let time = record.timestamp.get(11..23).unwrap_or(&record.timestamp).trim_end_matches('Z');
     let place = format!("{}/{}", record.partition, record.offset);
     let (ty, id, style, data) = content(record);
     let head = [
-        (Style::Faint, format!("{:<12}", format::one_line(time, 40))),
+        (Style::Faint, time_of_day(time_of(record))),
         (Style::Faint, format!("{place:>8}")),
         (Style::Plain, format!("{:<10}", format::one_line(&key(record), 40))),
         (style, format!("{:<16}", format::one_line(&ty, 60))),
@@ -263,6 +262,13 @@ pub(super) fn line(record: &Record, console: &Console) -> String {
     }
     line.push_str(&format::one_line(&data, columns.saturating_sub(used).max(20)));
     line
+}
+
+/// The time of day in UTC, to the millisecond.
+fn time_of_day(at: Timestamp) -> String {
+    let millis = at.as_millis() % 86_400_000;
+    let (seconds, millis) = (millis / 1000, millis % 1000);
+    format!("{:02}:{:02}:{:02}.{millis:03}", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
 
 fn key(record: &Record) -> String {
@@ -385,7 +391,7 @@ mod tests {
     async fn lines_for_people_show_what_an_event_is() {
         let server = Server::scripted(topic).await;
         let out = server.run(&["tail", "orders", "-e", "--from", "7", "--partition", "0"]).await.done();
-        assert_eq!(out, "10:00:04.5         0/7  ada         t                 e7  {\"n\":7}\n");
+        assert_eq!(out, "10:00:04.500       0/7  ada         t                 e7  {\"n\":7}\n");
     }
 
     #[test]
@@ -393,8 +399,8 @@ mod tests {
         let (console, _) = Console::captured(false);
         for (rest, expected) in [
             (
-                json!({"undecodable": "attribute `id` is missing", "value_base64": "AAE="}),
-                "undecodable       attribute `id` is missing  base64:AAE=",
+                json!({"undecodable": "attribute `id` is missing", "value_base64": "/wE="}),
+                "undecodable       attribute `id` is missing  base64:/wE=",
             ),
             (json!({"event": {"id": "1", "type": "t", "data_base64": "YQpi"}}), "t                 1  a\\nb"),
             (json!({"event": {"id": "1", "type": "t"}, "key_base64": "/w=="}), "t                 1  "),
@@ -402,9 +408,9 @@ mod tests {
         ] {
             let mut record = json!({"partition": 1, "offset": 2, "timestamp": "2026-11-20T10:00:04Z"});
             record.as_object_mut().unwrap().extend(rest.as_object().unwrap().clone());
-            let key = if record["key_base64"].is_null() { "-          " } else { "base64:/w==" };
+            let key = if record["key_base64"].is_null() { "-         " } else { "base64:/w==" };
             let record: Record = serde_json::from_value(record).unwrap();
-            assert_eq!(line(&record, &console), format!("10:00:04           1/2  {key} {expected}"));
+            assert_eq!(line(&record, &console), format!("10:00:04.000       1/2  {key}  {expected}"));
         }
     }
 

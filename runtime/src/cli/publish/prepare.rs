@@ -98,16 +98,16 @@ impl Wrapping {
     }
 
     /// The event that the flags describe.
-    pub(super) fn event(&self, data: Option<Vec<u8>>, id: String, at: Timestamp) -> Result<Prepared, Refused> {
+    pub(super) fn event(&self, data: Option<&[u8]>, id: String, at: Timestamp) -> Result<Prepared, Refused> {
         let is_json = self.content_type.as_deref().is_none_or(codec::is_json);
-        if let Some(data) = data.as_deref().filter(|_| is_json) {
+        if let Some(data) = data.filter(|_| is_json) {
             let parsed: Result<IgnoredAny, _> = serde_json::from_slice(data);
             parsed.map_err(|e| Refused {
                 cause: format!("the data is not JSON: {e}"),
                 fix: "mend it (a JSON string needs quotes of its own: '\"text\"'), or say what it is with --content-type",
             })?;
         }
-        self.wrap(data.as_deref(), id, self.key.clone(), at)
+        self.wrap(data, id, self.key.clone(), at)
     }
 
     /// The key of a row: the one for all, or the one at its place in this row.

@@ -141,8 +141,9 @@ async fn raw_lines_keep_their_bytes() {
     let content = b"{\"o\": \"b\"}\nnot json \xff\n  7 \n";
     let (_, requests) = publish(content, &["--raw", "--key-field", "/o"]).await;
     let events = &requests[0];
-    let bytes = |event: &Value| {
-        millrace_core::codec::base64::decode(event["data_base64"].as_str().unwrap().as_bytes()).unwrap()
+    let bytes = |event: &Value| match event["data"].as_str() {
+        Some(text) => text.as_bytes().to_vec(),
+        None => millrace_core::codec::base64::decode(event["data_base64"].as_str().unwrap().as_bytes()).unwrap(),
     };
     let all: Vec<Vec<u8>> = events.iter().map(bytes).collect();
     assert_eq!(all, [&b"{\"o\": \"b\"}"[..], b"not json \xff", b"  7 "]);
