@@ -1,7 +1,7 @@
 //! Write [Millrace](https://github.com/millrace/millrace) handlers in Rust.
 //!
-//! A handler is one function and one macro. It is called once for each event, and everything that it emits becomes
-//! visible together with the settlement of that event, or not at all.
+//! A handler is one function and one macro. It is called for each event, and once more where an attempt fails or is cut
+//! short by a crash. Everything that it emits becomes visible together with the settlement of its event, or not at all.
 //!
 //! ```
 //! use millrace_sdk::prelude::*;
