@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
-.PHONY: help setup guests build demo test lint format clippy docs deny bench clean-data
+.PHONY: help setup guests build demo test lint format clippy docs deny clean-data
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 ENV := $(TARGET_DIR)/setup.env
@@ -20,7 +20,6 @@ help: ## Say what there is
 	@printf 'make demo      try it: build everything, run the orders application, check the accounts (DEMO_EXIT=1: then exit)\n'
 	@printf 'make test      all tests\n'
 	@printf 'make lint      format, clippy on both feature sets, documentation, dependencies\n'
-	@printf 'make bench     measure, each figure beside its limit; writes target/bench.json\n'
 	@printf 'make build     the runtime, unoptimised except for its dependencies\n'
 	@printf 'make guests    the guest examples as WebAssembly components\n'
 	@printf 'make setup     check for what is needed, and install what may be installed\n'
@@ -87,12 +86,6 @@ deny: setup
 	    echo 'cargo-deny could not be installed: licences, bans and sources of dependencies are NOT checked' >&2; exit 0; }
 	fi
 	cargo-deny --locked --all-features check --hide-inclusion-graph bans licenses sources
-
-bench: guests
-	$(call step,building for speed; this takes some minutes the first time)
-	@source $(ENV)
-	$(BUILD) --release --bin millrace
-	exec $(TARGET_DIR)/release/millrace bench
 
 clean-data:
 	find . -name .millrace -type d -not -path './target/*' -prune -exec rm -rf {} +

@@ -59,7 +59,7 @@ pub trait Partition: Send + 'static {
     fn fetch(&mut self, wanted: Wanted) -> impl Future<Output = Result<Fetched, FetchError>> + Send;
 
     /// Writes all of a commit, or nothing. At most one commit of a unit is under way at a time; records can be fetched
-    /// meanwhile. Dropping the future does not undo the commit.
+    /// meanwhile. Dropping the future does not undo the commit. After a transient error nothing of it was written.
     fn commit(&mut self, commit: Commit) -> impl Future<Output = Result<CommitOutcome, Error>> + Send + 'static;
 }
 

@@ -202,6 +202,23 @@ impl Server {
         self.look_at_topics().await
     }
 
+    /// Lets go of functions of the same application that are no longer in its manifest: the log need not keep records for
+    /// them. Their progress and their dead letters stay, should they come back.
+    ///
+    /// # Errors
+    /// If the log could not act.
+    pub async fn retire_others(&self, manifest: &Manifest) -> Result<(), broker::Error> {
+        let deployed: Vec<FunctionName> = self.deployed.lock().await.keys().cloned().collect();
+        let gone = |name: &&FunctionName| {
+            name.application() == manifest.application && manifest.function(name.function()).is_none()
+        };
+        for name in deployed.iter().filter(gone) {
+            tracing::warn!(function = %name, "It is no longer in the manifest; nothing is kept for it any more.");
+            self.log.retire(name.clone()).await?;
+        }
+        Ok(())
+    }
+
     async fn look_at_topics(&self) -> Result<(), StartError> {
         let topics = self.log.topics().await?.into_iter().filter_map(|info| Topic::new(info.name).ok()).collect();
         *self.topics.write().unwrap_or_else(PoisonError::into_inner) = topics;

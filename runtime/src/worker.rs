@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use millrace_core::breaker::Phase;
 use millrace_core::dispatcher::{Admission, Arrival, Dispatcher, Effect, Input, Policy, Ticket, Wants};
+use millrace_core::event::Event;
 use millrace_core::idempotency::Window;
 use millrace_core::intake::{Delivered, Intake, Origin};
 use millrace_core::limits;
@@ -21,7 +22,7 @@ use tokio::sync::watch;
 use crate::breaker::SharedBreaker;
 use crate::broker::{self, Assignment, CommitOutcome, FetchError, Fetched, Partition, Wanted};
 use crate::clock::Clock;
-use crate::sandbox::{self, Completion, Delivery, Invocation, Sandbox};
+use crate::sandbox::{self, Completion, Delivery, Invocation, Sandbox, TraceContext};
 
 mod effects;
 mod status;
@@ -124,6 +125,8 @@ struct Owned<P: Partition, R: Revision> {
     /// First attempts that succeeded and were not told to the breaker yet.
     successes: u64,
     failures_in_row: u32,
+    /// A commit was not possible: pause before going on.
+    pause_due: bool,
     status: Arc<UnitStatus>,
 }
 
@@ -180,6 +183,7 @@ impl<P: Partition, R: Revision> Worker<P, R> {
                 commit: None,
                 successes: 0,
                 failures_in_row: 0,
+                pause_due: false,
             },
         }
     }
@@ -202,6 +206,9 @@ impl<P: Partition, R: Revision> Worker<P, R> {
 
     /// Makes all attempts that can be made, commits, and waits for something to happen.
     async fn turn(&mut self) -> Result<(), Exit> {
+        if std::mem::take(&mut self.unit.pause_due) {
+            self.unit.back_off().await;
+        }
         self.change_over();
         self.unit.admit_by_breaker();
         while !self.unit.draining()
@@ -322,7 +329,6 @@ impl<P: Partition, R: Revision> Owned<P, R> {
     }
 
     fn take_in(&mut self, fetched: Fetched) {
-        self.failures_in_row = 0;
         let Fetched { stream, records, next } = fetched;
         let unit = self.partition.unit();
         let intake = self.revision.intake();
@@ -358,7 +364,6 @@ impl<P: Partition, R: Revision> Owned<P, R> {
     }
 
     fn finish(&mut self, ticket: Ticket<Box<Delivered>>, completion: Completion) {
-        self.failures_in_row = 0;
         let now = self.shared.clock.now();
         self.tell_breaker(now, &ticket, &completion.outcome);
         self.status.attempted(&ticket, &completion);
@@ -460,6 +465,7 @@ impl<P: Partition, R: Revision> Owned<P, R> {
     fn conclude(&mut self, ended: Result<CommitOutcome, broker::Error>) -> Result<Concluded, Exit> {
         match ended {
             Ok(CommitOutcome::Committed) => {
+                self.failures_in_row = 0;
                 self.handle(Input::Committed);
                 self.status.committed(&self.dispatcher);
                 return Ok(Concluded::Committed);
@@ -473,6 +479,12 @@ impl<P: Partition, R: Revision> Owned<P, R> {
                 tracing::warn!(unit = %self.partition.unit(), reason, "The log refused a commit for its content.");
                 self.dispatcher.refuse(&reason);
                 self.report_if_stuck();
+            }
+            Err(error) if error.is_transient() => {
+                // Nothing was written: the same is done again after a pause.
+                tracing::warn!(unit = %self.partition.unit(), %error, "A commit was not possible; it is tried again.");
+                self.dispatcher.abort();
+                self.pause_due = true;
             }
             Err(error) => return Err(Exit::Failed(error)),
         }
@@ -555,8 +567,9 @@ async fn fetch<P: Partition>(partition: &mut P, wants: Option<Wants>) -> Result<
 
 fn invocation(ticket: &Ticket<Box<Delivered>>) -> Invocation {
     let delivered = ticket.payload();
+    let event = delivered.event.as_ref().expect("only decoded events are invoked");
     Invocation {
-        event: delivered.event.clone().expect("only decoded events are invoked"),
+        event: event.clone(),
         delivery: Delivery {
             topic: delivered.origin.topic.clone(),
             partition: delivered.origin.partition,
@@ -565,6 +578,12 @@ fn invocation(ticket: &Ticket<Box<Delivered>>) -> Invocation {
             attempt: ticket.attempt(),
             idempotency_key: delivered.idempotency_key.clone().unwrap_or_default(),
         },
-        trace: None,
+        trace: trace(event),
     }
+}
+
+/// The trace that an event belongs to goes on in what its handler emits.
+fn trace(event: &Event) -> Option<TraceContext> {
+    let parent = event.extension("traceparent")?.clone();
+    Some(TraceContext { parent, state: event.extension("tracestate").cloned() })
 }

@@ -50,6 +50,7 @@ impl Dev {
     #[must_use]
     pub fn start(application: &str, data: &Path) -> Self {
         let directory = root().join("guest-examples").join(application);
+        #[expect(clippy::zombie_processes, reason = "the process that did not start has ended")]
         let mut child = Command::new(program())
             .arg("dev")
             .arg(directory)

@@ -2,6 +2,8 @@
 //!
 //! `SEEDS=100000 cargo test -p millrace-tests --test sim` runs more of them, `SEED=42` just one with its trace.
 
+#![expect(clippy::print_stderr, reason = "a single seed shows its trace")]
+
 use millrace_tests::sim;
 
 fn seeds() -> std::ops::Range<u64> {

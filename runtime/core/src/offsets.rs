@@ -147,6 +147,7 @@ impl Offsets {
 }
 
 #[cfg(test)]
+#[expect(clippy::single_range_in_vec_init, reason = "a list of one range is meant")]
 mod tests {
     use std::collections::BTreeSet;
 

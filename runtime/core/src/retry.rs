@@ -85,7 +85,7 @@ mod tests {
             .filter_map(|seed| next_attempt(&POLICY, attempts, &failure, now, &mut Jitter::seeded(seed)))
             .map(|due| {
                 assert!(due > now, "a deadline lies in the future");
-                due.since(now).as_millis() as u64
+                u64::try_from(due.since(now).as_millis()).expect("a short time")
             })
             .max()
     }

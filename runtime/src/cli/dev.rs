@@ -58,6 +58,8 @@ pub(crate) async fn run(args: Args, context: &mut Context) -> Result<Exit, Error
     let server = Server::open(config).await.map_err(|e| Error::failed(e, "then start again"))?;
     let made = server.make_topics(&application.manifest).await;
     made.map_err(|e| Error::failed(e, "change the manifest, or use another data directory"))?;
+    let retired = server.retire_others(&application.manifest).await;
+    retired.map_err(|e| Error::failed(e, "what was acknowledged is safe; start again to recover"))?;
     let dev = Dev { directory, application, server };
     for function in &dev.application.manifest.functions {
         dev.activate(function, context).await?;
@@ -97,6 +99,9 @@ impl Dev {
             Err(error) => {
                 let sign = context.console.paint(Style::Bad, "refused");
                 context.console.note(format_args!("{sign} {error}"))?;
+                if let Some(info) = self.server.registry().function(&function.name) {
+                    context.console.note(format_args!("{}: revision {} goes on", function.name, info.revision))?;
+                }
             }
         }
         Ok(())
@@ -140,6 +145,11 @@ impl Dev {
         let console = &mut context.console;
         let application = console.paint(Style::Strong, &self.application.manifest.application);
         console.line(format_args!("{application} is ready after {took:.1?} on http://{address}"))?;
+        let (active, all) = (self.server.registry().functions().len(), self.application.manifest.functions.len());
+        if active < all {
+            let few = console.paint(Style::Bad, &format!("{active} of {all} functions run"));
+            console.line(format_args!("  {few}; the others were refused, see above"))?;
+        }
         for info in self.server.registry().functions() {
             let settings = &info.settings;
             let sources: Vec<&str> = settings.topics.iter().map(millrace_core::name::Topic::as_str).collect();
@@ -177,7 +187,9 @@ fn short_name(function: &Function) -> String {
 async fn build(application: &Application, only: &[String], context: &mut Context) -> Result<(), Error> {
     for one in build::plan(application, only)? {
         context.console.note(format_args!("$ {}", one.command))?;
-        build::run_one(&one, Show::Through).await?;
+        let console = &mut context.console;
+        // A line that cannot be shown is no reason to end the build.
+        build::run_one(&one, Show::Lines(&mut |line| drop(console.note(line)))).await?;
     }
     Ok(())
 }

@@ -97,9 +97,9 @@ pub(crate) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Erro
     let exit = if completion.outcome == Outcome::Completed { Exit::Done } else { Exit::Failed };
     let answer = answer(completion, filtered);
     if context.console.is_json() {
-        context.console.document(&answer)?
+        context.console.document(&answer)?;
     } else {
-        show(&answer, context)?
+        show(&answer, context)?;
     }
     Ok(exit)
 }

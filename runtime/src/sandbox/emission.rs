@@ -213,13 +213,13 @@ impl Draft<'_> {
         let delivery = &cause.delivery;
         let hashed = || identity::emitted_id(&outbox.function, &delivery.topic, &delivery.idempotency_key, index);
         let event = Event {
-            id: self.id.as_ref().map_or_else(hashed, own),
-            source: self.source.as_ref().map_or_else(|| outbox.source.clone(), own),
+            id: self.id.as_deref().map_or_else(hashed, own),
+            source: self.source.as_deref().map_or_else(|| outbox.source.clone(), own),
             ty: own(&self.ty),
-            subject: self.subject.as_ref().map(own),
+            subject: self.subject.as_deref().map(own),
             time: self.time.map(Timestamp::from_nanos),
-            datacontenttype: self.datacontenttype.as_ref().map(own),
-            dataschema: self.dataschema.as_ref().map(own),
+            datacontenttype: self.datacontenttype.as_deref().map(own),
+            dataschema: self.dataschema.as_deref().map(own),
             extensions: self.complete_extensions(cause),
             data: self.data.map(Bytes::copy_from_slice),
         };
@@ -253,8 +253,8 @@ impl Draft<'_> {
 
 /// A copy of a text. Each has its own memory: up to nine texts, which is more than most events have, that is cheaper than
 /// one piece of memory whose users are counted.
-fn own(text: &Cow<'_, str>) -> ByteString {
-    ByteString::from(&**text)
+fn own(text: &str) -> ByteString {
+    ByteString::from(text)
 }
 
 fn check_text(text: &str) -> Result<(), &'static str> {

@@ -126,8 +126,8 @@ fn pool(options: &EngineOptions) -> PoolingAllocationConfig {
         .total_memories(instances)
         .total_tables(tables)
         .total_core_instances(core_instances)
-        .max_memories_per_component(MEMORIES_MAX as u32)
-        .max_tables_per_component(TABLES_MAX as u32)
+        .max_memories_per_component(small(MEMORIES_MAX))
+        .max_tables_per_component(small(TABLES_MAX))
         .table_elements(TABLE_MAX_ELEMENTS)
         .max_memory_size(options.max_memory_bytes);
     if PoolingAllocationConfig::is_pagemap_scan_available() {
@@ -138,4 +138,9 @@ fn pool(options: &EngineOptions) -> PoolingAllocationConfig {
         tracing::info!("the kernel cannot scan page maps; fresh instances are slower than they could be");
     }
     pool
+}
+
+/// A bound of ours as wasmtime takes it.
+fn small(bound: usize) -> u32 {
+    u32::try_from(bound).unwrap_or(u32::MAX)
 }

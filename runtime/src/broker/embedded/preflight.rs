@@ -209,8 +209,8 @@ mod tests {
         bytes
     }
 
-    fn check(parts: &[&[u8]], expected: Tail) {
-        assert_eq!(scan(&parts.concat()), expected);
+    fn check(parts: &[&[u8]], expected: &Tail) {
+        assert_eq!(scan(&parts.concat()), *expected);
     }
 
     #[test]
@@ -220,16 +220,16 @@ mod tests {
         let zeros = [0; 100];
         let mut flipped = a.clone();
         flipped[30] ^= 1;
-        check(&[], Tail::Clean { batches: 0 });
-        check(&[&zeros], Tail::Clean { batches: 0 });
-        check(&[&a, &b], Tail::Clean { batches: 2 });
-        check(&[&a, &b, &zeros], Tail::Clean { batches: 2 });
-        check(&[&a, &b[..b.len() - 1]], Tail::Torn { end: a.len(), batches: 1 });
-        check(&[&a, &b[..20], &zeros], Tail::Torn { end: a.len(), batches: 1 });
-        check(&[&a, &[9, 9, 9]], Tail::Torn { end: a.len(), batches: 1 });
-        check(&[&b, &flipped], Tail::Torn { end: b.len(), batches: 1 });
-        check(&[&flipped, &b], Tail::Damaged { at: 0 });
-        check(&[&b, &flipped, &c, &zeros], Tail::Damaged { at: b.len() });
+        check(&[], &Tail::Clean { batches: 0 });
+        check(&[&zeros], &Tail::Clean { batches: 0 });
+        check(&[&a, &b], &Tail::Clean { batches: 2 });
+        check(&[&a, &b, &zeros], &Tail::Clean { batches: 2 });
+        check(&[&a, &b[..b.len() - 1]], &Tail::Torn { end: a.len(), batches: 1 });
+        check(&[&a, &b[..20], &zeros], &Tail::Torn { end: a.len(), batches: 1 });
+        check(&[&a, &[9, 9, 9]], &Tail::Torn { end: a.len(), batches: 1 });
+        check(&[&b, &flipped], &Tail::Torn { end: b.len(), batches: 1 });
+        check(&[&flipped, &b], &Tail::Damaged { at: 0 });
+        check(&[&b, &flipped, &c, &zeros], &Tail::Damaged { at: b.len() });
     }
 
     #[test]

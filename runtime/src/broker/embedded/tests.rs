@@ -5,6 +5,7 @@ mod damage;
 mod faults;
 mod grouping;
 mod letters;
+#[expect(clippy::cast_possible_truncation, reason = "the numbers of a model are small")]
 mod model;
 mod opening;
 mod publishing;

@@ -99,7 +99,7 @@ impl Model {
     fn value(&mut self) -> String {
         self.values += 1;
         // Some go to blobs, some are stored in line.
-        format!("{}{}", self.values, "x".repeat(if self.values % 5 == 0 { 1_500 } else { 0 }))
+        format!("{}{}", self.values, "x".repeat(if self.values.is_multiple_of(5) { 1_500 } else { 0 }))
     }
 
     async fn subscribe(&mut self) {

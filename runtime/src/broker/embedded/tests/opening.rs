@@ -104,9 +104,9 @@ async fn a_database_that_lost_its_content_is_never_made_again() {
         copy(dir.path(), copied.path());
         let path = copied.path().join(name);
         if path.is_dir() {
-            fs::remove_dir_all(path).unwrap()
+            fs::remove_dir_all(path).unwrap();
         } else {
-            fs::remove_file(path).unwrap()
+            fs::remove_file(path).unwrap();
         }
         let refused = EmbeddedLog::open(options(copied.path()));
         assert!(matches!(refused, Err(OpenError::Corrupted { .. })), "without {name}");
