@@ -1,4 +1,5 @@
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use futures::FutureExt;
 
@@ -6,8 +7,15 @@ use super::super::EmbeddedLog;
 use super::support::*;
 use crate::broker::{Broker, Catalog, CatalogError, Error, FetchError, Partition, PublishError};
 
-fn faulty(dir: &std::path::Path, writes: u64, fault: Fault) -> EmbeddedLog {
-    EmbeddedLog::open_on(options(dir), |disk| Arc::new(Faulty::after(Arc::new(disk), writes, fault))).unwrap()
+/// The log, and whether anybody wrote after the failure.
+fn faulty(dir: &std::path::Path, writes: u64, fault: Fault) -> (EmbeddedLog, Arc<AtomicBool>) {
+    let mut wrote_again = Arc::default();
+    let log = EmbeddedLog::open_on(options(dir), |disk| {
+        let faulty = Faulty::after(Arc::new(disk), writes, fault);
+        wrote_again = faulty.wrote_again.clone();
+        Arc::new(faulty)
+    });
+    (log.unwrap(), wrote_again)
 }
 
 fn check_fatal(error: &Error, cause: &str) {
@@ -22,7 +30,7 @@ async fn after_a_failed_write_nobody_writes_and_everybody_is_told() {
         let (dir, log) = orders().await;
         publish(&log, "orders", 0, &["acknowledged"]).await;
         drop(log);
-        let log = faulty(dir.path(), 2, fault);
+        let (log, wrote_again) = faulty(dir.path(), 2, fault);
         let assignment = assigned(&log, "shop.pay").await;
         let mut partition = assignment.partition;
         publish(&log, "orders", 1, &["acknowledged too"]).await;
@@ -49,6 +57,7 @@ async fn after_a_failed_write_nobody_writes_and_everybody_is_told() {
         assert_eq!(all(&log, "orders", 0).await, numbered(0, &["acknowledged"]));
         drop(partition);
         drop(log);
+        assert!(!wrote_again.load(Ordering::SeqCst));
 
         let log = EmbeddedLog::open(options(dir.path())).unwrap();
         let found = all(&log, "orders", 0).await;
@@ -66,7 +75,7 @@ async fn a_failed_commit_is_all_or_nothing_after_a_restart() {
         let (dir, log) = orders().await;
         publish(&log, "orders", 0, &["a"]).await;
         drop(log);
-        let log = faulty(dir.path(), 1, fault);
+        let (log, wrote_again) = faulty(dir.path(), 1, fault);
         let assignment = assigned(&log, "shop.pay").await;
         let mut partition = assignment.partition;
         let progress = after(&assignment.restored.progress, 1);
@@ -76,6 +85,7 @@ async fn a_failed_commit_is_all_or_nothing_after_a_restart() {
         assert!(is_fatal(&partition.commit(first).await.unwrap_err()));
         drop(partition);
         drop(log);
+        assert!(!wrote_again.load(Ordering::SeqCst));
         let log = EmbeddedLog::open(options(dir.path())).unwrap();
         let outputs = all(&log, "orders", 1).await.len();
         let letters = log.letters(&function("shop.pay"), None, 9).await.unwrap().len();
@@ -93,9 +103,10 @@ async fn a_failed_write_while_removing_loses_nothing() {
         publish(&log, "orders", 0, &[value]).await;
     }
     drop(log);
-    let log = faulty(dir.path(), 0, Fault::Full);
+    let (log, wrote_again) = faulty(dir.path(), 0, Fault::Full);
     check_fatal(&log.tick(NOW + 24 * 7 * HOUR + HOUR).await.unwrap_err(), "No space left");
     drop(log);
+    assert!(!wrote_again.load(Ordering::SeqCst));
     let log = EmbeddedLog::open(options(dir.path())).unwrap();
     assert_eq!(all(&log, "orders", 0).await, numbered(0, &["a", "b", "c"]));
 }

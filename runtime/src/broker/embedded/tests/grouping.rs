@@ -1,10 +1,14 @@
 //! What joins one write, and what is seen before it is done.
 
+use std::ops::ControlFlow;
 use std::sync::atomic::Ordering;
 
 use futures::FutureExt;
 use futures::future::join_all;
 
+use super::super::batch::{self, BATCH_BYTES, PartitionId};
+use super::super::index::IndexEntry;
+use super::super::storage::{Storage, Table};
 use super::support::*;
 use crate::broker::{Broker, Catalog, CommitOutcome, Error, Partition, PublishError};
 
@@ -99,6 +103,29 @@ async fn letters_of_several_units_in_one_group_are_all_counted() {
         letters.iter().map(|l| (l.id.partition, l.id.offset)).collect::<Vec<_>>(),
         [(0, 0), (0, 1), (1, 0), (1, 1)]
     );
+}
+
+#[tokio::test]
+async fn small_appends_are_joined_up_to_the_bound_of_a_batch() {
+    let (_dir, log, gate) = held_up().await;
+    let blocked = block(&log, &gate).await;
+    let value = "x".repeat(60_000);
+    let mut waiting = Box::pin(join_all((0..20).map(|_| log.publish(vec![outgoing("orders", 1, &value)]))));
+    assert!(waiting.as_mut().now_or_never().is_none());
+    gate.set_open(true);
+    blocked.await;
+    assert!(waiting.await.iter().all(Result::is_ok));
+    let mut batches = Vec::new();
+    let second = PartitionId { topic: 1, partition: 1 };
+    let range = batch::key(second, 2).to_vec()..batch::key(second, u64::MAX).to_vec();
+    let scanned = gate.scan(Table::Index, range, &mut |key, value| {
+        let entry = IndexEntry::decode(key, &value).unwrap();
+        assert!(entry.bytes as usize <= BATCH_BYTES);
+        batches.push(entry.count);
+        ControlFlow::Continue(())
+    });
+    scanned.unwrap();
+    assert_eq!(batches, [4; 5]);
 }
 
 #[tokio::test]

@@ -297,23 +297,26 @@ pub(super) enum Fault {
     Unsynced,
 }
 
-/// Lets a number of writes through, then fails one, and shows any write after that.
+/// Lets a number of writes through, then fails one, and tells whether anybody wrote after that.
 pub(super) struct Faulty {
     inner: Arc<dyn Storage>,
     fault: Fault,
     left: AtomicU64,
-    failed: Arc<AtomicBool>,
+    failed: AtomicBool,
+    pub(super) wrote_again: Arc<AtomicBool>,
 }
 
 impl Faulty {
     pub(super) fn after(inner: Arc<dyn Storage>, writes: u64, fault: Fault) -> Self {
-        Self { inner, fault, left: AtomicU64::new(writes), failed: Arc::default() }
+        Self { inner, fault, left: AtomicU64::new(writes), failed: AtomicBool::new(false), wrote_again: Arc::default() }
     }
 }
 
 impl Storage for Faulty {
     fn write(&self, ops: Vec<Op>) -> Result<(), StorageError> {
-        assert!(!self.failed.load(Ordering::SeqCst), "nobody may write after a failed write");
+        if self.failed.load(Ordering::SeqCst) {
+            self.wrote_again.store(true, Ordering::SeqCst);
+        }
         if self.left.load(Ordering::SeqCst) > 0 {
             self.left.fetch_sub(1, Ordering::SeqCst);
             return self.inner.write(ops);
