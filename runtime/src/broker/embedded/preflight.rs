@@ -239,7 +239,7 @@ mod tests {
             let mut flipped = a.clone();
             flipped[at] ^= 0x10;
             let noticed_at = if (5..13).contains(&at) { a.len() } else { 0 };
-            check(&[&flipped, &b], Tail::Damaged { at: noticed_at });
+            check(&[&flipped, &b], &Tail::Damaged { at: noticed_at });
         }
     }
 
