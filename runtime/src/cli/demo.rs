@@ -90,7 +90,13 @@ async fn start(directory: &Path, data: &Path, exits: bool, context: &mut Context
     let program = std::env::current_exe().map_err(|e| Error::file("this program", &e))?;
     context.console.line(format_args!("$ millrace dev {}", directory.display()))?;
     let mut command = Command::new(program);
-    command.arg("dev").arg(directory).arg("--data").arg(data).args(["--no-watch", "--log-level", "error"]).stdout(Stdio::piped());
+    command
+        .arg("dev")
+        .arg(directory)
+        .arg("--data")
+        .arg(data)
+        .args(["--no-watch", "--log-level", "error"])
+        .stdout(Stdio::piped());
     if exits {
         // Whatever else runs here is not disturbed.
         command.args(["--listen", "127.0.0.1:0"]);
