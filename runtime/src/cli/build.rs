@@ -7,7 +7,6 @@ use std::process::{ExitStatus, Stdio};
 
 use millrace_core::manifest::Function;
 use serde::Serialize;
-use tokio::io::{AsyncBufReadExt, AsyncRead, BufReader};
 use tokio::process::Command;
 
 use super::Context;
@@ -132,14 +131,6 @@ impl From<Failed> for Error {
     }
 }
 
-/// Where a command's own output goes.
-pub(crate) enum Show<'a> {
-    /// To our standard error as it comes, with all colours.
-    Through,
-    /// Line by line, without line breaks, standard output and standard error as they come.
-    Lines(&'a mut (dyn FnMut(&str) + Send)),
-}
-
 /// The commands that build these functions, or all that have one: each command once, in the order of the manifest.
 ///
 /// # Errors
@@ -189,14 +180,15 @@ fn chosen<'a>(application: &'a Application, only: &[String]) -> Result<Vec<&'a F
     only.iter().map(find).collect()
 }
 
-/// Runs one build to its end. If the future is dropped, the command is killed.
+/// Runs one build to its end. Its own output goes to our standard error as it comes, with all colours. If the future is
+/// dropped, the command is killed.
 ///
 /// # Errors
 /// If the command fails, or its component is not there afterwards.
-pub(crate) async fn run_one(build: &Build, show: Show<'_>) -> Result<Vec<Built>, Failed> {
+pub(crate) async fn run_one(build: &Build) -> Result<Vec<Built>, Failed> {
     let command = || build.command.clone();
     let start = |error| Failed::Start { command: command(), error };
-    let status = execute(build, show).await.map_err(start)?;
+    let status = execute(build).await.map_err(start)?;
     if !status.success() {
         let fix = if build.command.contains(GUEST_TARGET) { missing_target(&build.directory).await } else { None };
         return Err(Failed::Command { command: command(), status, fix });
@@ -214,40 +206,12 @@ pub(crate) async fn run_one(build: &Build, show: Show<'_>) -> Result<Vec<Built>,
     build.outputs.iter().map(built).collect()
 }
 
-async fn execute(build: &Build, show: Show<'_>) -> io::Result<ExitStatus> {
+async fn execute(build: &Build) -> io::Result<ExitStatus> {
     let mut command = Command::new("sh");
     command.arg("-c").arg(&build.command).current_dir(&build.directory).stdin(Stdio::null()).kill_on_drop(true);
-    match show {
-        Show::Through => {
-            // Our own standard output is for results.
-            command.stdout(Stdio::from(io::stderr())).stderr(Stdio::inherit());
-            command.spawn()?.wait().await
-        }
-        Show::Lines(sink) => {
-            let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;
-            let (out, err) = (child.stdout.take(), child.stderr.take());
-            let sink = std::sync::Mutex::new(sink);
-            let tell = |line: &str| {
-                let mut sink = sink.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-                sink(line);
-            };
-            let (out, err, status) = tokio::join!(each_line(out, &tell), each_line(err, &tell), child.wait());
-            out?;
-            err?;
-            status
-        }
-    }
-}
-
-async fn each_line(reader: Option<impl AsyncRead + Unpin>, tell: &impl Fn(&str)) -> io::Result<()> {
-    let Some(reader) = reader else { return Ok(()) };
-    let mut reader = BufReader::new(reader);
-    let mut line = Vec::new();
-    while reader.read_until(b'\n', &mut line).await? > 0 {
-        tell(String::from_utf8_lossy(&line).trim_end_matches(['\n', '\r']));
-        line.clear();
-    }
-    Ok(())
+    // Our own standard output is for results.
+    command.stdout(io::stderr()).stderr(Stdio::inherit());
+    command.spawn()?.wait().await
 }
 
 /// What to do if Rust's standard library for guests is missing for a project in this directory.
@@ -287,7 +251,7 @@ pub(super) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Erro
     for build in &builds {
         let names: Vec<&str> = build.outputs.iter().map(|output| output.function.as_str()).collect();
         console.note(format_args!("Building {}: {}", names.join(", "), build.command))?;
-        built.extend(run_one(build, Show::Through).await?);
+        built.extend(run_one(build).await?);
     }
     if console.is_json() {
         console.document(&built)?;
@@ -373,19 +337,6 @@ mod tests {
             let err = run(&line).await.refused(Exit::Failed).replace(path, "DIR");
             assert!(err.ends_with(expected), "{err}");
         }
-    }
-
-    #[tokio::test]
-    async fn output_can_be_taken_line_by_line() {
-        let build = Build {
-            command: "echo one; echo two >&2; printf three".to_owned(),
-            directory: ".".into(),
-            outputs: Vec::new(),
-        };
-        let mut lines = Vec::new();
-        run_one(&build, Show::Lines(&mut |line| lines.push(line.to_owned()))).await.unwrap();
-        lines.sort();
-        assert_eq!(lines, ["one", "three", "two"]);
     }
 
     #[test]

@@ -39,7 +39,7 @@ Examples:
   millrace dead-letters redrive --category transient --dry-run
   millrace dead-letters redrive --all --yes
 
-A redriven event goes to its own function alone, after the events of its key that were handled meanwhile: their order is
+A redriven event goes to its own function alone, after the events of its key that were handled meanwhile: their order is \
 not restored.";
 
 const RESOLVE_EXAMPLES: &str = "\
@@ -101,16 +101,11 @@ struct ListArgs {
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 enum StatusFilter {
-    /// Wait for a person
     #[default]
     Open,
-    /// Sent to their function once more, and not settled yet
     Redriven,
-    /// Done
     Resolved,
-    /// Given up
     Discarded,
-    /// All of these
     All,
 }
 

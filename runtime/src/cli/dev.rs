@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 
 use super::Context;
 use super::application::Application;
-use super::build::{self, Show};
+use super::build;
 use super::error::{Error, Exit};
 use super::output::Style;
 use crate::config::{self, Config, Flags};
@@ -187,9 +187,7 @@ fn short_name(function: &Function) -> String {
 async fn build(application: &Application, only: &[String], context: &mut Context) -> Result<(), Error> {
     for one in build::plan(application, only)? {
         context.console.note(format_args!("$ {}", one.command))?;
-        let console = &mut context.console;
-        // A line that cannot be shown is no reason to end the build.
-        build::run_one(&one, Show::Lines(&mut |line| drop(console.note(line)))).await?;
+        build::run_one(&one).await?;
     }
     Ok(())
 }

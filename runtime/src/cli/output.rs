@@ -8,15 +8,13 @@ use serde::Serialize;
 use super::error::Error;
 use super::format::Table;
 
-/// When to colour.
+/// When to colour: on a terminal unless `NO_COLOR` is set, also into a file or pipe, or never. (The variants have no
+/// texts of their own, because the help would give each a paragraph.)
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum ColorWhen {
-    /// On a terminal, unless `NO_COLOR` is set.
     #[default]
     Auto,
-    /// Also into a file or pipe.
     Always,
-    /// Never.
     Never,
 }
 

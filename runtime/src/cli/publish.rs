@@ -27,9 +27,9 @@ Examples:
   millrace publish flights --file rows.ndjson --type flight.row --key-field /origin
   generate | millrace publish orders --file - --type order.placed --rate 500
 
-A line of a file is a CloudEvent if it is an object with `specversion`; any other JSON is wrapped into one, with the
-flags' attributes and an id of its own. With --raw no line is looked at: each is published as the bytes it has. Empty
-lines are left out. What the server cannot take at once is sent again with the same ids, so that nothing is handled twice.";
+A line of a file is a CloudEvent if it is an object with `specversion`; any other JSON is wrapped into one, with the \
+flags' attributes and an id of its own. With --raw no line is looked at: each is published as the bytes it has. Empty lines \
+are left out. What the server cannot take at once is sent again with the same ids, so that nothing is handled twice.";
 
 /// Arguments of `millrace publish`.
 #[derive(Debug, clap::Args)]
