@@ -42,7 +42,6 @@ use tokio::time::Instant;
 
 use crate::broker::{Broker, Catalog, Error};
 use crate::clock::Clock;
-use crate::config::Config;
 use crate::registry::Registry;
 use crate::worker::Revision;
 
@@ -90,18 +89,6 @@ impl Default for ApiOptions {
             max_concurrent: limits::REQUESTS_IN_FLIGHT_MAX,
             max_body_bytes: limits::REQUEST_MAX_BYTES,
             drain: Duration::from_secs(10),
-        }
-    }
-}
-
-impl From<&Config> for ApiOptions {
-    fn from(config: &Config) -> Self {
-        Self {
-            allowed_hosts: config.http.hosts.clone(),
-            prefix: config.prefix.clone(),
-            max_concurrent: config.http.requests_in_flight,
-            max_body_bytes: config.http.request_max_bytes,
-            drain: config.drain,
         }
     }
 }
