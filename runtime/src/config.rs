@@ -73,7 +73,7 @@ pub struct Topics {
     pub partitions: u32,
     /// How long records are kept.
     pub retention_age: Duration,
-    /// Bytes kept per partition.
+    /// Bytes kept per topic.
     pub retention_bytes: u64,
 }
 

@@ -89,11 +89,11 @@ pub const PUBLISHES_WAITING_MAX: usize = 1024;
 pub const PUBLISHES_WAITING_MAX_BYTES: usize = 64 * MIB;
 /// How long records are kept when neither manifest nor configuration says.
 pub const RETENTION_DEFAULT_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
-/// Bytes kept per partition when neither manifest nor configuration says.
+/// Bytes kept per topic when neither manifest nor configuration says.
 pub const RETENTION_DEFAULT_BYTES: u64 = 4 * GIB as u64;
 /// Longest time that a manifest can ask to keep records.
 pub const RETENTION_MAX_AGE: Duration = Duration::from_secs(36_500 * 24 * 3600);
-/// Most bytes per partition that a manifest can ask to keep.
+/// Most bytes per topic that a manifest can ask to keep.
 pub const RETENTION_MAX_BYTES: u64 = 1 << 50;
 /// Bytes of the whole embedded log at which publishing is refused, unless the configuration says otherwise.
 pub const LOG_DEFAULT_BYTES: u64 = 64 * GIB as u64;
@@ -136,7 +136,7 @@ pub const BREAKER_MAX_EVENTS: u32 = 10_000;
 pub const IDEMPOTENCY_DEFAULT_WINDOW: Duration = Duration::from_secs(24 * 3600);
 /// Longest window that a manifest can ask for.
 pub const IDEMPOTENCY_MAX_WINDOW: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Idempotency keys per function when the manifest does not say; about 22 bytes each.
+/// Idempotency keys per partition of a source when the manifest does not say; about 22 bytes each.
 pub const IDEMPOTENCY_DEFAULT_KEYS: usize = 10_000_000;
 /// Most idempotency keys that a manifest can ask for.
 pub const IDEMPOTENCY_MAX_KEYS: usize = 1_000_000_000;

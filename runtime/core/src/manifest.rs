@@ -52,7 +52,7 @@ pub struct TopicSettings {
 pub struct Retention {
     /// Records older than this can go.
     pub age: Option<Duration>,
-    /// The oldest records can go while a partition has more than this many bytes.
+    /// The oldest records can go while the topic has more than this many bytes.
     pub size_bytes: Option<u64>,
 }
 

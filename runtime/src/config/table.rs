@@ -113,7 +113,7 @@ pub(super) const SETTINGS: [Setting; 16] = [
     },
     Setting {
         key: "topics.retention-size",
-        about: "Bytes kept per partition when the manifest does not say.",
+        about: "Bytes kept per topic when the manifest does not say.",
         show: |c| Some(quoted(Size(c.topics.retention_bytes))),
         example: None,
         apply: |c, text, _| set(&mut c.topics.retention_bytes, size(text, 1..=limits::RETENTION_MAX_BYTES)),
