@@ -295,6 +295,17 @@ pub enum LetterStatus {
     Discarded,
 }
 
+impl fmt::Display for LetterStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Open => "open",
+            Self::Redriven => "redriven",
+            Self::Resolved => "resolved",
+            Self::Discarded => "discarded",
+        })
+    }
+}
+
 /// A dead letter as it is read.
 #[derive(Clone, Debug)]
 pub struct StoredLetter {
@@ -373,7 +384,7 @@ pub enum CatalogError {
     #[error("function `{0}` has no dead letter `{1}`")]
     UnknownLetter(FunctionName, LetterId),
     /// The letter's status does not allow it.
-    #[error("dead letter `{id}` of `{function}` is {status:?}, not open")]
+    #[error("dead letter `{id}` of `{function}` is {status}, not open")]
     NotOpen {
         /// Whose it is.
         function: FunctionName,

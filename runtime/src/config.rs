@@ -28,6 +28,8 @@ pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4
 pub const ENVIRONMENT_PREFIX: &str = "MILLRACE_";
 /// The environment variable that names the file to read.
 pub const FILE_VARIABLE: &str = "MILLRACE_CONFIG";
+/// The environment variable that tells the command line which server to ask; nothing to a server itself.
+const CLIENT_VARIABLE: &str = "MILLRACE_URL";
 
 /// Everything a process can be told.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -323,7 +325,9 @@ impl Building {
             let found = variables.iter().find(|(name, _)| name == standard);
             given.extend(found.map(|(name, value)| Given::new(name, key, value)));
         }
-        let ours = variables.into_iter().filter(|(n, _)| n.starts_with(ENVIRONMENT_PREFIX) && n != FILE_VARIABLE);
+        let ours = variables
+            .into_iter()
+            .filter(|(n, _)| n.starts_with(ENVIRONMENT_PREFIX) && n != FILE_VARIABLE && n != CLIENT_VARIABLE);
         for (name, value) in ours {
             match SETTINGS.iter().find(|setting| setting.variable() == name) {
                 Some(setting) => given.push(Given::new(name, setting.key, value)),

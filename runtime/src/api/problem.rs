@@ -150,7 +150,8 @@ impl From<CatalogError> for Refusal {
             CatalogError::UnknownTopic(_) => Self::new(Kind::UnknownTopic, error),
             CatalogError::UnknownPartition(..) => Self::new(Kind::UnknownPartition, error),
             CatalogError::UnknownLetter(..) => Self::new(Kind::UnknownDeadLetter, error),
-            CatalogError::NotOpen { .. } => Self::new(Kind::DeadLetterNotOpen, error).and("ask with `force`"),
+            CatalogError::NotOpen { .. } => Self::new(Kind::DeadLetterNotOpen, error)
+                .and("`force` (on the command line `--force`) does it all the same"),
             CatalogError::PartitionCount { .. } => Self::new(Kind::Internal, error),
             CatalogError::Broker(error) => error.into(),
         }

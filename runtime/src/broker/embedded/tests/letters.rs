@@ -41,7 +41,7 @@ async fn a_letter_goes_through_its_life_cycle() {
     assert_eq!(statuses(&log).await, [(0, Redriven), (1, Redriven), (2, Discarded), (3, Open)]);
     // All or none: the third is not open.
     let error = act(&log, &[3, 2], LetterAction::Redrive, Force::No).await.unwrap_err();
-    assert_eq!(error.to_string(), "dead letter `orders/0/2` of `shop.pay` is Discarded, not open");
+    assert_eq!(error.to_string(), "dead letter `orders/0/2` of `shop.pay` is discarded, not open");
     let error = act(&log, &[3, 9], LetterAction::Redrive, Force::No).await.unwrap_err();
     assert!(matches!(error, CatalogError::UnknownLetter(..)), "{error}");
     assert_eq!(statuses(&log).await[3], (3, Open));
