@@ -146,13 +146,17 @@ impl Api {
     /// If that does not come.
     pub async fn settled(&self, url: &str) -> Value {
         let began = Instant::now();
+        let mut before = Value::Null;
         loop {
             let status = self.get(&format!("{url}/v1/status")).await;
             let functions = status["functions"].as_array().expect("functions");
             let open = |f: &Value| f["lag_records"].as_u64().unwrap_or(1) + f["parked"].as_u64().unwrap_or(1);
-            if functions.iter().map(open).sum::<u64>() == 0 {
+            // Functions are read one after the other: only what stays the same is at rest.
+            let totals: Value = functions.iter().map(|f| f["totals"].clone()).collect();
+            if functions.iter().map(open).sum::<u64>() == 0 && before == totals {
                 return status;
             }
+            before = totals;
             assert!(began.elapsed() < PATIENCE, "it never settles: {status:#}");
             tokio::time::sleep(Duration::from_millis(50)).await;
         }

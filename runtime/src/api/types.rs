@@ -179,6 +179,14 @@ pub struct Totals {
     pub not_a_record: u64,
 }
 
+impl Totals {
+    /// All settlements.
+    #[must_use]
+    pub const fn sum(&self) -> u64 {
+        self.completed + self.filtered + self.duplicate + self.dead_lettered + self.skipped + self.not_a_record
+    }
+}
+
 /// One partition of one source topic.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct UnitStatus {

@@ -160,11 +160,14 @@ async fn publish(directory: &Path, server: &str, context: &mut Context) -> Resul
 /// Waits until nothing is left to do.
 async fn settle(client: &Client, context: &mut Context) -> Result<Status, Error> {
     let began = Instant::now();
+    let mut before = None;
     loop {
         let status: Status = client.get(&Target::new(["v1", "status"])).await?;
         let open: u64 = status.functions.iter().map(|function| function.lag_records + function.parked).sum();
-        // Outputs and position are one commit, so that an event on its way is always somebody's lag.
-        if open == 0 {
+        // Functions are read one after the other, and an event can pass from one not yet read to one read already. Where
+        // nothing was settled between two readings, nothing was under way.
+        let settled: u64 = status.functions.iter().map(|function| function.totals.sum()).sum();
+        if open == 0 && before.replace(settled) == Some(settled) {
             context.console.line(format_args!("\nEverything is settled after {:.1?}.", began.elapsed()))?;
             return Ok(status);
         }
