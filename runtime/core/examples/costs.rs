@@ -9,12 +9,16 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use millrace_core::codec::{self, Place, json};
 use millrace_core::event::Event;
-use millrace_core::name::Topic;
+use millrace_core::expression::{Filter, KeyExpression};
+use millrace_core::identity;
+use millrace_core::name::{FunctionName, Topic};
+use millrace_core::progress::KeyHash;
 use millrace_core::time::Timestamp;
 
 fn main() {
     yardstick();
     codecs();
+    expressions();
 }
 
 /// What the machine itself takes, to compare with.
@@ -92,5 +96,33 @@ fn codecs() {
     let batch = [b"[".to_vec(), vec![one; 100].join(&b","[..]), b"]".to_vec()].concat();
     measure("parse a batch of 100 events of JSON, per event", 100, || {
         black_box(json::parse_batch(black_box(&batch))).expect("valid");
+    });
+}
+
+fn expressions() {
+    let event = event();
+    let key = Bytes::from_static(b"key");
+    for source in [
+        "event.type == 'order.placed'",
+        "event.type in ['order.paid', 'order.placed'] && has(event.subject)",
+        "event.time > timestamp('2018-04-05T17:31:00Z')",
+        "event.data.amount > 100",
+    ] {
+        let filter = Filter::compile(source).expect("valid");
+        measure(source, 1, || {
+            black_box(filter.matches(black_box(&event), Some(&key))).expect("valid");
+        });
+    }
+    let expression = KeyExpression::compile("event.subject + event.tenant").expect("valid");
+    measure("event.subject + event.tenant", 1, || {
+        black_box(expression.evaluate(black_box(&event), Some(&key))).expect("valid");
+    });
+    measure("default idempotency key and its hash", 1, || {
+        black_box(KeyHash::of(&identity::default_idempotency_key(black_box(&event))));
+    });
+    let function = FunctionName::new("shop", "reserve").expect("legal names");
+    let topic = Topic::new("shop.orders").expect("a legal name");
+    measure("id of an emitted event", 1, || {
+        black_box(identity::emitted_id(&function, &topic, black_box("/shop/checkout 4711"), 0));
     });
 }

@@ -4,6 +4,7 @@
 
 pub mod codec;
 pub mod event;
+pub mod expression;
 pub mod identity;
 pub mod name;
 pub mod outcome;
