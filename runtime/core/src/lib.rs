@@ -5,6 +5,7 @@
 pub mod codec;
 pub mod event;
 pub mod expression;
+pub mod idempotency;
 pub mod identity;
 pub mod name;
 pub mod outcome;
