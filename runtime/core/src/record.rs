@@ -199,3 +199,78 @@ fn split(block: &[u8]) -> Option<Split<'_>> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn given() -> impl Strategy<Value = Vec<(String, Option<Vec<u8>>)>> {
+        prop::collection::vec((".{0,6}", prop::option::of(any::<Vec<u8>>())), 0..8)
+    }
+
+    fn build(given: &[(String, Option<Vec<u8>>)]) -> Headers {
+        given.iter().map(|(name, value)| (name.as_str(), value.as_deref())).collect()
+    }
+
+    #[test]
+    fn the_last_header_of_a_name_counts() {
+        let headers: Headers = [("a", Some(&b"1"[..])), ("b", None), ("a", Some(b"2"))].into_iter().collect();
+        assert_eq!(headers.last("a"), Some(Bytes::from_static(b"2")));
+        assert_eq!((headers.last("b"), headers.last("c")), (None, None));
+    }
+
+    #[test]
+    fn a_name_in_two_parts_is_one_name() {
+        let (mut whole, mut parts) =
+            (HeadersBuilder::default(), HeadersBuilder::with_capacity(HeadersBuilder::OVERHEAD_BYTES + 6));
+        whole.push_str("ce_id", "1");
+        parts.push_prefixed("ce_", "id", "1");
+        assert_eq!(whole.build(), parts.build());
+    }
+
+    #[test]
+    fn a_name_that_is_too_long_is_cut_between_characters() {
+        let headers: Headers = [("é".repeat(40_000).as_str(), None)].into_iter().collect();
+        assert_eq!(headers.iter().map(|(name, _)| name.len()).collect::<Vec<_>>(), [65_534]);
+        assert_eq!(Headers::from_block(headers.as_block().clone()), Ok(headers));
+    }
+
+    proptest! {
+        #[test]
+        fn headers_come_back_in_order(given in given(), more in given()) {
+            let headers = build(&given);
+            let listed = |headers: &Headers| -> Vec<(String, Option<Vec<u8>>)> {
+                headers.iter().map(|(name, value)| (name.to_owned(), value.map(|v| v.to_vec()))).collect()
+            };
+            prop_assert_eq!(listed(&headers), &given[..]);
+            prop_assert_eq!(Headers::from_block(headers.as_block().clone()), Ok(headers.clone()));
+
+            let mut builder = HeadersBuilder::starting_with(&headers);
+            more.iter().for_each(|(name, value)| builder.push(name, value.as_deref()));
+            prop_assert_eq!(listed(&builder.build()), [given, more].concat());
+        }
+
+        #[test]
+        fn spans_are_where_headers_lie(given in given()) {
+            let headers = build(&given);
+            let block = headers.as_block();
+            let spanned: Vec<_> = headers.spans().map(|(name, value)| {
+                (String::from_utf8(block[name].to_vec()).unwrap_or_default(), value.map(|v| block[v].to_vec()))
+            }).collect();
+            prop_assert_eq!(spanned, given);
+        }
+
+        #[test]
+        fn no_block_panics(bytes in any::<Vec<u8>>(), given in given(), cut in any::<prop::sample::Index>()) {
+            let block = build(&given).as_block().clone();
+            let cut = block.slice(..cut.index(block.len() + 1));
+            for block in [Bytes::from(bytes), cut] {
+                if let Ok(headers) = Headers::from_block(block) {
+                    prop_assert_eq!(headers.iter().count(), headers.spans().count());
+                }
+            }
+        }
+    }
+}

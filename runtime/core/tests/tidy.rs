@@ -28,11 +28,12 @@ const LEFT_OPEN: [(&str, &str, &str); 6] = [
 ];
 
 /// What the core must not name, because it decides and never acts, with where the thing comes from instead.
-const NOT_IN_CORE: [(&str, &str); 13] = [
+const NOT_IN_CORE: [(&str, &str); 14] = [
     ("Instant::", "time is an argument"),
     ("time::Instant", "time is an argument"),
     ("SystemTime", "time is an argument"),
-    ("std::thread", "the worker runs it"),
+    ("std::thread::spawn", "the worker runs it"),
+    ("std::thread::sleep", "time is an argument"),
     ("std::fs", "the text is an argument"),
     ("std::net", "the worker talks"),
     ("std::env", "configuration is an argument"),

@@ -139,6 +139,11 @@ fn a_record_that_breaks_the_specification_is_refused_by_attribute() {
         ("a second version", binary(&[("ce_specversion", Some("1.0"))]), "`specversion` is given twice"),
         ("a second extension", binary(&[("ce_a", Some("1")), ("ce_a", Some("1"))]), "`a` is given twice"),
         ("an empty subject", binary(&[("ce_subject", Some(""))]), "`subject` is empty"),
+        (
+            "two flaws, then none",
+            binary(&[("ce_subject", Some("")), ("ce_time", Some("noon")), ("ce_tenant", Some("acme"))]),
+            "`subject` is empty",
+        ),
         ("a bad time", binary(&[("ce_time", Some("noon"))]), "`time` must follow RFC 3339"),
         ("an early time", binary(&[("ce_time", Some("1969-01-01T00:00:00Z"))]), "`time` must lie between 1970"),
         ("a capital", binary(&[("ce_Tenant", Some("acme"))]), "`Tenant` must have a name of"),

@@ -202,6 +202,15 @@ fn attempts_survive_a_restart() {
 }
 
 #[test]
+fn attempts_of_a_head_that_was_not_delivered_again_yet_survive_a_restart() {
+    check(
+        "a:1 b:2 c:3 d:4; transient; ok; ok; transient; seal; commit; restart; a:1; wait; ok; seal; commit; restart; \
+         d:4; wait; ok",
+        "run0 run1 done1 run2 done2 run3 run0#2 done0 run3#2 done3",
+    );
+}
+
+#[test]
 fn what_is_settled_above_the_resume_point_is_not_delivered_again() {
     let mut machine = run(POLICY, "a:1 b:2 c:3; transient; ok; ok; seal; commit; restart");
     assert_eq!(machine.offset, 0);
