@@ -164,7 +164,7 @@ impl<P: Partition, R: Revision> Worker<P, R> {
         let (span, max_keys) = shared.window;
         let mut window = Window::new(span, max_keys);
         for block in restored.keys {
-            window.insert(block.committed_at, block.keys.into_iter());
+            window.insert(block.committed_at, block.keys);
         }
         let revision = Arc::clone(&shared.revision.borrow_and_update());
         Self {

@@ -546,7 +546,7 @@ impl<T> Dispatcher<T> {
             self.uncommitted.remove(key);
         }
         self.isolation.remaining = self.isolation.remaining.saturating_sub(sealed.settlements);
-        self.window.insert(at, sealed.keys.into_iter());
+        self.window.insert(at, sealed.keys);
         self.window.expire(now);
         self.committed = sealed.progress;
         if !self.isolation.blamed.is_empty() {
