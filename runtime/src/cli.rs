@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 mod application;
+mod bench;
 mod build;
 mod check;
 mod client;
@@ -105,6 +106,8 @@ enum Command {
     Functions(functions::Args),
     /// Look at failed events, and send them again, resolve or discard them
     DeadLetters(dead_letters::Args),
+    /// Measure how fast an application is on this machine
+    Bench(bench::Args),
     /// Write completions for a shell
     Completions(completions::Args),
 }
@@ -172,6 +175,7 @@ async fn dispatch(command: Command, context: &mut Context) -> Result<Exit, Error
         Command::Topics(args) => until_interrupted(topics::run(&args, context)).await,
         Command::Functions(args) => until_interrupted(functions::run(&args, context)).await,
         Command::DeadLetters(args) => until_interrupted(dead_letters::run(args, context)).await,
+        Command::Bench(args) => Box::pin(bench::run(&args, context)).await,
         Command::Completions(args) => completions::run(&args, &mut Cli::command(), context),
     }
 }

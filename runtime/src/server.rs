@@ -170,6 +170,12 @@ impl Server {
         &self.registry
     }
 
+    /// The log, for whoever reads it from within the process.
+    #[must_use]
+    pub fn log(&self) -> &EmbeddedLog {
+        &self.log
+    }
+
     /// The resolved configuration.
     #[must_use]
     pub fn config(&self) -> &Config {
