@@ -28,10 +28,10 @@ fn order(id: &str, quantity: u32, extensions: &[(&str, &str)]) -> String {
     event.to_string()
 }
 
-/// Starts the orders with a collector at this endpoint; what it logs goes to a file.
-fn start(data: &Path, endpoint: &str, log: &Path) -> Dev {
+/// Starts an application with a collector at this endpoint; what it logs goes to a file.
+fn start(application: &str, data: &Path, endpoint: &str, log: &Path) -> Dev {
     let log = File::create(log).expect("a file");
-    Dev::start_with("orders", data, |command| {
+    Dev::start_with(application, data, |command| {
         command
             .args(["--log-level", "info", "--log-format", "json"])
             .env("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
@@ -43,6 +43,13 @@ fn start(data: &Path, endpoint: &str, log: &Path) -> Dev {
 fn lines(log: &Path) -> Vec<Value> {
     let text = std::fs::read_to_string(log).expect("a file");
     text.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
+}
+
+/// The line that a target logged about an event.
+fn line(log: &Path, target: &str, event: &str) -> Value {
+    let lines = lines(log);
+    let found = lines.iter().find(|line| line["target"] == target && line["event"] == event);
+    found.unwrap_or_else(|| panic!("no line of {target} about {event} in {lines:#?}")).clone()
 }
 
 /// The only span of a name that is about an event.
@@ -69,7 +76,7 @@ async fn a_collector_sees_the_way_of_an_event() {
     let data = tempfile::tempdir().expect("a directory");
     let log = data.path().join("log.json");
     let mut collector = Collector::start().await;
-    let dev = start(&data.path().join("data"), &collector.endpoint, &log);
+    let dev = start("orders", &data.path().join("data"), &collector.endpoint, &log);
     let api = Api::default();
     let (sampled, unsampled) = (format!("00-{TRACE}-{PARENT}-01"), format!("00-{TRACE}-{PARENT}-00"));
     let events = [
@@ -141,7 +148,9 @@ async fn a_collector_sees_the_way_of_an_event() {
     assert_eq!(attributes(greedy, &["error.type", "millrace.outcome"]), ["rejected", "failed"]);
     assert_eq!(greedy.error.as_deref(), Some("order greedy: 21 pieces of tea are more than 20"));
     commits_and_sends_link_to_attempts(&spans, traced);
-    logs_say_the_trace(&lines(&log), traced, greedy);
+    let letter = line(&log, "millrace::letter", "greedy");
+    let said = ["trace_id", "span_id", "correlation_id"].map(|name| letter[name].as_str().unwrap_or_default());
+    assert_eq!(said, [TRACE, &*greedy.id, "greedy"], "{letter:#}");
 }
 
 fn commits_and_sends_link_to_attempts(spans: &[Span], traced: &Span) {
@@ -165,20 +174,51 @@ fn commits_and_sends_link_to_attempts(spans: &[Span], traced: &Span) {
     assert!((2..=3).contains(&sent), "{sent} events were sent");
 }
 
-fn logs_say_the_trace(lines: &[Value], traced: &Span, greedy: &Span) {
-    let of = |target: &str, event: &str| {
-        let found = lines.iter().find(|line| line["target"] == target && line["event"] == event);
-        found.unwrap_or_else(|| panic!("no line of {target} about {event} in {lines:#?}")).clone()
-    };
-    for (line, span, correlation) in
-        [(of("millrace::guest", "traced"), traced, "cart-7"), (of("millrace::letter", "greedy"), greedy, "greedy")]
-    {
-        let said = ["trace_id", "span_id", "correlation_id"].map(|name| line[name].as_str().unwrap_or_default());
-        assert_eq!(said, [&*span.trace, &*span.id, correlation], "{line:#}");
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_handler_logs_says_the_trace() {
+    let mut collector = Collector::start().await;
+    let api = Api::default();
+    let context = |flags: &str| format!("00-{TRACE}-{PARENT}-{flags}");
+    for endpoint in ["", &*collector.endpoint.clone()] {
+        let data = tempfile::tempdir().expect("a directory");
+        let log = data.path().join("log.json");
+        let dev = start("hello", &data.path().join("data"), endpoint, &log);
+        let visitor = |id: &str, extensions: Value| {
+            let mut event = json!({"specversion": "1.0", "id": id, "source": "/door", "type": "v", "data": "you"});
+            let more = extensions.as_object().expect("an object").clone();
+            event.as_object_mut().expect("an object").extend(more);
+            event.to_string()
+        };
+        let events = [
+            visitor("sampled", json!({"traceparent": context("01"), "correlationid": "day", "causationid": "bell"})),
+            visitor("quiet", json!({"traceparent": context("00")})),
+            visitor("plain", json!({})),
+        ];
+        assert_eq!(api.publish(&dev.url, "visitors", &events).await.map(|s| s.as_u16()), Some(202));
+        api.settled(&dev.url).await;
+        assert!(dev.stop(), "it ends well");
+        let mut spans = Vec::new();
+        if !endpoint.is_empty() {
+            spans = collector.spans_until(|spans| spans.iter().any(|s| s.name == "commit")).await;
+        }
+        // What is recorded is known by its own span, what is not by the one that it came with.
+        let of = |event: &str| spans.iter().find(|span| span.attribute("messaging.message.id") == event);
+        let own = |event: &str| of(event).map(|span| json!(span.id));
+        let traces = [
+            ("sampled", Some(json!(TRACE)), own("sampled").or(Some(json!(PARENT))), json!("day")),
+            ("quiet", Some(json!(TRACE)), Some(json!(PARENT)), json!("quiet")),
+            ("plain", of("plain").map(|span| json!(span.trace)), own("plain"), json!("plain")),
+        ];
+        assert_eq!(of("plain").is_some(), !endpoint.is_empty());
+        for (event, trace, span, correlation) in traces {
+            let line = line(&log, "millrace::guest", event);
+            assert_eq!(line["message"], "Hello, you!");
+            assert_eq!((line.get("trace_id"), line.get("span_id")), (trace.as_ref(), span.as_ref()), "{line:#}");
+            assert_eq!(line["correlation_id"], correlation, "{line:#}");
+            let causation = (event == "sampled").then(|| json!("bell"));
+            assert_eq!(line.get("causation_id"), causation.as_ref(), "{line:#}");
+        }
     }
-    // Its own span is not recorded: it is known by what it came with.
-    let quiet = of("millrace::guest", "quiet");
-    assert_eq!((&quiet["trace_id"], &quiet["span_id"]), (&json!(TRACE), &json!(PARENT)));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -189,7 +229,7 @@ async fn a_collector_that_is_gone_or_silent_costs_nothing_but_spans() {
     for (address, says) in [(gone, 1), (silent.local_addr().expect("an address"), 0)] {
         let data = tempfile::tempdir().expect("a directory");
         let log = data.path().join("log.json");
-        let dev = start(&data.path().join("data"), &format!("http://{address}"), &log);
+        let dev = start("orders", &data.path().join("data"), &format!("http://{address}"), &log);
         let api = Api::default();
         for round in 0..20 {
             let events: Vec<String> = (0..50).map(|n| order(&format!("o-{round}-{n}"), 1, &[])).collect();
