@@ -20,6 +20,8 @@ mod otlp;
 mod spans;
 
 pub use histogram::Histogram;
+#[cfg(test)]
+pub(crate) use spans::Outlet;
 pub use spans::{About, LINKS_MAX, Links, Parent, Sampling, Span, SpanError, SpanIds, Tracing, WAITING_MAX_SPANS};
 
 /// How long spans that wait may take to be sent when the process stops.

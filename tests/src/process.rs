@@ -159,6 +159,22 @@ impl Api {
         String::from_utf8_lossy(&body).into_owned()
     }
 
+    /// Reads a text until it is as it has to be in the end.
+    ///
+    /// # Panics
+    /// If that does not come.
+    pub async fn text_until(&self, url: &str, is_right: impl Fn(&str) -> bool) -> String {
+        let began = Instant::now();
+        loop {
+            let text = self.text(url).await;
+            if is_right(&text) {
+                return text;
+            }
+            assert!(began.elapsed() < PATIENCE, "it never comes right: {text}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
     /// Publishes CloudEvents in JSON as one batch; none if it is not known what became of it.
     pub async fn publish(&self, url: &str, topic: &str, events: &[String]) -> Option<StatusCode> {
         let body = format!("[{}]", events.join(","));

@@ -125,7 +125,7 @@ struct Queue {
 
 /// The exporter's end of the queue.
 #[derive(Debug)]
-pub(super) struct Outlet {
+pub(crate) struct Outlet {
     receiver: mpsc::Receiver<Vec<Span>>,
     queue: Arc<Queue>,
 }
@@ -155,7 +155,7 @@ impl Sampling {
 
 impl Tracing {
     /// A queue and its outlet.
-    pub(super) fn new(sampling: Sampling) -> (Self, Outlet) {
+    pub(crate) fn new(sampling: Sampling) -> (Self, Outlet) {
         let (sender, receiver) = mpsc::channel(WAITING_MAX_SPANS);
         let queue = Arc::new(Queue {
             sender,
@@ -211,14 +211,14 @@ impl Queue {
 #[cfg_attr(not(feature = "otel"), expect(dead_code, reason = "nothing is sent without the feature"))]
 impl Outlet {
     /// Waits for spans; none once the outlet is closed and empty. Cancel safe.
-    pub(super) async fn next(&mut self) -> Option<Vec<Span>> {
+    pub(crate) async fn next(&mut self) -> Option<Vec<Span>> {
         let spans = self.receiver.recv().await?;
         self.queue.waiting.fetch_sub(spans.len(), Ordering::Relaxed);
         Some(spans)
     }
 
     /// Takes no more from now on; what waits is still there.
-    pub(super) fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         self.receiver.close();
     }
 
@@ -237,14 +237,14 @@ pub struct SpanIds {
 
 impl SpanIds {
     /// One that was not there before.
-    pub fn next(&mut self) -> SpanId {
+    pub fn span(&mut self) -> SpanId {
         self.counter += 1;
         SpanId(self.keys.hash_one(self.counter).max(1))
     }
 
     /// A trace that was not there before.
-    pub fn next_trace(&mut self) -> TraceId {
-        TraceId(u128::from(self.next().0) << 64 | u128::from(self.next().0))
+    pub fn trace(&mut self) -> TraceId {
+        TraceId(u128::from(self.span().0) << 64 | u128::from(self.span().0))
     }
 }
 
@@ -342,7 +342,7 @@ mod tests {
     #[test]
     fn identities_differ() {
         let (mut ids, mut others) = (SpanIds::default(), SpanIds::default());
-        let made: std::collections::BTreeSet<u64> = (0..1000).flat_map(|_| [ids.next().0, others.next().0]).collect();
+        let made: std::collections::BTreeSet<u64> = (0..1000).flat_map(|_| [ids.span().0, others.span().0]).collect();
         assert_eq!(made.len(), 2000);
     }
 }

@@ -19,6 +19,9 @@ use crate::clock::Clock;
 use crate::sandbox::{self, Completion, Emission, TraceContext};
 use crate::telemetry::{About, Links, Parent, Span, SpanError, SpanIds, Tracing};
 
+#[cfg(test)]
+mod tests;
+
 /// Spans that are held until the next commit.
 const HELD_MAX: usize = 512;
 
@@ -166,7 +169,7 @@ impl Recorder {
             Some(parent) => (parent.trace, true),
             None => self.tracing.root(&origin.topic, origin.partition, origin.offset)?,
         };
-        let context = TraceParent { trace: of, span: self.ids.next(), is_sampled };
+        let context = TraceParent { trace: of, span: self.ids.span(), is_sampled };
         // A state belongs to its parent.
         let state = trace.filter(|_| parent.is_some()).and_then(|trace| trace.state.clone());
         Some(Attempt { context, parent, state, began: self.clock.now() })
@@ -212,11 +215,11 @@ impl Recorder {
     /// A commit and what it sent, as one trace.
     fn commit(&mut self, now: Timestamp, committing: Committing, failed: Option<(&'static str, &str)>) -> Vec<Span> {
         let Committing { began, settled, group } = committing;
-        let trace = self.ids.next_trace();
+        let trace = self.ids.trace();
         let error = failed.map(|(kind, message)| SpanError { kind, message: message.into() });
         let outcome = failed.map_or("committed", |(kind, _)| kind);
         let mut span = |parent: Option<Parent>, links: Links, about: About| Span {
-            context: TraceParent { trace, span: self.ids.next(), is_sampled: true },
+            context: TraceParent { trace, span: self.ids.span(), is_sampled: true },
             parent,
             state: None,
             began,

@@ -123,3 +123,59 @@ impl Tally {
         std::mem::take(&mut self.counts)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use millrace_core::intake::Origin;
+    use millrace_core::progress::{Position, Stream};
+    use millrace_core::record::Record;
+
+    use super::*;
+
+    fn settled(offset: u64, published: u64, settlement: Settlement) -> Settled<Box<Delivered>> {
+        let record = Record { timestamp: at(published), key: None, value: None, headers: Default::default() };
+        let origin = Origin { topic: "t".parse().unwrap(), partition: 0, offset };
+        let (event, key, idempotency_key) = (None, None, None);
+        let payload = Delivered { origin, record, event, key, idempotency_key, redrives: 0 };
+        let position = Position { stream: Stream::Source, offset };
+        Settled { position, payload: Some(Box::new(payload)), settlement }
+    }
+
+    fn at(millis: u64) -> Timestamp {
+        Timestamp::from_millis(millis)
+    }
+
+    #[test]
+    fn an_event_is_counted_when_its_own_commit_is_durable() {
+        let mut tally = Tally::default();
+        tally.settled(&settled(0, 1_000, Settlement::Completed));
+        tally.commit_began(at(1_100));
+        // This one belongs to the next commit, and a duplicate was handled by another event.
+        tally.settled(&settled(1, 1_000, Settlement::Completed));
+        tally.settled(&settled(2, 1_000, Settlement::Duplicate));
+        tally.committed(at(1_150));
+        let first = tally.take();
+        assert_eq!((first.commits, first.commit.sum()), (1, Duration::from_millis(50)));
+        assert_eq!((first.end_to_end.count(), first.end_to_end.sum()), (1, Duration::from_millis(150)));
+        tally.commit_began(at(1_200));
+        tally.committed(at(3_000));
+        let second = tally.take();
+        assert_eq!((second.end_to_end.count(), second.end_to_end.sum()), (1, Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn what_is_done_again_is_counted_once() {
+        let mut tally = Tally::default();
+        tally.settled(&settled(0, 1_000, Settlement::Completed));
+        tally.commit_began(at(1_100));
+        tally.settled(&settled(1, 1_000, Settlement::Completed));
+        tally.start_again();
+        tally.settled(&settled(0, 1_000, Settlement::Completed));
+        tally.commit_began(at(1_300));
+        tally.committed(at(1_400));
+        let counts = tally.take();
+        assert_eq!((counts.commits, counts.end_to_end.count()), (1, 1));
+    }
+}

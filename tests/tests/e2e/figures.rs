@@ -62,7 +62,13 @@ async fn figures_say_what_happened() {
         assert_eq!(api.publish(&dev.url, "visitors", batch).await.map(|s| s.as_u16()), Some(202));
     }
     api.settled(&dev.url).await;
-    let metrics = api.text(&format!("{}/metrics", dev.url)).await;
+    // A worker shows what it counted right after its commit is to be seen.
+    let all = |metrics: &str| {
+        metrics.contains(
+            "end_to_end_duration_seconds_count{faas_name=\"hello.hello\",messaging_destination_name=\"visitors\"} 41",
+        )
+    };
+    let metrics = api.text_until(&format!("{}/metrics", dev.url), all).await;
     let function = "faas_name=\"hello.hello\"";
     let source = format!("{function},messaging_destination_name=\"visitors\"");
     let operation = |name: &str| format!("{source},messaging_operation_name=\"{name}\",messaging_system=\"millrace\"");

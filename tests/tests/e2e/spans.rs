@@ -100,6 +100,31 @@ async fn a_collector_sees_the_way_of_an_event() {
     assert!(metrics.contains("millrace_lost_spans_total 0"), "{metrics}");
 
     let traced = about(&spans, "process orders", "traced");
+    follows_the_conventions(traced);
+    // The emitted event names the attempt that made it, and the next function goes on from there.
+    assert_eq!(stock[0]["traceparent"], format!("00-{TRACE}-{}-01", traced.id));
+    assert_eq!((&stock[0]["tracestate"], &stock[0]["correlationid"]), (&json!("a=1"), &json!("cart-7")));
+    let next = about(&spans, "process stock", stock[0]["id"].as_str().expect("an id"));
+    assert_eq!((&*next.trace, &next.parent), (TRACE, &traced.id));
+
+    // Not recorded elsewhere is not recorded here, and the context goes on as it came.
+    assert!(spans.iter().all(|span| span.attribute("messaging.message.id") != "quiet"), "{spans:#?}");
+    assert_eq!(stock[1]["traceparent"], unsampled);
+    // Without a context a trace begins.
+    let new = about(&spans, "process orders", "new");
+    assert_eq!((&*new.parent, new.links.len()), ("", 0));
+    assert_eq!(stock[2]["traceparent"], format!("00-{}-{}-01", new.trace, new.id));
+
+    let greedy = about(&spans, "process orders", "greedy");
+    assert_eq!(attributes(greedy, &["error.type", "millrace.outcome"]), ["rejected", "failed"]);
+    assert_eq!(greedy.error.as_deref(), Some("order greedy: 21 pieces of tea are more than 20"));
+    commits_and_sends_link_to_attempts(&spans, traced);
+    let letter = line(&log, "millrace::letter", "greedy");
+    let said = ["trace_id", "span_id", "correlation_id"].map(|name| letter[name].as_str().unwrap_or_default());
+    assert_eq!(said, [TRACE, &*greedy.id, "greedy"], "{letter:#}");
+}
+
+fn follows_the_conventions(traced: &Span) {
     assert_eq!((traced.kind, &*traced.trace, &*traced.parent), (SpanKind::Consumer, TRACE, PARENT));
     assert_eq!((&*traced.state, &traced.error), ("a=1", &None));
     assert_eq!(traced.links, [(TRACE.to_owned(), PARENT.to_owned())]);
@@ -130,27 +155,6 @@ async fn a_collector_sees_the_way_of_an_event() {
             "",
         ]
     );
-    // The emitted event names the attempt that made it, and the next function goes on from there.
-    assert_eq!(stock[0]["traceparent"], format!("00-{TRACE}-{}-01", traced.id));
-    assert_eq!((&stock[0]["tracestate"], &stock[0]["correlationid"]), (&json!("a=1"), &json!("cart-7")));
-    let next = about(&spans, "process stock", stock[0]["id"].as_str().expect("an id"));
-    assert_eq!((&*next.trace, &next.parent), (TRACE, &traced.id));
-
-    // Not recorded elsewhere is not recorded here, and the context goes on as it came.
-    assert!(spans.iter().all(|span| span.attribute("messaging.message.id") != "quiet"), "{spans:#?}");
-    assert_eq!(stock[1]["traceparent"], unsampled);
-    // Without a context a trace begins.
-    let new = about(&spans, "process orders", "new");
-    assert_eq!((&*new.parent, new.links.len()), ("", 0));
-    assert_eq!(stock[2]["traceparent"], format!("00-{}-{}-01", new.trace, new.id));
-
-    let greedy = about(&spans, "process orders", "greedy");
-    assert_eq!(attributes(greedy, &["error.type", "millrace.outcome"]), ["rejected", "failed"]);
-    assert_eq!(greedy.error.as_deref(), Some("order greedy: 21 pieces of tea are more than 20"));
-    commits_and_sends_link_to_attempts(&spans, traced);
-    let letter = line(&log, "millrace::letter", "greedy");
-    let said = ["trace_id", "span_id", "correlation_id"].map(|name| letter[name].as_str().unwrap_or_default());
-    assert_eq!(said, [TRACE, &*greedy.id, "greedy"], "{letter:#}");
 }
 
 fn commits_and_sends_link_to_attempts(spans: &[Span], traced: &Span) {
