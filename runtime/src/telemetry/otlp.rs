@@ -19,7 +19,7 @@ use millrace_core::trace::{SpanId, TraceParent};
 use opentelemetry::trace::{Link, SpanContext, SpanKind, Status, TraceFlags, TraceState};
 use opentelemetry::{InstrumentationScope, KeyValue};
 use opentelemetry_http::{HttpClient, HttpError};
-use opentelemetry_otlp::{RetryPolicy, WithExportConfig as _, WithHttpConfig as _};
+use opentelemetry_otlp::{Protocol, RetryPolicy, WithExportConfig as _, WithHttpConfig as _};
 use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::trace::{SpanData, SpanExporter as _, SpanLinks};
 use tokio::sync::oneshot;
@@ -47,6 +47,8 @@ pub(super) fn exporter(url: &str, service_name: &str) -> Result<opentelemetry_ot
         .with_http()
         .with_http_client(Poster::new())
         .with_endpoint(url)
+        // Whatever the environment says to others: this is what is built in.
+        .with_protocol(Protocol::HttpBinary)
         // What fails is dropped: the next spans are as good, and waiting would cost them.
         .with_retry_policy(RetryPolicy::default().with_max_retries(0))
         .build()
@@ -256,7 +258,11 @@ impl HttpClient for Poster {
         Self: 'async_trait,
     {
         Box::pin(async move {
-            let answer = self.0.request(request.map(Full::from)).await?;
+            let answer = self.0.request(request.map(Full::from)).await.inspect_err(|error| {
+                // What becomes of the error says only that there was one.
+                let cause = std::error::Error::source(error).map(ToString::to_string);
+                tracing::debug!(%error, cause, "The collector cannot be reached.");
+            })?;
             let (head, body) = answer.into_parts();
             let body = Limited::new(body, ANSWER_MAX_BYTES).collect().await?.to_bytes();
             Ok(Response::from_parts(head, body))
