@@ -155,6 +155,10 @@ impl Sampling {
 
 impl Tracing {
     /// A queue and its outlet.
+    #[cfg_attr(
+        all(not(feature = "otel"), not(test)),
+        expect(dead_code, reason = "nothing is sent without the feature")
+    )]
     pub(crate) fn new(sampling: Sampling) -> (Self, Outlet) {
         let (sender, receiver) = mpsc::channel(WAITING_MAX_SPANS);
         let queue = Arc::new(Queue {
