@@ -37,8 +37,8 @@ struct Recorder {
     ids: SpanIds,
     /// The one under way.
     attempt: Option<Attempt>,
-    /// The one that ended last, for the log.
-    last: Option<(Position, TraceParent)>,
+    /// Where the event of the latest attempt is, for the log.
+    latest: Option<(Position, TraceParent)>,
     /// What ended since the last commit began.
     ended: Vec<Span>,
     group: Group,
@@ -84,7 +84,7 @@ impl Spans {
             unit: Arc::new(unit.clone()),
             ids: SpanIds::default(),
             attempt: None,
-            last: None,
+            latest: None,
             ended: Vec::new(),
             group: Group::default(),
             committing: None,
@@ -96,16 +96,16 @@ impl Spans {
     pub(super) fn begin(&mut self, ticket: &Ticket<Box<Delivered>>, trace: &mut Option<TraceContext>) {
         let Some(recorder) = &mut self.0 else { return };
         recorder.attempt = recorder.begun(ticket.payload(), trace.as_ref());
+        recorder.latest = recorder.attempt.as_ref().map(|attempt| (ticket.position(), attempt.context));
         if let Some(Attempt { context, state, .. }) = &recorder.attempt {
             *trace = Some(TraceContext { parent: context.to_string().into(), state: state.clone() });
         }
     }
 
-    /// The attempt under way, or else the one that ended last if it was at this position.
+    /// The latest attempt, if it was at the event at this position.
     pub(super) fn context(&self, position: Position) -> Option<TraceParent> {
-        let recorder = self.0.as_ref()?;
-        let last = recorder.last.filter(|(at, _)| *at == position).map(|(_, context)| context);
-        recorder.attempt.as_ref().map(|attempt| attempt.context).or(last)
+        let latest = self.0.as_ref()?.latest.filter(|(at, _)| *at == position);
+        latest.map(|(_, context)| context)
     }
 
     /// The attempt has ended.
@@ -184,7 +184,6 @@ impl Recorder {
         error: Option<SpanError>,
     ) -> Option<TraceParent> {
         let Attempt { context, parent, state, began } = self.attempt.take()?;
-        self.last = Some((ticket.position(), context));
         let delivered = ticket.payload();
         let event = delivered.event.as_ref().filter(|_| context.is_sampled)?;
         let mut links = Links::default();

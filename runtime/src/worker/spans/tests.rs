@@ -219,12 +219,12 @@ async fn what_an_aborted_commit_would_have_sent_is_an_error() {
 }
 
 #[test]
-fn the_log_knows_the_attempt_under_way_and_the_last_one() {
+fn the_log_knows_the_latest_attempt_and_its_event() {
     let mut machine = Machine::new(1.0, &[Some(SAMPLED), Some(SAMPLED)]);
     let (ticket, context) = machine.begin();
     let (here, elsewhere) = (ticket.position(), Position { offset: 1, ..ticket.position() });
     let shown = |machine: &Machine, at| machine.spans.context(at).map(|context| context.to_string());
-    assert_eq!(shown(&machine, here), context);
+    assert_eq!((shown(&machine, here), shown(&machine, elsewhere)), (context.clone(), None));
     machine.spans.not_run(&ticket, &sandbox::Error(String::new()));
     assert_eq!((shown(&machine, here), shown(&machine, elsewhere)), (context, None));
     machine.handle(Input::Released(ticket));
