@@ -32,7 +32,7 @@ pub const FILE_VARIABLE: &str = "MILLRACE_CONFIG";
 const CLIENT_VARIABLE: &str = "MILLRACE_URL";
 
 /// Everything a process can be told.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Config {
     /// The directory that holds everything durable.
     pub data: PathBuf,
@@ -105,21 +105,26 @@ pub enum LogFormat {
     Json,
 }
 
-/// Where spans go.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Where spans go, and which.
+#[derive(Clone, Debug, PartialEq)]
 pub struct Otlp {
     /// The base address of a collector that speaks OTLP over HTTP; without one no spans are sent.
     pub endpoint: Option<String>,
+    /// The whole address that spans are posted to, in place of the endpoint's `/v1/traces`.
+    pub traces_endpoint: Option<String>,
     /// The name of this service in them.
     pub service_name: String,
+    /// The part of the traces beginning here that is recorded, from 0 to 1.
+    pub sample_ratio: f64,
 }
 
 impl Otlp {
-    /// Where traces are posted to, if anywhere: the endpoint's `/v1/traces`
+    /// Where traces are posted to, if anywhere: the address given for them as it stands, or the endpoint's `/v1/traces`
     /// (<https://opentelemetry.io/docs/specs/otel/protocol/exporter/>).
     #[must_use]
     pub fn traces_url(&self) -> Option<String> {
-        self.endpoint.as_ref().map(|endpoint| format!("{}/v1/traces", endpoint.trim_end_matches('/')))
+        let below = |endpoint: &String| format!("{}/v1/traces", endpoint.trim_end_matches('/'));
+        self.traces_endpoint.clone().or_else(|| self.endpoint.as_ref().map(below))
     }
 }
 
@@ -143,7 +148,12 @@ impl Default for Config {
             },
             storage: Storage { max_bytes: limits::LOG_DEFAULT_BYTES },
             log: Log { format: LogFormat::Human, level: tracing::Level::INFO },
-            otlp: Otlp { endpoint: None, service_name: "millrace".to_owned() },
+            otlp: Otlp {
+                endpoint: None,
+                traces_endpoint: None,
+                service_name: "millrace".to_owned(),
+                sample_ratio: 1.0,
+            },
         }
     }
 }
@@ -204,7 +214,7 @@ impl Given {
 }
 
 /// A configuration that can be used, with what is probably not meant.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Resolved {
     /// The configuration.
     pub config: Config,
@@ -319,9 +329,11 @@ impl Building {
         let mut variables: Vec<(String, String)> = environment.into_iter().filter(|(_, v)| !v.is_empty()).collect();
         variables.sort();
         let mut given = Vec::new();
-        for (standard, key) in
-            [("OTEL_EXPORTER_OTLP_ENDPOINT", "otlp.endpoint"), ("OTEL_SERVICE_NAME", "otlp.service-name")]
-        {
+        for (standard, key) in [
+            ("OTEL_EXPORTER_OTLP_ENDPOINT", "otlp.endpoint"),
+            ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "otlp.traces-endpoint"),
+            ("OTEL_SERVICE_NAME", "otlp.service-name"),
+        ] {
             let found = variables.iter().find(|(name, _)| name == standard);
             given.extend(found.map(|(name, value)| Given::new(name, key, value)));
         }

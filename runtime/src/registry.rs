@@ -14,6 +14,7 @@ use tokio::task::{JoinHandle, JoinSet};
 use crate::breaker::SharedBreaker;
 use crate::broker::{Assignment, Broker, Error, Subscription};
 use crate::clock::Clock;
+use crate::telemetry::Tracing;
 use crate::worker::{Command, Exit, Revision, Shared, UnitStatus, Worker};
 
 /// A function as it is activated.
@@ -49,6 +50,7 @@ pub struct Registry<B, R> {
     clock: Clock,
     active: Arc<Mutex<BTreeMap<FunctionName, Active<R>>>>,
     failure: watch::Sender<Option<Error>>,
+    tracing: Tracing,
 }
 
 impl<B, R> Clone for Registry<B, R> {
@@ -58,6 +60,7 @@ impl<B, R> Clone for Registry<B, R> {
             clock: self.clock,
             active: Arc::clone(&self.active),
             failure: self.failure.clone(),
+            tracing: self.tracing.clone(),
         }
     }
 }
@@ -76,10 +79,23 @@ struct Active<R> {
 type Units = Arc<Mutex<BTreeMap<(String, u32), Arc<UnitStatus>>>>;
 
 impl<B: Broker, R: Revision> Registry<B, R> {
-    /// No functions yet.
+    /// No functions yet, and nobody who wants spans.
     #[must_use]
     pub fn new(broker: Arc<B>, clock: Clock) -> Self {
-        Self { broker, clock, active: Arc::default(), failure: watch::Sender::new(None) }
+        let failure = watch::Sender::new(None);
+        Self { broker, clock, active: Arc::default(), failure, tracing: Tracing::default() }
+    }
+
+    /// Sends the spans of functions activated from now on.
+    #[must_use]
+    pub fn with_tracing(self, tracing: Tracing) -> Self {
+        Self { tracing, ..self }
+    }
+
+    /// Where spans go.
+    #[must_use]
+    pub fn tracing(&self) -> &Tracing {
+        &self.tracing
     }
 
     /// Becomes something when the log cannot go on and the process must stop.
@@ -161,6 +177,8 @@ impl<B: Broker, R: Revision> Registry<B, R> {
         let shared = Shared {
             policy: Policy { retry: settings.retry, parked: settings.parked, concurrency: 1 },
             window: (window, settings.idempotency.max_keys),
+            window_is_cut: Arc::default(),
+            tracing: self.tracing.clone(),
             breaker: breaker.clone(),
             revision: revision.subscribe(),
             command: command.subscribe(),

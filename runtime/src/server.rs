@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -20,6 +20,7 @@ use crate::clock::Clock;
 use crate::config::Config;
 use crate::registry::{Deployment, Registry};
 use crate::sandbox::{self, Component, Engine, EngineOptions, FunctionOptions, Guest, GuestLimits, Refusal};
+use crate::telemetry::{self, Exporter};
 use crate::worker::Revision;
 
 /// How often retention runs.
@@ -124,6 +125,8 @@ pub struct Server {
     topics: Arc<RwLock<HashSet<Topic>>>,
     /// The latest deployment of each function: its number and what it says.
     deployed: tokio::sync::Mutex<BTreeMap<FunctionName, (u64, Bytes)>>,
+    /// Sends spans, until the process ends.
+    exporter: Mutex<Option<Exporter>>,
 }
 
 impl Server {
@@ -151,14 +154,16 @@ impl Server {
         let (log, engine) = opening.await.map_err(|e| broker::Error::Fatal(e.to_string()))??;
         let log = Arc::new(log);
         let deployed = log.deployments().await?.into_iter().map(|d| (d.function, (d.number, d.content))).collect();
+        let (tracing, exporter) = telemetry::start(&config.otlp);
         let server = Self {
-            registry: Registry::new(Arc::clone(&log), clock),
+            registry: Registry::new(Arc::clone(&log), clock).with_tracing(tracing),
             log,
             engine,
             clock,
             config,
             topics: Arc::default(),
             deployed: tokio::sync::Mutex::new(deployed),
+            exporter: Mutex::new(exporter),
         };
         server.look_at_topics().await?;
         Ok(server)
@@ -329,6 +334,10 @@ impl Server {
         self.registry.drain(self.config.drain).await;
         if let Err(error) = serving.await {
             tracing::error!(%error, "The server ended abruptly.");
+        }
+        let exporter = self.exporter.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(exporter) = exporter {
+            exporter.finish().await;
         }
         failed.map_or(Ok(()), Err)
     }

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use millrace_core::breaker::Phase;
@@ -23,12 +24,18 @@ use crate::breaker::SharedBreaker;
 use crate::broker::{self, Assignment, CommitOutcome, FetchError, Fetched, Partition, Wanted};
 use crate::clock::Clock;
 use crate::sandbox::{self, Completion, Delivery, Invocation, Sandbox, TraceContext};
+use crate::telemetry::Tracing;
 
 mod effects;
+mod spans;
 mod status;
+mod tally;
 
 use effects::Effects;
-pub use status::{Stopped, UnitStatus};
+use spans::Spans;
+pub use status::{Stopped, UnitFigures, UnitStatus};
+pub use tally::Counts;
+use tally::Tally;
 
 /// One revision of a function, ready to run.
 pub trait Revision: Send + Sync + 'static {
@@ -52,6 +59,10 @@ pub struct Shared<R> {
     pub policy: Policy,
     /// How long, and how many, idempotency keys are remembered by one unit.
     pub window: (Duration, usize),
+    /// Whether someone was told that they are remembered for less long than that.
+    pub window_is_cut: Arc<AtomicBool>,
+    /// Where spans go.
+    pub tracing: Tracing,
     /// The function's breaker.
     pub breaker: SharedBreaker,
     /// The active revision. Workers change over between two invocations.
@@ -67,6 +78,8 @@ impl<R> Clone for Shared<R> {
         Self {
             policy: self.policy,
             window: self.window,
+            window_is_cut: Arc::clone(&self.window_is_cut),
+            tracing: self.tracing.clone(),
             breaker: self.breaker.clone(),
             revision: self.revision.clone(),
             command: self.command.clone(),
@@ -128,6 +141,9 @@ struct Owned<P: Partition, R: Revision> {
     /// A commit was not possible: pause before going on.
     pause_due: bool,
     status: Arc<UnitStatus>,
+    /// What `status` does not show yet.
+    tally: Tally,
+    spans: Spans,
 }
 
 /// Everything that can wake a worker.
@@ -170,7 +186,9 @@ impl<P: Partition, R: Revision> Worker<P, R> {
         Self {
             sandbox: revision.sandbox(),
             unit: Owned {
-                status: Arc::new(UnitStatus::new(partition.unit().clone())),
+                status: Arc::new(UnitStatus::new(partition.unit().clone(), &window, shared.clock.now())),
+                tally: Tally::default(),
+                spans: Spans::new(&shared.tracing, shared.clock, partition.unit()),
                 dispatcher: Dispatcher::new(shared.policy, restored.progress, window, seed),
                 revision,
                 breaker_changes: shared.breaker.changes(),
@@ -244,7 +262,9 @@ impl<P: Partition, R: Revision> Worker<P, R> {
     /// Makes one attempt. Committing goes on meanwhile.
     async fn attempt(&mut self, ticket: Ticket<Box<Delivered>>) -> Result<(), Exit> {
         let Self { sandbox, unit } = self;
-        let mut invoked = std::pin::pin!(sandbox.invoke(invocation(&ticket)));
+        let mut invocation = invocation(&ticket);
+        unit.spans.begin(&ticket, &mut invocation.trace);
+        let mut invoked = std::pin::pin!(sandbox.invoke(invocation));
         let result = loop {
             let happened = tokio::select! {
                 biased;
@@ -330,6 +350,7 @@ impl<P: Partition, R: Revision> Owned<P, R> {
 
     fn take_in(&mut self, fetched: Fetched) {
         let Fetched { stream, records, next } = fetched;
+        self.tally.received(records.len());
         let unit = self.partition.unit();
         let intake = self.revision.intake();
         let arrivals = records
@@ -366,7 +387,9 @@ impl<P: Partition, R: Revision> Owned<P, R> {
     fn finish(&mut self, ticket: Ticket<Box<Delivered>>, completion: Completion) {
         let now = self.shared.clock.now();
         self.tell_breaker(now, &ticket, &completion.outcome);
-        self.status.attempted(&ticket, &completion);
+        self.tally.attempted(now, &ticket, &completion);
+        self.status.attempted(&ticket, &completion, self.spans.context(ticket.position()));
+        self.spans.finished(now, &ticket, &completion);
         let Completion { outcome, emitted, .. } = completion;
         self.effects.stage(ticket.position(), emitted);
         self.handle_at(now, Input::Finished(ticket, outcome));
@@ -374,7 +397,8 @@ impl<P: Partition, R: Revision> Owned<P, R> {
 
     /// The host could not run the guest: the attempt does not count.
     async fn release(&mut self, ticket: Ticket<Box<Delivered>>, error: &sandbox::Error) {
-        tracing::warn!(unit = %self.partition.unit(), %error, "A guest could not be run; it is tried again.");
+        self.status.not_run(&ticket, error, self.spans.context(ticket.position()));
+        self.spans.not_run(&ticket, error);
         self.give_up(&ticket);
         self.handle(Input::Released(ticket));
         self.back_off().await;
@@ -417,7 +441,8 @@ impl<P: Partition, R: Revision> Owned<P, R> {
             match effect {
                 Effect::Invoke(ticket) => self.tickets.push_back(ticket),
                 Effect::Settle(settled) => {
-                    self.status.settled(&settled);
+                    self.tally.settled(&settled);
+                    self.status.settled(&settled, self.spans.context(settled.position));
                     self.effects.settle(self.partition.unit(), self.revision.number(), settled);
                 }
             }
@@ -450,6 +475,8 @@ impl<P: Partition, R: Revision> Owned<P, R> {
         }
         let now = self.shared.clock.now();
         self.shared.breaker.succeeded(now, std::mem::take(&mut self.successes));
+        self.tally.commit_began(now);
+        self.spans.commit_began(now, self.dispatcher.settlements());
         let sealed = self.dispatcher.seal(now);
         self.group_began = None;
         self.commit = Some(Box::pin(self.partition.commit(self.effects.commit(now, sealed))));
@@ -463,26 +490,33 @@ impl<P: Partition, R: Revision> Owned<P, R> {
     }
 
     fn conclude(&mut self, ended: Result<CommitOutcome, broker::Error>) -> Result<Concluded, Exit> {
+        let now = self.shared.clock.now();
         match ended {
             Ok(CommitOutcome::Committed) => {
                 self.failures_in_row = 0;
-                self.handle(Input::Committed);
-                self.status.committed(&self.dispatcher);
+                self.handle_at(now, Input::Committed);
+                self.tally.committed(now);
+                self.spans.commit_ended(now, None);
+                self.status.committed(now, &self.dispatcher, &self.tally.take());
+                self.report_if_window_is_cut(now);
                 return Ok(Concluded::Committed);
             }
             Ok(CommitOutcome::Aborted) if *self.revoked.borrow() => return Err(Exit::Revoked),
             Ok(CommitOutcome::Aborted) => {
                 tracing::info!(unit = %self.partition.unit(), "A commit was aborted; its events are handled again.");
+                self.spans.commit_ended(now, Some(("aborted", "")));
                 self.dispatcher.abort();
             }
             Ok(CommitOutcome::Refused { reason }) => {
                 tracing::warn!(unit = %self.partition.unit(), reason, "The log refused a commit for its content.");
+                self.spans.commit_ended(now, Some(("refused", &reason)));
                 self.dispatcher.refuse(&reason);
                 self.report_if_stuck();
             }
             Err(error) if error.is_transient() => {
                 // Nothing was written: the same is done again after a pause.
                 tracing::warn!(unit = %self.partition.unit(), %error, "A commit was not possible; it is tried again.");
+                self.spans.commit_ended(now, Some(("not-possible", &error.to_string())));
                 self.dispatcher.abort();
                 self.pause_due = true;
             }
@@ -490,6 +524,18 @@ impl<P: Partition, R: Revision> Owned<P, R> {
         }
         self.start_again();
         Ok(Concluded::StartedAgain)
+    }
+
+    /// Tells of it once per function: who has sized the window too small has done so for all partitions.
+    fn report_if_window_is_cut(&self, now: Timestamp) {
+        let (span, max_keys) = self.shared.window;
+        let effective = self.dispatcher.window().effective_span(now);
+        if effective < span && !self.shared.window_is_cut.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                unit = %self.partition.unit(), ?effective, window = ?span, max_keys,
+                "Idempotency keys are forgotten early; raise idempotency.max-keys, or shorten idempotency.window."
+            );
+        }
     }
 
     fn report_if_stuck(&self) {
@@ -506,6 +552,8 @@ impl<P: Partition, R: Revision> Owned<P, R> {
             self.give_up(&ticket);
         }
         self.effects = Effects::default();
+        self.tally.start_again();
+        self.spans.start_again();
         self.group_began = None;
         self.successes = 0;
     }

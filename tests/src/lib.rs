@@ -1,4 +1,5 @@
-//! What the tests of the whole share: a simulated world to run the runtime in, and the real binary.
+//! What the tests of the whole share: a simulated world to run the runtime in, the real binary, and a collector of spans.
 
+pub mod collector;
 pub mod process;
 pub mod sim;

@@ -1,8 +1,8 @@
 //! The real binary, run as anybody would run it.
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Lines};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -40,6 +40,8 @@ pub struct Dev {
     child: Child,
     /// Where it listens.
     pub url: String,
+    /// Kept open: what it says later is to find a reader.
+    _output: Lines<BufReader<ChildStdout>>,
 }
 
 impl Dev {
@@ -49,27 +51,46 @@ impl Dev {
     /// If it does not start; what it says is shown.
     #[must_use]
     pub fn start(application: &str, data: &Path) -> Self {
+        Self::start_with(application, data, |command| command.args(["--log-level", "error"]))
+    }
+
+    /// The same, with more arguments or another environment.
+    ///
+    /// # Panics
+    /// If it does not start; what it says is shown.
+    #[must_use]
+    pub fn start_with(application: &str, data: &Path, configure: impl FnOnce(&mut Command) -> &mut Command) -> Self {
         let directory = root().join("guest-examples").join(application);
+        let mut command = Command::new(program());
+        command.arg("dev").arg(directory).arg("--data").arg(data).args(["--listen", "127.0.0.1:0", "--no-watch"]);
+        // A collector of whoever runs the tests is not to be disturbed.
+        for variable in ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] {
+            command.env_remove(variable);
+        }
         #[expect(clippy::zombie_processes, reason = "the process that did not start has ended")]
-        let mut child = Command::new(program())
-            .arg("dev")
-            .arg(directory)
-            .arg("--data")
-            .arg(data)
-            .args(["--listen", "127.0.0.1:0", "--no-watch", "--log-level", "error"])
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("the binary can be started");
+        let mut child = configure(&mut command).stdout(Stdio::piped()).spawn().expect("the binary can be started");
         let output = child.stdout.take().expect("it has an output");
         let mut said = String::new();
-        for line in BufReader::new(output).lines().map_while(Result::ok) {
+        let mut lines = BufReader::new(output).lines();
+        while let Some(Ok(line)) = lines.next() {
             said.push_str(&line);
             said.push('\n');
             if let Some((_, address)) = line.split_once(" on http://") {
-                return Self { child, url: format!("http://{address}") };
+                return Self { child, url: format!("http://{address}"), _output: lines };
             }
         }
         panic!("`millrace dev {application}` did not start (are the guests built? `make guests`):\n{said}");
+    }
+
+    /// Asks it to stop with SIGTERM, and waits until it has; says whether it ended well.
+    ///
+    /// # Panics
+    /// If it cannot be asked.
+    #[must_use]
+    pub fn stop(mut self) -> bool {
+        let asked = Command::new("kill").arg(self.child.id().to_string()).status();
+        assert!(asked.is_ok_and(|status| status.success()), "the process cannot be asked to stop");
+        self.child.wait().expect("it was started").success()
     }
 
     /// Kills it with SIGKILL, in the middle of whatever it does.
@@ -124,6 +145,34 @@ impl Api {
         let (status, body) = answer.expect("the server answers");
         assert!(status.is_success(), "{url}: {status} {body}");
         body
+    }
+
+    /// Reads a text that must be there.
+    ///
+    /// # Panics
+    /// If it is not.
+    pub async fn text(&self, url: &str) -> String {
+        let request = Request::get(url).body(Full::default()).expect("the request is well-formed");
+        let answer = self.http.request(request).await.expect("the server answers");
+        assert!(answer.status().is_success(), "{url}: {}", answer.status());
+        let body = answer.into_body().collect().await.expect("the server answers").to_bytes();
+        String::from_utf8_lossy(&body).into_owned()
+    }
+
+    /// Reads a text until it is as it has to be in the end.
+    ///
+    /// # Panics
+    /// If that does not come.
+    pub async fn text_until(&self, url: &str, is_right: impl Fn(&str) -> bool) -> String {
+        let began = Instant::now();
+        loop {
+            let text = self.text(url).await;
+            if is_right(&text) {
+                return text;
+            }
+            assert!(began.elapsed() < PATIENCE, "it never comes right: {text}");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Publishes CloudEvents in JSON as one batch; none if it is not known what became of it.

@@ -23,17 +23,19 @@ const MAY_NAME: [(&str, &[&str]); 13] = [
 ];
 
 /// Each outside library that must not leave its place, with the places: beginnings of paths under `runtime/src`.
-const KEPT_IN: [(&str, &[&str]); 11] = [
+const KEPT_IN: [(&str, &[&str]); 13] = [
     ("wasmtime", &["sandbox/"]),
     ("wasmtime_wasi", &["sandbox/"]),
     ("wasmtime_wasi_config", &["sandbox/"]),
     ("fjall", &["broker/embedded.rs", "broker/embedded/"]),
     ("rdkafka", &["broker/kafka.rs", "broker/kafka/"]),
     ("axum", &["api.rs", "api/"]),
-    ("hyper", &["api.rs", "api/", "cli/"]),
-    ("hyper_util", &["api.rs", "api/", "cli/"]),
-    ("opentelemetry", &["telemetry.rs", "telemetry/"]),
-    ("opentelemetry_sdk", &["telemetry.rs", "telemetry/"]),
+    ("hyper", &["api.rs", "api/", "cli/", "telemetry/otlp.rs"]),
+    ("hyper_util", &["api.rs", "api/", "cli/", "telemetry/otlp.rs"]),
+    ("opentelemetry", &["telemetry/otlp.rs"]),
+    ("opentelemetry_http", &["telemetry/otlp.rs"]),
+    ("opentelemetry_otlp", &["telemetry/otlp.rs"]),
+    ("opentelemetry_sdk", &["telemetry/otlp.rs"]),
     ("notify", &["cli/"]),
 ];
 

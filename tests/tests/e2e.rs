@@ -8,6 +8,11 @@ use flights_sample::{DELAYED, FLIGHTS, MALFORMED, REPEATED, Row};
 use millrace_tests::process::{Api, Dev, assert_accounts_balance, program, root};
 use serde_json::Value;
 
+#[path = "e2e/figures.rs"]
+mod figures;
+#[path = "e2e/spans.rs"]
+mod spans;
+
 /// How often the process is killed in the middle of its work.
 const KILLS: u32 = 50;
 

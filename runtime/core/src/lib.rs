@@ -24,4 +24,5 @@ pub mod record;
 pub mod retry;
 pub mod settings;
 pub mod time;
+pub mod trace;
 pub mod units;

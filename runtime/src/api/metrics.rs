@@ -1,7 +1,6 @@
 //! `GET /metrics`: figures of the requests served here, and of functions and topics as the log has them at that moment.
 //!
-//! Names and labels are those of OpenTelemetry's semantic conventions (HTTP, messaging, FaaS), written as Prometheus
-//! writes them, where there is one; our own begin with `millrace_`.
+//! The names of metrics are in `telemetry/names.rs`, those of labels here.
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -24,7 +23,11 @@ use super::functions::{Observed, breaker_name, is_balanced, lag_records, lag_sec
 use super::problem::{Kind, Refusal};
 use super::{Shared, State as Phase};
 use crate::broker::{Broker, Catalog, TopicInfo};
-use crate::worker::{Revision, UnitStatus};
+use crate::telemetry::names::{SYSTEM, metric, operation};
+use crate::worker::{Revision, UnitFigures, UnitStatus};
+use durations::Durations;
+
+mod durations;
 
 /// What the text is, as OpenMetrics says it and Prometheus reads it.
 const TEXT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -61,10 +64,19 @@ struct FunctionLabels {
     faas_name: String,
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
 struct SourceLabels {
     faas_name: String,
     messaging_destination_name: String,
+}
+
+/// What the conventions ask of metrics of messaging, with the function.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
+struct OperationLabels {
+    faas_name: String,
+    messaging_destination_name: String,
+    messaging_operation_name: &'static str,
+    messaging_system: &'static str,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
@@ -117,9 +129,9 @@ impl Metrics {
 
     fn register(&self, registry: &mut Registry) {
         let of_requests = "Duration of requests in seconds.";
-        registry.register("http_server_request_duration_seconds", of_requests, self.durations.clone());
-        registry.register("http_server_active_requests", "Requests being served.", self.active.clone());
-        registry.register("messaging_client_sent_messages", "Events published through this API.", self.sent.clone());
+        registry.register(metric::REQUEST_DURATION, of_requests, self.durations.clone());
+        registry.register(metric::ACTIVE_REQUESTS, "Requests being served.", self.active.clone());
+        registry.register(metric::SENT, "Events published through this API.", self.sent.clone());
     }
 }
 
@@ -147,11 +159,15 @@ pub(super) async fn show<B: Broker + Catalog, R: Revision>(
     register_settlements(&mut registry, &functions);
     register_lags(&mut registry, &functions);
     register_attempts(&mut registry, &functions);
+    register_durations(&mut registry, &functions);
     register_functions(&mut registry, &functions);
     register_topics(&mut registry, &api.broker.topics().await?);
+    let lost: Counter = Counter::default();
+    lost.inc_by(api.registry.tracing().lost());
+    registry.register(metric::LOST_SPANS, "Spans that did not reach the collector.", lost);
     let ready: Gauge = Gauge::default();
     ready.set(i64::from(api.state() == Phase::Ready));
-    registry.register("millrace_ready", "1 if all functions are active and the log works.", ready);
+    registry.register(metric::READY, "1 if all functions are active and the log works.", ready);
     let mut body = String::new();
     text::encode(&mut body, &registry).map_err(|e| Refusal::new(Kind::Internal, e))?;
     Ok(([(CONTENT_TYPE, TEXT_TYPE)], body))
@@ -171,8 +187,8 @@ fn register_settlements(registry: &mut Registry, functions: &[Observed]) {
             }
         }
     }
-    registry.register("millrace_settled_records", "Records settled, as committed, by log and outcome.", settled);
-    registry.register("millrace_commits", "Commits of the function's partitions.", commits);
+    registry.register(metric::SETTLED, "Records settled, as committed, by log and outcome.", settled);
+    registry.register(metric::COMMITS, "Commits of the function's partitions.", commits);
 }
 
 fn outcomes(totals: Totals) -> [(&'static str, u64); 6] {
@@ -203,26 +219,69 @@ fn register_lags(registry: &mut Registry, functions: &[Observed]) {
         let oldest = seconds.get_or_create_owned(&labels);
         oldest.set(oldest.get().max(lag_seconds(unit, observed.at)));
     }
-    registry.register("millrace_lag_records", "Records published and not settled.", records);
-    registry.register("millrace_lag_seconds", "Age of the oldest record that is not settled.", seconds);
-    registry.register("millrace_parked_records", "Records held back behind failing keys.", parked);
-    registry.register("millrace_stopped_partitions", "Partitions that wait for an operator.", stopped);
+    registry.register(metric::LAG_RECORDS, "Records published and not settled.", records);
+    registry.register(metric::LAG_SECONDS, "Age of the oldest record that is not settled.", seconds);
+    registry.register(metric::PARKED, "Records held back behind failing keys.", parked);
+    registry.register(metric::STOPPED, "Partitions that wait for an operator.", stopped);
 }
 
 fn register_attempts(registry: &mut Registry, functions: &[Observed]) {
+    let received = Family::<OperationLabels, Counter>::default();
     let attempts = Family::<SourceLabels, Counter>::default();
     let failed = Family::<SourceLabels, Counter>::default();
     let keys = Family::<SourceLabels, Gauge>::default();
-    for (observed, unit) in units(functions) {
-        let Some(figures) = observed.live(&unit.unit).map(UnitStatus::figures) else { continue };
-        let labels = source_labels(observed, &unit.unit.topic);
-        attempts.get_or_create(&labels).inc_by(figures.attempts);
-        failed.get_or_create(&labels).inc_by(figures.failed_attempts);
+    let window = Family::<SourceLabels, FloatGauge>::default();
+    for (labels, figures) in live(functions) {
+        received.get_or_create(&during(&labels, operation::PROCESS)).inc_by(figures.counts.received);
+        attempts.get_or_create(&labels).inc_by(figures.counts.attempts);
+        failed.get_or_create(&labels).inc_by(figures.counts.failed_attempts);
         keys.get_or_create(&labels).inc_by(gauge(figures.keys as u64));
+        let span = figures.window.as_secs_f64();
+        // The partition that forgets first is the one to know of; a new gauge is zero, and no window is that short.
+        let shortest = window.get_or_create_owned(&labels);
+        let is_new = shortest.get() == 0.0;
+        shortest.set(if is_new { span } else { shortest.get().min(span) });
     }
-    registry.register("millrace_attempts", "Attempts at events, since the function was activated here.", attempts);
-    registry.register("millrace_failed_attempts", "Those that failed.", failed);
-    registry.register("millrace_idempotency_keys", "Idempotency keys that are remembered.", keys);
+    registry.register(metric::RECEIVED, "Records that workers fetched, since they started.", received);
+    registry.register(metric::ATTEMPTS, "Attempts at events, since the function was activated here.", attempts);
+    registry.register(metric::FAILED_ATTEMPTS, "Those that failed.", failed);
+    registry.register(metric::KEYS, "Idempotency keys that are remembered.", keys);
+    registry.register(metric::WINDOW, "For how long they are, where it is shortest.", window);
+}
+
+fn register_durations(registry: &mut Registry, functions: &[Observed]) {
+    let mut queue = Durations::new(metric::QUEUE_DURATION, "From publication to the first attempt.");
+    let mut invoke = Durations::new(metric::INVOKE_DURATION, "From call to return of the handler.");
+    let mut commit = Durations::new(metric::COMMIT_DURATION, "From the beginning of a commit until it was durable.");
+    let mut whole = Durations::new(metric::END_TO_END_DURATION, "From publication until the settlement was durable.");
+    for (labels, UnitFigures { counts, .. }) in live(functions) {
+        invoke.add(during(&labels, operation::PROCESS), &counts.invoke);
+        commit.add(during(&labels, operation::COMMIT), &counts.commit);
+        queue.add(labels.clone(), &counts.queue);
+        whole.add(labels, &counts.end_to_end);
+    }
+    registry.register_collector(Box::new(queue));
+    registry.register_collector(Box::new(invoke));
+    registry.register_collector(Box::new(commit));
+    registry.register_collector(Box::new(whole));
+}
+
+/// The figures of all workers that run here.
+fn live(functions: &[Observed]) -> impl Iterator<Item = (SourceLabels, UnitFigures)> {
+    let figures = |(observed, unit): (&Observed, &crate::broker::UnitInfo)| {
+        Some((source_labels(observed, &unit.unit.topic), observed.live(&unit.unit)?.figures()))
+    };
+    units(functions).filter_map(figures)
+}
+
+fn during(labels: &SourceLabels, operation: &'static str) -> OperationLabels {
+    let SourceLabels { faas_name, messaging_destination_name } = labels.clone();
+    OperationLabels {
+        faas_name,
+        messaging_destination_name,
+        messaging_operation_name: operation,
+        messaging_system: SYSTEM,
+    }
 }
 
 fn register_functions(registry: &mut Registry, functions: &[Observed]) {
@@ -237,15 +296,15 @@ fn register_functions(registry: &mut Registry, functions: &[Observed]) {
             let labels = BreakerLabels { faas_name: labels.faas_name.clone(), state };
             breaker.get_or_create(&labels).set(i64::from(is_now));
         }
-        let largest = observed.function.units.iter().map(|unit| unit.figures().guest_memory_bytes).max();
+        let largest = observed.function.units.iter().map(|unit| unit.figures().counts.guest_memory_bytes).max();
         letters.get_or_create(&labels).set(gauge(observed.open_letters));
         memory.get_or_create(&labels).set(gauge(largest.unwrap_or(0)));
         balanced.get_or_create(&labels).set(i64::from(observed.units.iter().all(is_balanced)));
     }
-    registry.register("millrace_breaker_state", "1 for the state that the function's breaker is in.", breaker);
-    registry.register("millrace_open_dead_letters", "Dead letters that wait for a person.", letters);
-    registry.register("millrace_guest_memory_bytes", "The most memory that a guest had.", memory);
-    registry.register("millrace_accounts_balanced", "1 if settlements are as many as positions say.", balanced);
+    registry.register(metric::BREAKER, "1 for the state that the function's breaker is in.", breaker);
+    registry.register(metric::LETTERS, "Dead letters that wait for a person.", letters);
+    registry.register(metric::GUEST_MEMORY, "The most memory that a guest had.", memory);
+    registry.register(metric::BALANCED, "1 if settlements are as many as positions say.", balanced);
 }
 
 fn register_topics(registry: &mut Registry, topics: &[TopicInfo]) {
@@ -258,8 +317,8 @@ fn register_topics(registry: &mut Registry, topics: &[TopicInfo]) {
             records.get_or_create(&labels).inc_by(gauge(partition.next.saturating_sub(partition.earliest)));
         }
     }
-    registry.register("millrace_log_bytes", "Bytes kept of a topic.", bytes);
-    registry.register("millrace_log_records", "Records kept of a topic.", records);
+    registry.register(metric::LOG_BYTES, "Bytes kept of a topic.", bytes);
+    registry.register(metric::LOG_RECORDS, "Records kept of a topic.", records);
 }
 
 fn units(functions: &[Observed]) -> impl Iterator<Item = (&Observed, &crate::broker::UnitInfo)> {

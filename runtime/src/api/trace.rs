@@ -3,6 +3,7 @@
 use axum::http::HeaderMap;
 use bytestring::ByteString;
 use millrace_core::event::Event;
+use millrace_core::trace::{TRACE_PARENT, TRACE_STATE, TraceParent};
 
 /// The longest list of vendors' values that is passed on, in bytes; a longer one is dropped, as the specification allows.
 const STATE_MAX_BYTES: usize = 512;
@@ -17,42 +18,28 @@ pub(super) struct Trace {
 impl Trace {
     /// Reads the headers. What is malformed is ignored, as the specification asks.
     pub(super) fn of(headers: &HeaderMap) -> Option<Self> {
-        let mut parents = headers.get_all("traceparent").iter();
-        let parent = parents.next()?.to_str().ok().filter(|parent| is_parent(parent))?;
+        let mut parents = headers.get_all(TRACE_PARENT).iter();
+        let parent = parents.next()?.to_str().ok().filter(|parent| parent.parse::<TraceParent>().is_ok())?;
         if parents.next().is_some() {
             return None;
         }
         let states: Option<Vec<&str>> =
-            headers.get_all("tracestate").iter().map(|value| value.to_str().ok().map(str::trim)).collect();
+            headers.get_all(TRACE_STATE).iter().map(|value| value.to_str().ok().map(str::trim)).collect();
         let state = states.map(|states| states.join(",")).filter(|s| !s.is_empty() && s.len() <= STATE_MAX_BYTES);
         Some(Self { parent: parent.into(), state: state.map(ByteString::from) })
     }
 
     /// Puts an event into the trace, unless it already is in one.
     pub(super) fn join(&self, event: &mut Event) {
-        if event.extension("traceparent").is_some() || event.extension("tracestate").is_some() {
+        if event.extension(TRACE_PARENT).is_some() || event.extension(TRACE_STATE).is_some() {
             return;
         }
-        let context = [("traceparent", Some(&self.parent)), ("tracestate", self.state.as_ref())];
+        let context = [(TRACE_PARENT, Some(&self.parent)), (TRACE_STATE, self.state.as_ref())];
         for (name, value) in context.into_iter().filter_map(|(name, value)| Some((name, value?))) {
             let at = event.extensions.partition_point(|(other, _)| **other < *name);
             event.extensions.insert(at, (ByteString::from_static(name), value.clone()));
         }
     }
-}
-
-/// Version, trace, parent and flags in hexadecimal; versions after 00 can have more behind.
-fn is_parent(text: &str) -> bool {
-    let mut parts = text.splitn(5, '-');
-    let mut hex = |length: usize| {
-        let is_hex = |b: u8| matches!(b, b'0'..=b'9' | b'a'..=b'f');
-        parts.next().filter(|part| part.len() == length && part.bytes().all(is_hex))
-    };
-    let (Some(version), Some(trace), Some(parent), Some(_flags)) = (hex(2), hex(32), hex(16), hex(2)) else {
-        return false;
-    };
-    let is_zero = |part: &str| part.bytes().all(|b| b == b'0');
-    version != "ff" && !is_zero(trace) && !is_zero(parent) && (version != "00" || parts.next().is_none())
 }
 
 #[cfg(test)]
@@ -82,25 +69,6 @@ mod tests {
             dataschema: None,
             extensions: extensions.iter().map(|&(n, v)| (n.into(), v.into())).collect(),
             data: None,
-        }
-    }
-
-    #[test]
-    fn parents_follow_the_specification() {
-        let long = format!("{PARENT}-more");
-        let later = format!("cc{}-more", &PARENT[2..]);
-        for (text, expected) in [
-            (PARENT, true),
-            (&later, true),
-            (&long, false),
-            ("", false),
-            ("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331", false),
-            ("00-0AF7651916CD43DD8448EB211C80319C-b7ad6b7169203331-01", false),
-            ("00-00000000000000000000000000000000-b7ad6b7169203331-01", false),
-            ("00-0af7651916cd43dd8448eb211c80319c-0000000000000000-01", false),
-            ("ff-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", false),
-        ] {
-            assert_eq!(is_parent(text), expected, "{text}");
         }
     }
 

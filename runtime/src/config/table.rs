@@ -37,7 +37,7 @@ impl Setting {
 const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// All settings, in the order of the sample.
-pub(super) const SETTINGS: [Setting; 16] = [
+pub(super) const SETTINGS: [Setting; 18] = [
     Setting {
         key: "data.directory",
         about: "The directory that holds everything durable. Only one process can use it at a time.\n\
@@ -162,13 +162,15 @@ pub(super) const SETTINGS: [Setting; 16] = [
         about: "Where a collector takes spans as OTLP over HTTP; without it none are sent. OTEL_EXPORTER_OTLP_ENDPOINT does the same.",
         show: |c| c.otlp.endpoint.as_ref().map(quoted),
         example: Some("\"http://127.0.0.1:4318\""),
-        apply: |c, text, _| {
-            if !(text.starts_with("http://") || text.starts_with("https://")) {
-                return Err(format!("`{text}` is not an address; write one such as \"http://127.0.0.1:4318\""));
-            }
-            c.otlp.endpoint = Some(text.to_owned());
-            Ok(())
-        },
+        apply: |c, text, _| set(&mut c.otlp.endpoint, collector(text).map(Some)),
+    },
+    Setting {
+        key: "otlp.traces-endpoint",
+        about: "The whole address that spans are posted to, if it is not /v1/traces of the endpoint.\n\
+                OTEL_EXPORTER_OTLP_TRACES_ENDPOINT does the same.",
+        show: |c| c.otlp.traces_endpoint.as_ref().map(quoted),
+        example: Some("\"http://127.0.0.1:4318/v1/traces\""),
+        apply: |c, text, _| set(&mut c.otlp.traces_endpoint, collector(text).map(Some)),
     },
     Setting {
         key: "otlp.service-name",
@@ -176,6 +178,14 @@ pub(super) const SETTINGS: [Setting; 16] = [
         show: |c| Some(quoted(&c.otlp.service_name)),
         example: None,
         apply: |c, text, _| set(&mut c.otlp.service_name, filled(text).map(str::to_owned)),
+    },
+    Setting {
+        key: "otlp.sample-ratio",
+        about: "The part, from 0 to 1, that is recorded of the traces which begin here. An event that comes with a traceparent is\n\
+                recorded if that says so.",
+        show: |c| Some(format!("{:?}", c.otlp.sample_ratio)),
+        example: None,
+        apply: |c, text, _| set(&mut c.otlp.sample_ratio, ratio(text)),
     },
 ];
 
@@ -239,6 +249,23 @@ where
         Ok(n) => Err(format!("{n} is out of bounds; {help}")),
         Err(_) => Err(format!("`{text}` is not such a number; {help}")),
     }
+}
+
+fn ratio(text: &str) -> Result<f64, String> {
+    let ratio = text.parse::<f64>().ok().filter(|ratio| (0.0..=1.0).contains(ratio));
+    ratio.ok_or_else(|| format!("`{text}` is not a part of something; write a number from 0 to 1, such as 0.01"))
+}
+
+/// The address of a collector.
+fn collector(text: &str) -> Result<String, String> {
+    let example = "write one such as \"http://127.0.0.1:4318\"";
+    if text.starts_with("https://") {
+        return Err(format!(
+            "spans are sent without encryption; run a collector nearby that passes them on, and {example}"
+        ));
+    }
+    let host = text.strip_prefix("http://").filter(|host| !host.is_empty());
+    host.map(|_| text.to_owned()).ok_or_else(|| format!("`{text}` is not an address; {example}"))
 }
 
 fn duration(text: &str, bounds: RangeInclusive<Duration>) -> Result<Duration, String> {

@@ -86,6 +86,11 @@ fn the_standard_variables_of_opentelemetry_are_heard() {
     let both = [standard[0], ("MILLRACE_OTLP_ENDPOINT", "http://b:4318")];
     assert_eq!(otlp(&both).endpoint.as_deref(), Some("http://b:4318"));
     assert_eq!(otlp(&[("OTEL_EXPORTER_OTLP_ENDPOINT", "")]).endpoint, None);
+    let whole = [standard[0], ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "http://c:4318/spans")];
+    assert_eq!(otlp(&whole).traces_url().as_deref(), Some("http://c:4318/spans"));
+    assert_eq!(otlp(&whole[1..]).traces_url().as_deref(), Some("http://c:4318/spans"));
+    assert_eq!((otlp(&[]).traces_url(), otlp(&[]).sample_ratio), (None, 1.0));
+    assert_eq!(otlp(&[("MILLRACE_OTLP_SAMPLE_RATIO", "0.25")]).sample_ratio, 0.25);
 }
 
 #[test]
@@ -108,6 +113,10 @@ fn what_cannot_be_used_is_refused_with_its_place_and_the_fix() {
         ("[data]\ndirectory = ''", "data.directory: the value is empty"),
         ("[http]\nhosts = [1]", "http.hosts: this is not a list of texts"),
         ("[otlp]\nendpoint = 'localhost:4318'", "is not an address; write one such as"),
+        ("[otlp]\nendpoint = 'http://'", "is not an address; write one such as"),
+        ("[otlp]\nendpoint = 'https://collector:4318'", "spans are sent without encryption; run a collector nearby"),
+        ("[otlp]\nsample-ratio = 1.5", "`1.5` is not a part of something; write a number from 0 to 1"),
+        ("[otlp]\nsample-ratio = 'nan'", "`nan` is not a part of something"),
         ("[http", "this is not TOML"),
     ] {
         let shown = from_file(text).unwrap_err().to_string();

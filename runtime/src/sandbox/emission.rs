@@ -9,15 +9,11 @@ use bytestring::ByteString;
 use millrace_core::event::Event;
 use millrace_core::name::{FunctionName, Topic};
 use millrace_core::time::Timestamp;
+use millrace_core::trace::{CAUSATION_ID, CORRELATION_ID, TRACE_PARENT, TRACE_STATE};
 
 use super::bindings::millrace::function::emitter::EmitError;
 use super::limits::{ATTRIBUTE_MAX_BYTES, EXTENSION_NAME_MAX_BYTES, EXTENSIONS_MAX, GuestLimits, KEY_MAX_BYTES};
 use super::{Delivery, Emission, TraceContext};
-
-const CAUSATION_ID: &str = "causationid";
-const CORRELATION_ID: &str = "correlationid";
-const TRACE_PARENT: &str = "traceparent";
-const TRACE_STATE: &str = "tracestate";
 
 /// Names of attributes that are not extensions.
 const RESERVED: [&str; 9] =

@@ -1,13 +1,19 @@
 //! What others may know of a worker while it runs.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use millrace_core::dispatcher::{Dispatcher, Settled, Settlement, Ticket};
+use millrace_core::idempotency::Window;
 use millrace_core::intake::Delivered;
 use millrace_core::name::Unit;
 use millrace_core::outcome::Outcome;
+use millrace_core::time::Timestamp;
+use millrace_core::trace::{CAUSATION_ID, CORRELATION_ID, SpanId, TRACE_PARENT, TraceId, TraceParent};
+use tracing::field::{DisplayValue, display};
 
-use crate::sandbox::Completion;
+use super::Counts;
+use crate::sandbox::{self, Completion, LogLine};
 
 /// Why a partition waits for an operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,21 +24,17 @@ pub enum Stopped {
     Refused(String),
 }
 
-/// A unit's live figures. Committed progress is in the log.
+/// A unit's live figures, as of its last commit. Committed progress is in the log.
 #[derive(Clone, Debug, Default)]
 pub struct UnitFigures {
     /// Records held back behind failing keys.
     pub parked: usize,
     /// Idempotency keys in the window.
     pub keys: usize,
-    /// Attempts since the worker started.
-    pub attempts: u64,
-    /// Attempts that failed.
-    pub failed_attempts: u64,
-    /// Commits since the worker started.
-    pub commits: u64,
-    /// The largest memory that a guest had, in bytes.
-    pub guest_memory_bytes: u64,
+    /// For how long they are known: as long as the function asks for, unless there are too many of them.
+    pub window: Duration,
+    /// What was counted since the worker started.
+    pub counts: Counts,
     /// Why it waits for an operator, if it does.
     pub stopped: Option<Stopped>,
 }
@@ -45,8 +47,9 @@ pub struct UnitStatus {
 }
 
 impl UnitStatus {
-    pub(super) fn new(unit: Unit) -> Self {
-        Self { unit, figures: Mutex::default() }
+    pub(super) fn new(unit: Unit, window: &Window, now: Timestamp) -> Self {
+        let figures = UnitFigures { keys: window.len(), window: window.effective_span(now), ..UnitFigures::default() };
+        Self { unit, figures: Mutex::new(figures) }
     }
 
     /// The unit.
@@ -65,43 +68,100 @@ impl UnitStatus {
         self.lock().stopped = Some(why);
     }
 
-    pub(super) fn attempted(&self, ticket: &Ticket<Box<Delivered>>, completion: &Completion) {
-        let mut figures = self.lock();
-        figures.attempts += 1;
-        figures.failed_attempts += u64::from(completion.outcome != Outcome::Completed);
-        figures.guest_memory_bytes = figures.guest_memory_bytes.max(completion.usage.memory_bytes);
-        drop(figures);
-        let event = ticket.payload().event.as_ref();
-        let id = event.map_or("", |event| &event.id);
+    /// Logs what an attempt said.
+    pub(super) fn attempted(
+        &self,
+        ticket: &Ticket<Box<Delivered>>,
+        completion: &Completion,
+        context: Option<TraceParent>,
+    ) {
         let function = &self.unit.function;
-        for line in &completion.logs {
-            let (level, context, message) = (line.level, &line.context, &line.message);
-            tracing::info!(target: "millrace::guest", %function, event = id, %level, context, "{message}");
+        if !completion.logs.is_empty() {
+            let About { event, trace_id, span_id, correlation_id, causation_id } = About::of(ticket.payload(), context);
+            for LogLine { level, context, message } in &completion.logs {
+                tracing::info!(
+                    target: "millrace::guest",
+                    %function, event, trace_id, span_id, correlation_id, causation_id, %level, context, "{message}"
+                );
+            }
         }
         if let Outcome::Failed(failure) = &completion.outcome {
+            let About { event, trace_id, span_id, correlation_id, causation_id } = About::of(ticket.payload(), context);
             let (attempt, category, reason) = (ticket.attempt(), failure.category, &failure.reason);
-            tracing::debug!(target: "millrace::attempt", %function, event = id, attempt, %category, %reason, "An attempt failed.");
+            tracing::debug!(
+                target: "millrace::attempt",
+                %function, event, trace_id, span_id, correlation_id, causation_id, attempt, %category, %reason,
+                "An attempt failed."
+            );
         }
     }
 
-    pub(super) fn settled(&self, settled: &Settled<Box<Delivered>>) {
+    /// Logs that the host could not make an attempt.
+    pub(super) fn not_run(
+        &self,
+        ticket: &Ticket<Box<Delivered>>,
+        error: &sandbox::Error,
+        context: Option<TraceParent>,
+    ) {
+        let About { event, trace_id, span_id, correlation_id, causation_id } = About::of(ticket.payload(), context);
+        tracing::warn!(
+            unit = %self.unit, event, trace_id, span_id, correlation_id, causation_id, %error,
+            "A guest could not be run; it is tried again."
+        );
+    }
+
+    /// Logs a dead letter.
+    pub(super) fn settled(&self, settled: &Settled<Box<Delivered>>, context: Option<TraceParent>) {
         let Settlement::DeadLettered(dead) = &settled.settlement else { return };
         let function = &self.unit.function;
         let Some(delivered) = &settled.payload else { return };
         let origin = &delivered.origin;
+        let About { event, trace_id, span_id, correlation_id, causation_id } = About::of(delivered, context);
         let (category, reason, attempts) = (dead.failure.category, &dead.failure.reason, dead.attempts);
         let letter = format_args!("{}/{}/{}", origin.topic, origin.partition, origin.offset);
-        tracing::warn!(target: "millrace::letter", %function, %letter, attempts, %category, %reason, "An event is dead-lettered.");
+        tracing::warn!(
+            target: "millrace::letter",
+            %function, %letter, event, trace_id, span_id, correlation_id, causation_id, attempts, %category, %reason,
+            "An event is dead-lettered."
+        );
     }
 
-    pub(super) fn committed<T>(&self, dispatcher: &Dispatcher<T>) {
+    /// Takes in what was counted up to a commit.
+    pub(super) fn committed<T>(&self, now: Timestamp, dispatcher: &Dispatcher<T>, counts: &Counts) {
         let mut figures = self.lock();
         figures.parked = dispatcher.parked();
         figures.keys = dispatcher.window().len();
-        figures.commits += 1;
+        figures.window = dispatcher.window().effective_span(now);
+        figures.counts.merge(counts);
     }
 
     fn lock(&self) -> MutexGuard<'_, UnitFigures> {
         self.figures.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What ties a log line to an event, to its trace and to the events it goes back to.
+struct About<'a> {
+    event: &'a str,
+    trace_id: Option<DisplayValue<TraceId>>,
+    span_id: Option<DisplayValue<SpanId>>,
+    correlation_id: Option<&'a str>,
+    causation_id: Option<&'a str>,
+}
+
+impl<'a> About<'a> {
+    /// `context` is that of the attempt; without one, nobody records it, and the event's own context is told.
+    fn of(delivered: &'a Delivered, context: Option<TraceParent>) -> Self {
+        let event = delivered.event.as_ref();
+        let extension = |name: &str| event.and_then(|event| event.extension(name)).map(|value| &**value);
+        let context = context.or_else(|| extension(TRACE_PARENT)?.parse().ok());
+        let id = event.map(|event| &*event.id);
+        Self {
+            event: id.unwrap_or_default(),
+            trace_id: context.map(|context| display(context.trace)),
+            span_id: context.map(|context| display(context.span)),
+            correlation_id: extension(CORRELATION_ID).or(id),
+            causation_id: extension(CAUSATION_ID),
+        }
     }
 }

@@ -1,0 +1,114 @@
+//! Durations counted by their length: gathered by one owner, merged once for many.
+
+use std::time::Duration;
+
+/// Upper bounds of the buckets; one more bucket takes what is longer.
+pub(super) const BOUNDS: [Duration; 22] = [
+    Duration::from_micros(25),
+    Duration::from_micros(50),
+    Duration::from_micros(100),
+    Duration::from_micros(250),
+    Duration::from_micros(500),
+    Duration::from_millis(1),
+    Duration::from_micros(2_500),
+    Duration::from_millis(5),
+    Duration::from_millis(10),
+    Duration::from_millis(25),
+    Duration::from_millis(50),
+    Duration::from_millis(100),
+    Duration::from_millis(250),
+    Duration::from_millis(500),
+    Duration::from_secs(1),
+    Duration::from_millis(2_500),
+    Duration::from_secs(5),
+    Duration::from_secs(10),
+    Duration::from_secs(30),
+    Duration::from_mins(1),
+    Duration::from_mins(5),
+    Duration::from_mins(30),
+];
+
+/// How many durations lie in which bucket.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Histogram {
+    counts: [u64; BOUNDS.len() + 1],
+    sum: Duration,
+}
+
+impl Histogram {
+    /// Counts one duration; one that is as long as a bound belongs below it.
+    pub fn observe(&mut self, duration: Duration) {
+        let bucket = BOUNDS.partition_point(|bound| *bound < duration);
+        self.counts[bucket] += 1;
+        self.sum = self.sum.saturating_add(duration);
+    }
+
+    /// Adds what another one counted.
+    pub fn merge(&mut self, other: &Self) {
+        for (count, more) in self.counts.iter_mut().zip(other.counts) {
+            *count += more;
+        }
+        self.sum = self.sum.saturating_add(other.sum);
+    }
+
+    /// How many durations were counted.
+    #[must_use]
+    pub fn count(&self) -> u64 {
+        self.counts.iter().sum()
+    }
+
+    /// The sum of all durations.
+    #[must_use]
+    pub const fn sum(&self) -> Duration {
+        self.sum
+    }
+
+    /// Each bucket's upper bound in seconds with its count, not with those of shorter ones; the last bound is infinite.
+    #[must_use]
+    pub fn buckets(&self) -> Vec<(f64, u64)> {
+        let bounds = BOUNDS.iter().map(Duration::as_secs_f64).chain([f64::INFINITY]);
+        bounds.zip(self.counts).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_duration_lies_in_the_first_bucket_that_is_long_enough() {
+        for (nanos, expected) in [
+            (0, 0),
+            (25_000, 0),
+            (25_001, 1),
+            (50_000, 1),
+            (1_000_000, 5),
+            (1_000_001, 6),
+            (1_800_000_000_000, 21),
+            (1_800_000_000_001, 22),
+        ] {
+            let mut histogram = Histogram::default();
+            histogram.observe(Duration::from_nanos(nanos));
+            let filled = histogram.buckets().iter().position(|(_, count)| *count == 1);
+            assert_eq!(filled, Some(expected), "{nanos} ns");
+        }
+    }
+
+    #[test]
+    fn bounds_ascend() {
+        assert!(BOUNDS.is_sorted());
+    }
+
+    #[test]
+    fn merging_is_counting_all() {
+        let (mut all, mut parts) = (Histogram::default(), Histogram::default());
+        for millis in [0, 1, 7, 7, 300, 2_000_000] {
+            let mut part = Histogram::default();
+            part.observe(Duration::from_millis(millis));
+            all.observe(Duration::from_millis(millis));
+            parts.merge(&part);
+        }
+        assert_eq!(parts, all);
+        assert_eq!((all.count(), all.sum()), (6, Duration::from_millis(2_000_315)));
+    }
+}

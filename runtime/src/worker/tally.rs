@@ -1,0 +1,181 @@
+//! What a worker counts for itself: shown to others once per commit, so that no event costs a lock.
+
+use millrace_core::dispatcher::{Settled, Settlement, Ticket};
+use millrace_core::intake::Delivered;
+use millrace_core::outcome::Outcome;
+use millrace_core::time::Timestamp;
+
+use crate::sandbox::Completion;
+use crate::telemetry::Histogram;
+
+/// Counts and durations, since the worker started or since they were merged.
+#[derive(Clone, Debug, Default)]
+pub struct Counts {
+    /// Records fetched.
+    pub received: u64,
+    /// Attempts.
+    pub attempts: u64,
+    /// Attempts that failed.
+    pub failed_attempts: u64,
+    /// Commits that became durable.
+    pub commits: u64,
+    /// The largest memory that a guest had, in bytes.
+    pub guest_memory_bytes: u64,
+    /// From publication to the first attempt.
+    pub queue: Histogram,
+    /// From call to return of the handler.
+    pub invoke: Histogram,
+    /// From the beginning of a commit until it was durable.
+    pub commit: Histogram,
+    /// From publication until the settlement of an event that was attempted or refused was durable.
+    pub end_to_end: Histogram,
+}
+
+impl Counts {
+    /// Adds what another one counted.
+    pub fn merge(&mut self, other: &Self) {
+        let Self {
+            received,
+            attempts,
+            failed_attempts,
+            commits,
+            guest_memory_bytes,
+            queue,
+            invoke,
+            commit,
+            end_to_end,
+        } = other;
+        self.received += received;
+        self.attempts += attempts;
+        self.failed_attempts += failed_attempts;
+        self.commits += commits;
+        self.guest_memory_bytes = self.guest_memory_bytes.max(*guest_memory_bytes);
+        for (mine, theirs) in [
+            (&mut self.queue, queue),
+            (&mut self.invoke, invoke),
+            (&mut self.commit, commit),
+            (&mut self.end_to_end, end_to_end),
+        ] {
+            mine.merge(theirs);
+        }
+    }
+}
+
+/// What is not merged yet, with what is needed to go on counting.
+#[derive(Debug, Default)]
+pub(super) struct Tally {
+    counts: Counts,
+    /// When the events that are settled and not sealed were published.
+    settled: Vec<Timestamp>,
+    /// When those of the commit under way were.
+    sealed: Vec<Timestamp>,
+    commit_began: Timestamp,
+}
+
+impl Tally {
+    pub(super) fn received(&mut self, records: usize) {
+        self.counts.received += records as u64;
+    }
+
+    pub(super) fn attempted(&mut self, now: Timestamp, ticket: &Ticket<Box<Delivered>>, completion: &Completion) {
+        let Completion { outcome, usage, .. } = completion;
+        let counts = &mut self.counts;
+        counts.attempts += 1;
+        counts.failed_attempts += u64::from(*outcome != Outcome::Completed);
+        counts.guest_memory_bytes = counts.guest_memory_bytes.max(usage.memory_bytes);
+        counts.invoke.observe(usage.elapsed);
+        if ticket.attempt() == 1 {
+            let since = now.since(ticket.payload().record.timestamp);
+            counts.queue.observe(since.saturating_sub(usage.elapsed));
+        }
+    }
+
+    pub(super) fn settled(&mut self, settled: &Settled<Box<Delivered>>) {
+        if let (Settlement::Completed | Settlement::DeadLettered(_), Some(delivered)) =
+            (&settled.settlement, &settled.payload)
+        {
+            self.settled.push(delivered.record.timestamp);
+        }
+    }
+
+    pub(super) fn commit_began(&mut self, now: Timestamp) {
+        std::mem::swap(&mut self.settled, &mut self.sealed);
+        self.settled.clear();
+        self.commit_began = now;
+    }
+
+    pub(super) fn committed(&mut self, now: Timestamp) {
+        self.counts.commits += 1;
+        self.counts.commit.observe(now.since(self.commit_began));
+        for published in self.sealed.drain(..) {
+            self.counts.end_to_end.observe(now.since(published));
+        }
+    }
+
+    /// Everything since the last commit is settled again.
+    pub(super) fn start_again(&mut self) {
+        self.settled.clear();
+        self.sealed.clear();
+    }
+
+    /// What was counted, and starts anew.
+    pub(super) fn take(&mut self) -> Counts {
+        std::mem::take(&mut self.counts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use millrace_core::intake::Origin;
+    use millrace_core::progress::{Position, Stream};
+    use millrace_core::record::Record;
+
+    use super::*;
+
+    fn settled(offset: u64, published: u64, settlement: Settlement) -> Settled<Box<Delivered>> {
+        let record = Record { timestamp: at(published), key: None, value: None, headers: Default::default() };
+        let origin = Origin { topic: "t".parse().unwrap(), partition: 0, offset };
+        let (event, key, idempotency_key) = (None, None, None);
+        let payload = Delivered { origin, record, event, key, idempotency_key, redrives: 0 };
+        let position = Position { stream: Stream::Source, offset };
+        Settled { position, payload: Some(Box::new(payload)), settlement }
+    }
+
+    fn at(millis: u64) -> Timestamp {
+        Timestamp::from_millis(millis)
+    }
+
+    #[test]
+    fn an_event_is_counted_when_its_own_commit_is_durable() {
+        let mut tally = Tally::default();
+        tally.settled(&settled(0, 1_000, Settlement::Completed));
+        tally.commit_began(at(1_100));
+        // This one belongs to the next commit, and a duplicate was handled by another event.
+        tally.settled(&settled(1, 1_000, Settlement::Completed));
+        tally.settled(&settled(2, 1_000, Settlement::Duplicate));
+        tally.committed(at(1_150));
+        let first = tally.take();
+        assert_eq!((first.commits, first.commit.sum()), (1, Duration::from_millis(50)));
+        assert_eq!((first.end_to_end.count(), first.end_to_end.sum()), (1, Duration::from_millis(150)));
+        tally.commit_began(at(1_200));
+        tally.committed(at(3_000));
+        let second = tally.take();
+        assert_eq!((second.end_to_end.count(), second.end_to_end.sum()), (1, Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn what_is_done_again_is_counted_once() {
+        let mut tally = Tally::default();
+        tally.settled(&settled(0, 1_000, Settlement::Completed));
+        tally.commit_began(at(1_100));
+        tally.settled(&settled(1, 1_000, Settlement::Completed));
+        tally.start_again();
+        tally.settled(&settled(0, 1_000, Settlement::Completed));
+        tally.commit_began(at(1_300));
+        tally.committed(at(1_400));
+        let counts = tally.take();
+        assert_eq!((counts.commits, counts.end_to_end.count()), (1, 1));
+    }
+}
