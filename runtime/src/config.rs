@@ -82,8 +82,10 @@ pub struct Topics {
 /// The embedded log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Storage {
-    /// Bytes on disk at which publishing is refused.
+    /// Bytes of records, dead letters among them, at which publishing is refused.
     pub max_bytes: u64,
+    /// How long resolved and discarded dead letters are kept.
+    pub letter_retention: Duration,
 }
 
 /// What is logged, and how.
@@ -141,7 +143,10 @@ impl Default for Config {
                 retention_age: limits::RETENTION_DEFAULT_AGE,
                 retention_bytes: limits::RETENTION_DEFAULT_BYTES,
             },
-            storage: Storage { max_bytes: limits::LOG_DEFAULT_BYTES },
+            storage: Storage {
+                max_bytes: limits::LOG_DEFAULT_BYTES,
+                letter_retention: limits::DEAD_LETTER_DEFAULT_RETENTION,
+            },
             log: Log { format: LogFormat::Human, level: tracing::Level::INFO },
             otlp: Otlp { endpoint: None, service_name: "millrace".to_owned() },
         }

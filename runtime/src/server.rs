@@ -139,6 +139,7 @@ impl Server {
                 max_age: Some(config.topics.retention_age),
                 max_bytes: Some(config.topics.retention_bytes),
             },
+            letter_retention: config.storage.letter_retention,
             size_max_bytes: config.storage.max_bytes,
             clock,
             ..embedded::Options::new(config.data.join("log"))

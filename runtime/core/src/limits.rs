@@ -91,6 +91,8 @@ pub const PUBLISHES_WAITING_MAX_BYTES: usize = 64 * MIB;
 pub const RETENTION_DEFAULT_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Bytes kept per topic when neither manifest nor configuration says.
 pub const RETENTION_DEFAULT_BYTES: u64 = 4 * GIB as u64;
+/// How long resolved and discarded dead letters are kept unless the configuration says otherwise.
+pub const DEAD_LETTER_DEFAULT_RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Longest time that a manifest can ask to keep records.
 pub const RETENTION_MAX_AGE: Duration = Duration::from_secs(36_500 * 24 * 3600);
 /// Most bytes per topic that a manifest can ask to keep.

@@ -37,7 +37,7 @@ impl Setting {
 const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// All settings, in the order of the sample.
-pub(super) const SETTINGS: [Setting; 16] = [
+pub(super) const SETTINGS: [Setting; 17] = [
     Setting {
         key: "data.directory",
         about: "The directory that holds everything durable. Only one process can use it at a time.\n\
@@ -51,10 +51,20 @@ pub(super) const SETTINGS: [Setting; 16] = [
     },
     Setting {
         key: "data.max-size",
-        about: "Publishing is refused while the log has more bytes than this on disk.",
+        about: "At this many bytes of records the log removes what functions have settled, then dead letters that are resolved\n\
+                or discarded; when that does not help, publishing is refused.",
         show: |c| Some(quoted(Size(c.storage.max_bytes))),
         example: None,
         apply: |c, text, _| set(&mut c.storage.max_bytes, size(text, limits::MIB as u64..=limits::RETENTION_MAX_BYTES)),
+    },
+    Setting {
+        key: "data.dead-letter-retention",
+        about: "How long dead letters are kept once they are resolved or discarded. Open ones are kept until a person decides.",
+        show: |c| Some(quoted(Period(c.storage.letter_retention))),
+        example: None,
+        apply: |c, text, _| {
+            set(&mut c.storage.letter_retention, duration(text, Duration::from_secs(1)..=limits::RETENTION_MAX_AGE))
+        },
     },
     Setting {
         key: "http.listen",

@@ -40,9 +40,9 @@ fn damaged(e: &Corrupt) -> Error {
 
 /// One dead letter with its record.
 pub(super) fn one(state: &State, function: &FunctionName, id: &LetterId) -> Result<StoredLetter, CatalogError> {
-    let entry = entry(&*state.storage, function, id)?;
-    let entry = entry.ok_or_else(|| CatalogError::UnknownLetter(function.clone(), id.clone()))?;
-    stored(state, function, id.clone(), entry)
+    let unknown = || CatalogError::UnknownLetter(function.clone(), id.clone());
+    let entry = entry(&*state.storage, function, id)?.ok_or_else(unknown)?;
+    stored(state, function, id.clone(), entry)?.ok_or_else(unknown)
 }
 
 /// Dead letters after `after`, by identity.
@@ -66,22 +66,33 @@ pub(super) fn list(
         });
         scanned.map_err(|e| unreadable(&e))?;
     }
-    let letters = found.into_iter().map(|found| {
-        let (id, entry) = found.map_err(|e| damaged(&e))?;
-        stored(state, function, id, entry)
+    let letters = found.into_iter().filter_map(|found| match found {
+        Ok((id, entry)) => stored(state, function, id, entry).transpose(),
+        Err(e) => Some(Err(damaged(&e).into())),
     });
     letters.collect()
 }
 
+/// A letter with its record; none if it was removed meanwhile.
 fn stored(
     state: &State,
     function: &FunctionName,
     id: LetterId,
-    entry: LetterEntry,
-) -> Result<StoredLetter, CatalogError> {
-    let record = record(state, function, entry.place)?;
-    let LetterEntry { status, status_at, note, .. } = entry;
-    Ok(StoredLetter { function: function.clone(), id, status, status_at, note, record })
+    mut found: LetterEntry,
+) -> Result<Option<StoredLetter>, CatalogError> {
+    let record = loop {
+        match record(state, function, found.place) {
+            Ok(record) => break record,
+            Err(error) => match entry(&*state.storage, function, &id)? {
+                None => return Ok(None),
+                // It failed once more, and its earlier record went.
+                Some(newer) if newer.place != found.place => found = newer,
+                Some(_) => return Err(error.into()),
+            },
+        }
+    };
+    let LetterEntry { status, status_at, note, .. } = found;
+    Ok(Some(StoredLetter { function: function.clone(), id, status, status_at, note, record }))
 }
 
 fn record(state: &State, function: &FunctionName, place: Placement) -> Result<Record, Error> {
@@ -90,7 +101,9 @@ fn record(state: &State, function: &FunctionName, place: Placement) -> Result<Re
     let log = topic.as_ref().and_then(|topic| topic.partitions.get(place.partition as usize));
     let log = log.ok_or_else(|| Error::Transient(format!("there is no topic `{name}`")))?;
     let mut read = read::records(&*state.storage, log, place.offset, ONE).map_err(|e| e.at(log, place.offset))?;
-    read.pop().map(|(_, record)| record).ok_or_else(|| read::ReadError::Missing(place.offset).at(log, place.offset))
+    // Where the batch is gone, the next one is read.
+    let found = read.pop().filter(|(offset, _)| *offset == place.offset);
+    found.map(|(_, record)| record).ok_or_else(|| read::ReadError::Missing(place.offset).at(log, place.offset))
 }
 
 /// Dead letters that a commit changes.
