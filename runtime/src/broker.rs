@@ -133,7 +133,7 @@ pub struct Fetched {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum FetchError {
     /// The wanted offset is gone: everything below `earliest` was removed.
-    #[error("records {wanted} to {earliest} of the {stream:?} log are gone")]
+    #[error("offset {wanted} of the {stream:?} log is gone: it begins at {earliest}")]
     Gone {
         /// The log.
         stream: Stream,
@@ -394,7 +394,10 @@ pub enum CatalogError {
         status: LetterStatus,
     },
     /// A topic exists with another number of partitions.
-    #[error("topic `{topic}` has {existing} partitions, not {wanted}")]
+    #[error(
+        "topic `{topic}` has {existing} partitions, and a count cannot be changed later: write `partitions = {existing}` under \
+         `[topics.{topic}]` in the manifest, or take a topic of another name for {wanted}"
+    )]
     PartitionCount {
         /// The topic.
         topic: Topic,

@@ -17,7 +17,7 @@ use millrace_core::intake::{Delivered, Intake, Origin};
 use millrace_core::limits;
 use millrace_core::outcome::{Failure, Outcome};
 use millrace_core::time::Timestamp;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::breaker::SharedBreaker;
 use crate::broker::{self, Assignment, CommitOutcome, FetchError, Fetched, Partition, Wanted};
@@ -25,9 +25,12 @@ use crate::clock::Clock;
 use crate::sandbox::{self, Completion, Delivery, Invocation, Sandbox, TraceContext};
 
 mod effects;
+mod gone;
 mod status;
 
 use effects::Effects;
+pub use gone::Gone;
+use gone::Skip;
 pub use status::{Stopped, UnitStatus};
 
 /// One revision of a function, ready to run.
@@ -128,6 +131,8 @@ struct Owned<P: Partition, R: Revision> {
     /// A commit was not possible: pause before going on.
     pause_due: bool,
     status: Arc<UnitStatus>,
+    /// An operator's word that what is gone is to be skipped.
+    skips: mpsc::Receiver<Skip>,
 }
 
 /// Everything that can wake a worker.
@@ -167,10 +172,12 @@ impl<P: Partition, R: Revision> Worker<P, R> {
             window.insert(block.committed_at, block.keys);
         }
         let revision = Arc::clone(&shared.revision.borrow_and_update());
+        let (status, skips) = UnitStatus::new(partition.unit().clone());
         Self {
             sandbox: revision.sandbox(),
             unit: Owned {
-                status: Arc::new(UnitStatus::new(partition.unit().clone())),
+                status: Arc::new(status),
+                skips,
                 dispatcher: Dispatcher::new(shared.policy, restored.progress, window, seed),
                 revision,
                 breaker_changes: shared.breaker.changes(),
@@ -351,15 +358,7 @@ impl<P: Partition, R: Revision> Owned<P, R> {
                 Ok(())
             }
             FetchError::Broker(error) => Err(Exit::Failed(error)),
-            FetchError::Gone { .. } => {
-                tracing::error!(%unit, %error, "The position no longer exists; the partition waits for an operator.");
-                self.status.stop(Stopped::Gone(error.to_string()));
-                let mut command = self.shared.command.clone();
-                tokio::select! {
-                    _ = self.revoked.wait_for(|revoked| *revoked) => Err(Exit::Revoked),
-                    _ = command.wait_for(|command| *command == Command::Drain) => Ok(()),
-                }
-            }
+            FetchError::Gone { stream, wanted, earliest } => self.gone(stream, wanted, earliest).await,
         }
     }
 

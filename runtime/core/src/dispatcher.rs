@@ -12,7 +12,7 @@ use crate::limits;
 use crate::offsets::Offsets;
 use crate::outcome::{Category, Failure, Outcome};
 use crate::policy::{Overflow, ParkedPolicy, RetryPolicy};
-use crate::progress::{KeyHash, ParkedHead, Position, Progress, Stream};
+use crate::progress::{KeyHash, ParkedHead, Position, Progress, Stream, Totals};
 use crate::retry::{Attempts, Jitter, next_attempt};
 use crate::time::Timestamp;
 
@@ -39,6 +39,13 @@ pub enum Input<T> {
         arrivals: Vec<Arrival<T>>,
         /// One past the last offset looked at.
         next: u64,
+    },
+    /// An operator skips what was removed before it could be read.
+    Gone {
+        /// The log.
+        stream: Stream,
+        /// The oldest offset there is.
+        earliest: u64,
     },
     /// An attempt ended.
     Finished(Ticket<T>, Outcome),
@@ -287,6 +294,9 @@ impl<T> Dispatcher<T> {
     pub fn handle(&mut self, now: Timestamp, input: Input<T>, effects: &mut Vec<Effect<T>>) {
         match input {
             Input::Delivered { stream, arrivals, next } => self.delivered(now, stream, arrivals, next, effects),
+            Input::Gone { stream, earliest } => {
+                self.pass_to(stream, earliest, |totals, passed| totals.skipped += passed)
+            }
             Input::Finished(ticket, outcome) => self.finished(now, ticket, outcome, effects),
             Input::Released(ticket) => self.released(ticket),
             Input::Committed => self.committed(now),
@@ -349,6 +359,16 @@ impl<T> Dispatcher<T> {
     #[must_use]
     pub fn parked(&self) -> usize {
         self.lanes.held()
+    }
+
+    /// How many records that are not settled lie between those delivered and the oldest offset that there is.
+    #[must_use]
+    pub fn missing(&self, stream: Stream, earliest: u64) -> u64 {
+        let log = match stream {
+            Stream::Source => &self.source,
+            Stream::Redrive => &self.redrive,
+        };
+        log.offsets.clone().settle_rest(log.cursor..earliest)
     }
 
     /// Why the partition waits for an operator, if it does: the log refused even the dead letter.
@@ -455,14 +475,19 @@ impl<T> Dispatcher<T> {
 
     /// Moves the cursor to an offset: what lies between was not a record, or is settled.
     fn skip_to(&mut self, stream: Stream, offset: u64) {
+        self.pass_to(stream, offset, |totals, passed| totals.not_a_record += passed);
+    }
+
+    /// Moves the cursor to an offset, and counts what lies between and is not settled.
+    fn pass_to(&mut self, stream: Stream, offset: u64, count: impl FnOnce(&mut Totals, u64)) {
         let log = self.log(stream);
         if offset <= log.cursor {
             return;
         }
-        let skipped = log.offsets.settle_rest(log.cursor..offset);
-        log.offsets.totals_mut().not_a_record += skipped;
+        let passed = log.offsets.settle_rest(log.cursor..offset);
+        count(log.offsets.totals_mut(), passed);
         log.cursor = offset;
-        self.group.dirty |= skipped > 0;
+        self.group.dirty |= passed > 0;
     }
 
     fn arrived(&mut self, now: Timestamp, position: Position, content: Content<T>, effects: &mut Vec<Effect<T>>) {

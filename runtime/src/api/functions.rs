@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Request, State};
 use axum::http::Uri;
 use millrace_core::breaker::Phase;
 use millrace_core::name::{FunctionName, Unit};
-use millrace_core::progress::{StreamProgress, Totals};
+use millrace_core::progress::{Stream, StreamProgress, Totals};
 use millrace_core::time::Timestamp;
 
 use super::problem::{Kind, Refusal};
@@ -16,7 +16,7 @@ use super::request::{function_of, no_query};
 use super::{Shared, types};
 use crate::broker::{Broker, Catalog, UnitInfo};
 use crate::registry::FunctionInfo;
-use crate::worker::{Revision, Stopped, UnitStatus};
+use crate::worker::{Gone, Revision, Stopped, UnitStatus};
 
 /// All that is known of one function at one time.
 #[derive(Clone, Debug)]
@@ -50,6 +50,35 @@ pub(super) async fn show<B: Broker + Catalog, R: Revision>(
 
 pub(super) fn unknown(name: &FunctionName) -> Refusal {
     Refusal::new(Kind::UnknownFunction, format_args!("no function `{name}` is active here"))
+}
+
+/// `POST /v1/functions/{function}/skip`
+pub(super) async fn skip<B: Broker + Catalog, R: Revision>(
+    State(api): State<Arc<Shared<B, R>>>,
+    function: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Json<types::SkipAnswer>, Refusal> {
+    let name = function_of(function)?;
+    let types::SkipRequest { dry_run } = api.json_request(request).await?;
+    let function = api.registry.function(&name).ok_or_else(|| unknown(&name))?;
+    let mut partitions = Vec::new();
+    for unit in function.units {
+        let gone = if dry_run { unit.gone() } else { unit.skip().await };
+        partitions.extend(gone.map(|gone| skipped(unit.unit(), &gone)));
+    }
+    let records = partitions.iter().map(|skipped| skipped.records).sum();
+    Ok(Json(types::SkipAnswer { function: name.to_string(), dry_run, records, partitions }))
+}
+
+fn skipped(unit: &Unit, gone: &Gone) -> types::Skipped {
+    types::Skipped {
+        topic: unit.topic.to_string(),
+        partition: unit.partition,
+        redrive: gone.stream == Stream::Redrive,
+        records: gone.records,
+        from: gone.wanted,
+        to: gone.earliest,
+    }
 }
 
 impl<B: Broker + Catalog, R: Revision> Shared<B, R> {
@@ -111,8 +140,9 @@ impl Observed {
             next: *source_next,
             totals: shown(progress.source.totals),
             parked: parked as u64,
+            gone: self.live(unit).and_then(UnitStatus::gone).map_or(0, |gone| gone.records),
             stopped: figures.and_then(|figures| figures.stopped).map(|stopped| match stopped {
-                Stopped::Gone(why) => format!("its position no longer exists: {why}"),
+                Stopped::Gone(gone) => format!("its position no longer exists: {gone}"),
                 Stopped::Refused(why) => format!("the log refuses even a dead letter: {why}"),
             }),
         }

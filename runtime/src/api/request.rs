@@ -1,11 +1,14 @@
 //! The parameters of a request: path and query.
 
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, Query};
-use axum::http::Uri;
+use axum::extract::{Path, Query, Request};
+use axum::http::header::CONTENT_TYPE;
+use axum::http::{HeaderMap, Uri};
+use millrace_core::codec::is_json;
 use millrace_core::name::{FunctionName, Topic};
 use serde::de::DeserializeOwned;
 
+use super::Shared;
 use super::problem::{Kind, Refusal};
 
 /// The topic that a path names. A name that no topic can have is one that does not exist.
@@ -51,4 +54,23 @@ pub(super) fn page(limit: Option<usize>) -> Result<usize, Refusal> {
         Some(limit) if (1..=max).contains(&limit) => Ok(limit),
         Some(_) => Err(Refusal::malformed(format_args!("parameter `limit` must lie between 1 and {max}"))),
     }
+}
+
+impl<B, R> Shared<B, R> {
+    /// The body of a request in JSON that changes something.
+    pub(super) async fn json_request<T: DeserializeOwned>(&self, request: Request) -> Result<T, Refusal> {
+        let (parts, body) = request.into_parts();
+        no_query(&parts.uri, "the request is a JSON body")?;
+        check_content_type(&parts.headers)?;
+        let body = self.bodies.read(&parts.headers, body).await?;
+        serde_json::from_slice(&body.bytes).map_err(|e| Refusal::malformed(format_args!("the body: {e}")))
+    }
+}
+
+fn check_content_type(headers: &HeaderMap) -> Result<(), Refusal> {
+    let given = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
+    if given.is_some_and(is_json) {
+        return Ok(());
+    }
+    Err(Refusal::new(Kind::UnsupportedMediaType, "send the request as application/json"))
 }

@@ -6,14 +6,16 @@ use millrace_core::dispatcher::{Dispatcher, Settled, Settlement, Ticket};
 use millrace_core::intake::Delivered;
 use millrace_core::name::Unit;
 use millrace_core::outcome::Outcome;
+use tokio::sync::{mpsc, oneshot};
 
+use super::gone::{Gone, Skip};
 use crate::sandbox::Completion;
 
 /// Why a partition waits for an operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stopped {
     /// Its position no longer exists.
-    Gone(String),
+    Gone(Gone),
     /// The log refused even a dead letter.
     Refused(String),
 }
@@ -42,11 +44,17 @@ pub struct UnitFigures {
 pub struct UnitStatus {
     unit: Unit,
     figures: Mutex<UnitFigures>,
+    skips: mpsc::Sender<Skip>,
 }
 
+/// Operators that may ask at once for the same.
+const SKIPS: usize = 16;
+
 impl UnitStatus {
-    pub(super) fn new(unit: Unit) -> Self {
-        Self { unit, figures: Mutex::default() }
+    /// With where the worker hears that it may skip what is gone.
+    pub(super) fn new(unit: Unit) -> (Self, mpsc::Receiver<Skip>) {
+        let (skips, heard) = mpsc::channel(SKIPS);
+        (Self { unit, figures: Mutex::default(), skips }, heard)
     }
 
     /// The unit.
@@ -61,8 +69,35 @@ impl UnitStatus {
         self.lock().clone()
     }
 
+    /// The records that are gone, if it waits for that.
+    #[must_use]
+    pub fn gone(&self) -> Option<Gone> {
+        match &self.lock().stopped {
+            Some(Stopped::Gone(gone)) => Some(gone.clone()),
+            Some(Stopped::Refused(_)) | None => None,
+        }
+    }
+
+    /// Lets it skip what is gone, and answers with that once it is committed; none if it does not wait for this, or not
+    /// any more.
+    pub async fn skip(&self) -> Option<Gone> {
+        let (reply, answer) = oneshot::channel();
+        {
+            // Nobody is asked who does not wait: the word would be taken for one about something else later.
+            let figures = self.lock();
+            if !matches!(figures.stopped, Some(Stopped::Gone(_))) || self.skips.try_send(reply).is_err() {
+                return None;
+            }
+        }
+        answer.await.ok()
+    }
+
     pub(super) fn stop(&self, why: Stopped) {
         self.lock().stopped = Some(why);
+    }
+
+    pub(super) fn go_on(&self) {
+        self.lock().stopped = None;
     }
 
     pub(super) fn attempted(&self, ticket: &Ticket<Box<Delivered>>, completion: &Completion) {

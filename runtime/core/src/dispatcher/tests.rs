@@ -264,3 +264,16 @@ fn the_accounts_name_each_outcome() {
         (1, 1, 1, 2, 1)
     );
 }
+
+#[test]
+fn what_is_gone_is_skipped_and_counted() {
+    let mut machine = run(POLICY, "a:1 a:2 b:3; transient; ok; seal; commit; restart");
+    // Offsets 0 to 9 are removed; 2 is settled, and 0 was parked.
+    assert_eq!(machine.dispatcher.missing(Stream::Source, 10), 9);
+    machine.input(Input::Gone { stream: Stream::Source, earliest: 10 });
+    assert_eq!(machine.dispatcher.missing(Stream::Source, 10), 0);
+    let progress = machine.dispatcher.seal(machine.now).progress;
+    assert_eq!((progress.source.resume, progress.source.totals.skipped), (10, 9));
+    assert!(progress.parked.is_empty() && progress.source.settled_above.is_empty());
+    assert_eq!(machine.dispatcher.wants().map(|wants| wants.source), Some(10));
+}
