@@ -13,7 +13,7 @@ use millrace_core::breaker::Phase;
 use millrace_core::dispatcher::{Admission, Arrival, Dispatcher, Effect, Input, Policy, Ticket, Wants};
 use millrace_core::event::Event;
 use millrace_core::idempotency::Window;
-use millrace_core::intake::{Delivered, Intake, Origin};
+use millrace_core::intake::{self, Delivered, Intake, Origin};
 use millrace_core::limits;
 use millrace_core::outcome::{Failure, Outcome};
 use millrace_core::time::Timestamp;
@@ -338,14 +338,16 @@ impl<P: Partition, R: Revision> Owned<P, R> {
     fn take_in(&mut self, fetched: Fetched) {
         let Fetched { stream, records, next } = fetched;
         let unit = self.partition.unit();
-        let intake = self.revision.intake();
-        let arrivals = records
+        let taking = self.revision.intake();
+        let fetched_bytes = records.iter().map(|(_, record)| record.size_bytes()).sum();
+        let mut arrivals: Vec<_> = records
             .into_iter()
             .map(|(offset, record)| {
                 let place = Origin { topic: unit.topic.clone(), partition: unit.partition, offset };
-                Arrival { offset, content: intake.take(stream, place, record) }
+                Arrival { offset, content: taking.take(stream, place, record) }
             })
             .collect();
+        intake::detach_few(&mut arrivals, fetched_bytes);
         self.handle(Input::Delivered { stream, arrivals, next });
     }
 

@@ -7,7 +7,8 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use crate::idempotency::Window;
-use crate::lanes::{BuildNoHash, History, LaneId, Lanes, Slot};
+pub use crate::lanes::Payload;
+use crate::lanes::{BuildNoHash, History, LaneId, Lanes, Load, Slot};
 use crate::limits;
 use crate::offsets::Offsets;
 use crate::outcome::{Category, Failure, Outcome};
@@ -15,6 +16,7 @@ use crate::policy::{Overflow, ParkedPolicy, RetryPolicy};
 use crate::progress::{KeyHash, ParkedHead, Position, Progress, Stream, Totals};
 use crate::retry::{Attempts, Jitter, next_attempt};
 use crate::time::Timestamp;
+use crate::units::Size;
 
 /// What a function's manifest decides about dispatching.
 #[derive(Clone, Copy, Debug)]
@@ -260,7 +262,7 @@ struct Isolation {
     stuck: Option<(Position, Failure)>,
 }
 
-impl<T> Dispatcher<T> {
+impl<T: Payload> Dispatcher<T> {
     /// Goes on from what was committed. `seed` is for jitter only.
     ///
     /// # Panics
@@ -318,9 +320,12 @@ impl<T> Dispatcher<T> {
     #[must_use]
     pub fn wants(&self) -> Option<Wants> {
         let parked = &self.policy.parked;
-        let waits_for_lanes = parked.overflow == Overflow::Pause && self.lanes.held() >= parked.limit;
-        let moving = self.lanes.queued() - self.lanes.held();
+        let held = self.lanes.held();
+        let waits_for_lanes = parked.overflow == Overflow::Pause
+            && (held.events >= parked.limit || held.bytes >= limits::PARKED_MAX_BYTES);
+        let Load { events: moving, bytes: moving_bytes } = self.lanes.moving();
         let full = moving >= limits::QUEUED_MAX_RECORDS
+            || moving_bytes >= limits::QUEUED_MAX_BYTES
             || self.source.offsets.gaps() + self.redrive.offsets.gaps() >= limits::SETTLED_RANGES_MAX;
         if self.isolation.stuck.is_some() || waits_for_lanes || full {
             return None;
@@ -358,7 +363,7 @@ impl<T> Dispatcher<T> {
     /// Records held back behind failing keys, the failing ones included.
     #[must_use]
     pub fn parked(&self) -> usize {
-        self.lanes.held()
+        self.lanes.held().events
     }
 
     /// How many records that are not settled lie between those delivered and the oldest offset that there is.
@@ -525,7 +530,7 @@ impl<T> Dispatcher<T> {
             Outcome::Completed => {
                 self.uncommitted.insert(slot.key);
                 self.group.keys.push(slot.key);
-                self.lanes.finish(lane, slot.position);
+                self.lanes.finish(lane, &slot);
                 self.unblock(slot.key, slot.position);
                 self.settle(slot.position, Some(slot.payload), Settlement::Completed, effects);
             }
@@ -550,7 +555,7 @@ impl<T> Dispatcher<T> {
                     first_failed_at: attempts.first_failed_at,
                     last_failed_at: now,
                 };
-                self.lanes.finish(lane, slot.position);
+                self.lanes.finish(lane, &slot);
                 self.unblock(slot.key, slot.position);
                 self.settle(slot.position, Some(slot.payload), Settlement::DeadLettered(letter), effects);
             }
@@ -586,12 +591,20 @@ impl<T> Dispatcher<T> {
     /// The oldest parked heads make room until the bound holds.
     fn enforce_parked_limit(&mut self, now: Timestamp, effects: &mut Vec<Effect<T>>) {
         let ParkedPolicy { limit, overflow } = self.policy.parked;
-        while overflow == Overflow::DeadLetter && self.lanes.held() > limit {
+        while overflow == Overflow::DeadLetter {
+            let held = self.lanes.held();
+            let bound = if held.events > limit {
+                format!("more than {limit} records")
+            } else if held.bytes > limits::PARKED_MAX_BYTES {
+                format!("more than {}", Size(limits::PARKED_MAX_BYTES as u64))
+            } else {
+                return;
+            };
             let Some(slot) = self.lanes.give_up_oldest() else { return };
             let history = slot.history.expect("a parked head has a history");
             let failure = Failure::new(
                 history.last.category,
-                format!("parked-limit: more than {limit} records waited behind failing keys; {}", history.last.reason),
+                format!("parked-limit: {bound} waited behind failing keys; {}", history.last.reason),
             );
             let letter = DeadLetter {
                 failure,
@@ -609,7 +622,7 @@ impl<T> Dispatcher<T> {
         while self.may_start() {
             let Some((lane, slot)) = self.lanes.take_ready() else { return };
             if self.uncommitted.contains(&slot.key) || self.window.contains(slot.key, now) {
-                self.lanes.finish(lane, slot.position);
+                self.lanes.finish(lane, &slot);
                 self.unblock(slot.key, slot.position);
                 self.settle(slot.position, Some(slot.payload), Settlement::Duplicate, effects);
             } else if *self.pending.entry(slot.key).or_insert(slot.position) != slot.position {
@@ -712,8 +725,8 @@ impl<T> fmt::Debug for Dispatcher<T> {
         f.debug_struct("Dispatcher")
             .field("source", &self.source)
             .field("redrive", &self.redrive)
-            .field("queued", &self.lanes.queued())
-            .field("parked", &self.lanes.held())
+            .field("moving", &self.lanes.moving())
+            .field("held", &self.lanes.held())
             .field("in_flight", &self.in_flight)
             .field("admission", &self.admission)
             .finish_non_exhaustive()

@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use millrace_core::dispatcher::{Dispatcher, Settled, Settlement, Ticket};
+use millrace_core::dispatcher::{Dispatcher, Payload, Settled, Settlement, Ticket};
 use millrace_core::intake::Delivered;
 use millrace_core::name::Unit;
 use millrace_core::outcome::Outcome;
@@ -129,7 +129,7 @@ impl UnitStatus {
         tracing::warn!(target: "millrace::letter", %function, %letter, attempts, %category, %reason, "An event is dead-lettered.");
     }
 
-    pub(super) fn committed<T>(&self, dispatcher: &Dispatcher<T>) {
+    pub(super) fn committed<T: Payload>(&self, dispatcher: &Dispatcher<T>) {
         let mut figures = self.lock();
         figures.parked = dispatcher.parked();
         figures.keys = dispatcher.window().len();

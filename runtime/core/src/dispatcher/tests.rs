@@ -15,6 +15,14 @@ const POLICY: Policy = Policy {
     concurrency: 1,
 };
 
+impl Payload for u64 {
+    fn size_bytes(&self) -> usize {
+        8
+    }
+
+    fn detach(&mut self) {}
+}
+
 /// Runs a script of steps, and compares what the dispatcher asks for.
 ///
 /// Steps: `a:x` delivers a record with ordering key `a` and idempotency key `x` (`-` for no ordering key; the next
