@@ -38,7 +38,7 @@ pub struct Config {
     pub data: PathBuf,
     /// What everything of ours in a broker begins with.
     pub prefix: String,
-    /// Threads that run workers.
+    /// Threads that run functions and answer requests.
     pub threads: NonZeroUsize,
     /// How long a stopping process lets what is under way come to its end.
     pub drain: Duration,

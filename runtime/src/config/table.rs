@@ -141,7 +141,7 @@ pub(super) const SETTINGS: [Setting; 17] = [
     },
     Setting {
         key: "runtime.threads",
-        about: "Threads that run functions; without it, one for each core.",
+        about: "Threads that run functions and answer requests; without it, one for each core. The log has its own.",
         show: |c| Some(c.threads.to_string()),
         example: Some("2"),
         apply: |c, text, _| set(&mut c.threads, count(text, NonZeroUsize::MIN..=limits::THREADS_MAX)),
