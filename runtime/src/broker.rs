@@ -449,8 +449,10 @@ pub trait Catalog: Send + Sync + 'static {
     /// How many open dead letters a function has.
     fn open_letters(&self, function: &FunctionName) -> impl Future<Output = Result<u64, CatalogError>> + Send;
 
-    /// Changes the status of dead letters, all or none. Only open ones can change, unless `force`. A redrive appends
-    /// the original record, with its `millrace-` headers, to the redrive topic in the same commit.
+    /// Changes the status of dead letters. Only open ones can change, unless `force`. All are looked at before the first
+    /// changes, so that a wrong id changes nothing; then up to [`limits::LETTERS_AT_ONCE`](millrace_core::limits::LETTERS_AT_ONCE)
+    /// change all or none, and more than that in several such steps. A redrive appends the original record, with its
+    /// `millrace-` headers, to the redrive topic in the same commit.
     fn act_on_letters(
         &self,
         function: &FunctionName,

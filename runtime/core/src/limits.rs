@@ -91,6 +91,8 @@ pub const PUBLISHES_WAITING_MAX_BYTES: usize = 64 * MIB;
 pub const RETENTION_DEFAULT_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Bytes kept per topic when neither manifest nor configuration says.
 pub const RETENTION_DEFAULT_BYTES: u64 = 4 * GIB as u64;
+/// Dead letters that change in one commit; each can be as large as a record.
+pub const LETTERS_AT_ONCE: usize = 16;
 /// How long resolved and discarded dead letters are kept unless the configuration says otherwise.
 pub const DEAD_LETTER_DEFAULT_RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Longest time that a manifest can ask to keep records.

@@ -3,7 +3,7 @@
 //! Where things are: `layout` (the directory and its lock), `preflight` (files looked over before they are opened), `storage`
 //! (the engine), one file per kind of record (`batch`, `index`, `topic`, `start`, `unit`, `keys`, `letter`, `deployment`, `meta`,
 //! on top of `frame`), `recovery` (what is committed, read back), `state` and `log` (the same in memory), `prepare` (encoding in
-//! the caller's task), `committer` and `group` (the one thread that writes), `subscribe`, `letters`, `room`, `clear` and `registry`
+//! the caller's task), `committer` and `group` (the one thread that writes), `subscribe`, `letters`, `decision`, `room`, `clear` and `registry`
 //! (what else it does), `retention` (what may go), `fullness` (what does not), `read` and `partition` (fetching), `catalog`.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -36,6 +36,7 @@ mod batch;
 mod catalog;
 mod clear;
 mod committer;
+mod decision;
 mod deployment;
 mod frame;
 mod fullness;

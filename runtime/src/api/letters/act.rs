@@ -14,9 +14,6 @@ use super::scan::{Filter, scan};
 use crate::broker::{Broker, Catalog, CatalogError, Force, LetterAction, LetterId, LetterStatus};
 use crate::worker::Revision;
 
-/// Letters that change in one commit.
-const ACT_AT_ONCE: usize = 100;
-
 type Answer = Result<Json<types::LetterAnswer>, Refusal>;
 
 /// `POST /v1/dead-letters/redrive`
@@ -112,7 +109,7 @@ impl<B: Broker + Catalog, R: Revision> Shared<B, R> {
         let total = chosen.len();
         let mut done = Vec::with_capacity(total);
         let of_one_function = chosen.chunk_by(|(a, _), (b, _)| a == b);
-        for chunk in of_one_function.flat_map(|chosen| chosen.chunks(ACT_AT_ONCE)) {
+        for chunk in of_one_function.flat_map(|chosen| chosen.chunks(limits::LETTERS_AT_ONCE)) {
             let Some((function, _)) = chunk.first() else { continue };
             let mut ids: Vec<LetterId> = chunk.iter().map(|(_, id)| id.clone()).collect();
             while !ids.is_empty() {
