@@ -36,7 +36,7 @@ pub(super) struct Publish {
     pub(super) slots: Vec<Slot>,
     pub(super) bytes: u64,
     pub(super) reply: PublishReply,
-    /// Its share of the bytes that may wait, given back when it is answered.
+    /// Its share of the bytes that may wait, given back once it is in a group.
     pub(super) _permit: OwnedSemaphorePermit,
 }
 
