@@ -499,10 +499,12 @@ impl<T: Payload> Dispatcher<T> {
         match content {
             Content::Event { payload, lane, key } => {
                 let history = self.remembered(position);
-                if history.is_some() {
+                let failed_before = history.is_some();
+                let is_head = self.lanes.push(lane, Slot { position, key, payload, history });
+                // One that is behind another in its lane must not go ahead of it: both would wait for ever.
+                if failed_before && is_head {
                     self.pending.entry(key).or_insert(position);
                 }
-                self.lanes.push(lane, Slot { position, key, payload, history });
             }
             Content::Filtered => self.settle(position, None, Settlement::Filtered, effects),
             Content::Refused { payload, failure } => {

@@ -205,8 +205,8 @@ impl<T: Payload> Lanes<T> {
         self.failed.values().cloned().collect()
     }
 
-    /// Puts an event at the end of its lane.
-    pub(crate) fn push(&mut self, lane: Option<LaneId>, mut slot: Slot<T>) {
+    /// Puts an event at the end of its lane, and says whether it is the head there.
+    pub(crate) fn push(&mut self, lane: Option<LaneId>, mut slot: Slot<T>) -> bool {
         let bytes = slot.payload.size_bytes();
         self.queued.add(1, bytes);
         let id = lane.unwrap_or_else(|| {
@@ -227,10 +227,11 @@ impl<T: Payload> Lanes<T> {
                 self.failed.insert(slot.position, parked_head(slot.position, history));
             }
             lane.rest.push_back(slot);
-            return;
+            return false;
         }
         self.lanes.insert(id, Lane { head: None, rest: VecDeque::new(), bytes, state: State::Ready, held: false });
         self.set_head(id, slot);
+        true
     }
 
     /// Takes the head of the lane that has been ready longest.

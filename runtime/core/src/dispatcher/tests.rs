@@ -285,3 +285,20 @@ fn what_is_gone_is_skipped_and_counted() {
     assert!(progress.parked.is_empty() && progress.source.settled_above.is_empty());
     assert_eq!(machine.dispatcher.wants().map(|wants| wants.source), Some(10));
 }
+
+/// A redriven event can come before one with the same keys that failed already, and the breaker can hold back both.
+#[test]
+fn one_that_failed_before_does_not_block_what_is_before_it_in_its_lane() {
+    let mut machine = run(POLICY, "a:1; transient; seal; commit; restart");
+    let (lane, key) = (LaneId::of(Ordering::Key, Some(b"a")), KeyHash(u128::from(b'1')));
+    machine.step("nothing");
+    let redriven = Arrival { offset: 0, content: Content::Event { payload: 7, lane, key } };
+    machine.input(Input::Delivered { stream: Stream::Redrive, arrivals: vec![redriven], next: 1 });
+    machine.step("a:1");
+    machine.step("all");
+    machine.step("ok");
+    machine.step("wait");
+    // The second is a duplicate of the first now.
+    assert_eq!(machine.trace.join(" "), "run0 run0 done0 dup0");
+    assert_eq!(machine.dispatcher.parked(), 0);
+}
