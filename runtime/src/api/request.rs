@@ -25,8 +25,31 @@ pub(super) fn function_of(path: Result<Path<String>, PathRejection>) -> Result<F
 
 /// The parameters of a query. Those that are not known are refused, so that a mistyped one does not pass for absent.
 pub(super) fn query<T: DeserializeOwned>(uri: &Uri) -> Result<T, Refusal> {
-    let Query(query) = Query::try_from_uri(uri).map_err(|e| Refusal::malformed(e.body_text()))?;
+    let Query(query) = Query::try_from_uri(uri).map_err(|e| {
+        // The innermost error is the one about the query; the others say that there is one.
+        let mut cause: &dyn std::error::Error = &e;
+        while let Some(inner) = cause.source() {
+            cause = inner;
+        }
+        Refusal::malformed(query_flaw(&cause.to_string()))
+    })?;
     Ok(query)
+}
+
+/// What is wrong with a query, from what its parser says: `<parameter>: <reason>`.
+fn query_flaw(said: &str) -> String {
+    let (name, reason) = said.split_once(": ").unwrap_or(("", said));
+    if let Some((_, known)) = reason.strip_prefix("unknown field ").and_then(|rest| rest.split_once(", expected ")) {
+        let known: Vec<String> = known.split('`').skip(1).step_by(2).map(|name| format!("`{name}`")).collect();
+        return format!("there is no parameter `{name}` here; there is {}", known.join(", "));
+    }
+    if let Some(name) = reason.strip_prefix("duplicate field ") {
+        return format!("parameter {name} is given more than once; give it once");
+    }
+    if name.is_empty() {
+        return format!("the query is malformed: {said}; write it as name=value&name=value");
+    }
+    format!("parameter `{name}`: {reason}; give it another value, or leave it out")
 }
 
 /// Refuses a query where there are no parameters.

@@ -206,6 +206,9 @@ pub struct UnitStatus {
     pub totals: Totals,
     /// Records held back behind failing keys.
     pub parked: u64,
+    /// Redriven records that are not settled.
+    #[serde(default)]
+    pub redriven_lag: u64,
     /// Why it waits for an operator, if it does.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub stopped: Option<String>,

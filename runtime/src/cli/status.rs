@@ -268,7 +268,8 @@ fn units(f: &FunctionStatus) -> Table {
     for unit in &f.units {
         let state = match &unit.stopped {
             Some(why) => Cell::styled(format!("stopped: {}", format::one_line(why, 200)), Style::Bad),
-            None if unit.resume < unit.next => Cell::styled("behind", Style::Notable),
+            None if unit.parked > 0 => Cell::styled("retrying", Style::Notable),
+            None if unit.resume < unit.next || unit.redriven_lag > 0 => Cell::styled("behind", Style::Notable),
             None => Cell::styled("settled", Style::Good),
         };
         table.row(vec![
@@ -420,5 +421,21 @@ The accounts of shop.ship do not balance: please report this with the output of 
             out.contains("4 records of shop.pay are gone, and it waits: millrace functions skip shop.pay --dry-run"),
             "{out}"
         );
+    }
+
+    #[tokio::test]
+    async fn a_partition_is_settled_when_its_redriven_records_are_too() {
+        for (change, expected) in [
+            (json!({}), "settled"),
+            (json!({"redriven_lag": 1}), "behind"),
+            (json!({"redriven_lag": 1, "parked": 1}), "retrying"),
+        ] {
+            let mut pay = function("shop.pay", &json!({}));
+            pay["units"][0].as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+            let server = Server::answering([status(&[pay])]).await;
+            let out = server.run(&["status", "shop.pay"]).await.done();
+            let line = out.lines().find(|line| line.starts_with("orders/0")).unwrap();
+            assert!(line.trim_end().ends_with(expected), "{line}");
+        }
     }
 }
