@@ -2,3 +2,4 @@
 
 pub mod process;
 pub mod sim;
+pub mod small_disk;

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -49,6 +49,15 @@ impl Dev {
     /// If it does not start; what it says is shown.
     #[must_use]
     pub fn start(application: &str, data: &Path) -> Self {
+        Self::start_telling(application, data, Stdio::inherit())
+    }
+
+    /// The same with another place for what it says on standard error.
+    ///
+    /// # Panics
+    /// If it does not start.
+    #[must_use]
+    pub fn start_telling(application: &str, data: &Path, errors: Stdio) -> Self {
         let directory = root().join("guest-examples").join(application);
         #[expect(clippy::zombie_processes, reason = "the process that did not start has ended")]
         let mut child = Command::new(program())
@@ -58,6 +67,7 @@ impl Dev {
             .arg(data)
             .args(["--listen", "127.0.0.1:0", "--no-watch", "--log-level", "error"])
             .stdout(Stdio::piped())
+            .stderr(errors)
             .spawn()
             .expect("the binary can be started");
         let output = child.stdout.take().expect("it has an output");
@@ -70,6 +80,21 @@ impl Dev {
             }
         }
         panic!("`millrace dev {application}` did not start (are the guests built? `make guests`):\n{said}");
+    }
+
+    /// Waits until it ends by itself, and answers how.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub async fn ended(mut self) -> ExitStatus {
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it was started") {
+                return status;
+            }
+            assert!(began.elapsed() < PATIENCE, "it never ends");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Kills it with SIGKILL, in the middle of whatever it does.

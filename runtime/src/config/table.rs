@@ -107,7 +107,7 @@ pub(super) const SETTINGS: [Setting; 17] = [
     },
     Setting {
         key: "topics.partitions",
-        about: "Partitions of a topic whose manifest does not say.",
+        about: "Partitions of a new topic whose manifest does not say. A topic that exists keeps what it has.",
         show: |c| Some(c.topics.partitions.to_string()),
         example: None,
         apply: |c, text, _| set(&mut c.topics.partitions, count(text, 1..=limits::PARTITIONS_MAX)),
