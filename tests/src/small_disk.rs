@@ -64,6 +64,12 @@ impl SmallDisk {
     }
 }
 
+/// Says that something could not be tested here, even if the test's output is not shown.
+pub fn not_tested(what: &str, reason: &str) {
+    let said = writeln!(std::io::stderr(), "NOT TESTED: {what}: {reason}; permit user namespaces, or run as root");
+    drop(said);
+}
+
 impl Drop for SmallDisk {
     fn drop(&mut self) {
         drop(self.shell.kill());

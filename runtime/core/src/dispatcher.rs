@@ -297,7 +297,7 @@ impl<T: Payload> Dispatcher<T> {
         match input {
             Input::Delivered { stream, arrivals, next } => self.delivered(now, stream, arrivals, next, effects),
             Input::Gone { stream, earliest } => {
-                self.pass_to(stream, earliest, |totals, passed| totals.skipped += passed)
+                self.pass_to(stream, earliest, |totals, passed| totals.skipped += passed);
             }
             Input::Finished(ticket, outcome) => self.finished(now, ticket, outcome, effects),
             Input::Released(ticket) => self.released(ticket),
@@ -593,7 +593,10 @@ impl<T: Payload> Dispatcher<T> {
     /// The oldest parked heads make room until the bound holds.
     fn enforce_parked_limit(&mut self, now: Timestamp, effects: &mut Vec<Effect<T>>) {
         let ParkedPolicy { limit, overflow } = self.policy.parked;
-        while overflow == Overflow::DeadLetter {
+        if overflow == Overflow::Pause {
+            return;
+        }
+        loop {
             let held = self.lanes.held();
             let bound = if held.events > limit {
                 format!("more than {limit} records")

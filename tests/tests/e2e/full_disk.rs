@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::process::Stdio;
 
 use millrace_tests::process::{Api, Dev};
-use millrace_tests::small_disk::SmallDisk;
+use millrace_tests::small_disk::{SmallDisk, not_tested};
 use serde_json::json;
 
 const SMALL_MEBIBYTES: u32 = 32;
@@ -22,7 +22,7 @@ async fn a_full_disk_stops_the_process_and_loses_nothing_that_was_acknowledged()
     let mut disk = match SmallDisk::mount(place.path(), SMALL_MEBIBYTES) {
         Ok(disk) => disk,
         Err(reason) => {
-            eprintln!("NOT TESTED: a full disk. {reason}: permit user namespaces, or run as root");
+            not_tested("a full disk", &reason);
             return;
         }
     };

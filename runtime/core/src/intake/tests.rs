@@ -86,7 +86,7 @@ impl Machine {
                 Effect::Invoke(ticket) => self.tickets.push(ticket),
                 Effect::Settle(settled) => match settled.settlement {
                     crate::dispatcher::Settlement::DeadLettered(dead) => {
-                        self.letters.push(dead.failure.reason.to_string())
+                        self.letters.push(dead.failure.reason.to_string());
                     }
                     other => panic!("{other:?}"),
                 },

@@ -175,8 +175,8 @@ async fn a_journal_cut_off_anywhere_keeps_a_whole_prefix() {
 }
 
 /// Copies of the directory that are made, and rounds of work during each.
-const COPIES: u64 = 20;
-const ROUNDS: u64 = 20;
+const COPIES: u32 = 20;
+const ROUNDS: u32 = 20;
 
 /// A copy of the directory at any moment is what a crash would leave.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -190,7 +190,7 @@ async fn a_crash_at_any_moment_loses_nothing_that_was_acknowledged() {
     let worker = tokio::spawn(async move {
         let mut partition = assignment.partition;
         let mut progress = assignment.restored.progress;
-        for round in 0..COPIES * ROUNDS {
+        for round in 0..u64::from(COPIES * ROUNDS) {
             allowed.acquire().await.unwrap().forget();
             publish(&log, "orders", 0, &[&round.to_string(), &"x".repeat(3_000)]).await;
             sender.send_modify(|(published, _)| *published = 2 * (round + 1));
