@@ -351,7 +351,7 @@ impl<T: Payload> Dispatcher<T> {
     /// Whether an event waits only to be admitted.
     #[must_use]
     pub fn has_ready(&self) -> bool {
-        self.lanes.has_ready()
+        self.lanes.has_ready() && self.is_free()
     }
 
     /// Attempts being made.
@@ -647,8 +647,12 @@ impl<T: Payload> Dispatcher<T> {
     }
 
     fn may_start(&self) -> bool {
-        self.admission != Admission::Nothing
-            && self.isolation.stuck.is_none()
+        self.admission != Admission::Nothing && self.is_free()
+    }
+
+    /// One more event could be attempted, if it is admitted.
+    fn is_free(&self) -> bool {
+        self.isolation.stuck.is_none()
             && self.in_flight < self.policy.concurrency
             && (self.isolation.remaining == 0 || (self.in_flight == 0 && self.is_clean()))
     }

@@ -302,3 +302,16 @@ fn one_that_failed_before_does_not_block_what_is_before_it_in_its_lane() {
     assert_eq!(machine.trace.join(" "), "run0 run0 done0 dup0");
     assert_eq!(machine.dispatcher.parked(), 0);
 }
+
+/// A half-open breaker is asked for a trial only if there can be one; else its worker would ask without end.
+#[test]
+fn what_waits_for_a_commit_does_not_wait_to_be_admitted() {
+    let mut machine = run(POLICY, "a:1 b:2; ok; ok; seal; refuse; nothing; a:1 b:2");
+    assert!(machine.dispatcher.has_ready());
+    machine.step("one");
+    machine.step("ok");
+    assert!(!machine.dispatcher.has_ready());
+    machine.step("seal");
+    machine.step("commit");
+    assert!(machine.dispatcher.has_ready());
+}
