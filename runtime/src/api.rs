@@ -233,12 +233,15 @@ impl Ids {
 }
 
 /// Every route: the template under which it is counted.
-const ROUTES: [&str; 13] =
-    [PUBLISH, TOPICS, FUNCTIONS, FUNCTION, STATUS, LETTERS, LETTER, REDRIVE, RESOLVE, DISCARD, LIVE, READY, METRICS];
+const ROUTES: [&str; 14] = [
+    PUBLISH, TOPICS, FUNCTIONS, FUNCTION, SKIP, STATUS, LETTERS, LETTER, REDRIVE, RESOLVE, DISCARD, LIVE, READY,
+    METRICS,
+];
 const PUBLISH: &str = "/v1/topics/{topic}/events";
 const TOPICS: &str = "/v1/topics";
 const FUNCTIONS: &str = "/v1/functions";
 const FUNCTION: &str = "/v1/functions/{function}";
+const SKIP: &str = "/v1/functions/{function}/skip";
 const STATUS: &str = "/v1/status";
 const LETTERS: &str = "/v1/dead-letters";
 const LETTER: &str = "/v1/dead-letters/{function}/{topic}/{partition}/{offset}";
@@ -255,6 +258,7 @@ fn router<B: Broker + Catalog, R: Revision>(shared: Arc<Shared<B, R>>) -> Router
         .route(TOPICS, get(topics::list::<B, R>))
         .route(FUNCTIONS, get(functions::list::<B, R>))
         .route(FUNCTION, get(functions::show::<B, R>))
+        .route(SKIP, post(functions::skip::<B, R>))
         .route(STATUS, get(functions::list::<B, R>))
         .route(LETTERS, get(letters::list::<B, R>))
         .route(LETTER, get(letters::show::<B, R>))

@@ -133,7 +133,7 @@ pub struct Fetched {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum FetchError {
     /// The wanted offset is gone: everything below `earliest` was removed.
-    #[error("records {wanted} to {earliest} of the {stream:?} log are gone")]
+    #[error("offset {wanted} of the {stream:?} log is gone: it begins at {earliest}")]
     Gone {
         /// The log.
         stream: Stream,
@@ -394,7 +394,10 @@ pub enum CatalogError {
         status: LetterStatus,
     },
     /// A topic exists with another number of partitions.
-    #[error("topic `{topic}` has {existing} partitions, not {wanted}")]
+    #[error(
+        "topic `{topic}` has {existing} partitions, and a count cannot be changed later: write `partitions = {existing}` under \
+         `[topics.{topic}]` in the manifest, or take a topic of another name for {wanted}"
+    )]
     PartitionCount {
         /// The topic.
         topic: Topic,
@@ -446,8 +449,10 @@ pub trait Catalog: Send + Sync + 'static {
     /// How many open dead letters a function has.
     fn open_letters(&self, function: &FunctionName) -> impl Future<Output = Result<u64, CatalogError>> + Send;
 
-    /// Changes the status of dead letters, all or none. Only open ones can change, unless `force`. A redrive appends
-    /// the original record, with its `millrace-` headers, to the redrive topic in the same commit.
+    /// Changes the status of dead letters. Only open ones can change, unless `force`. All are looked at before the first
+    /// changes, so that a wrong id changes nothing; then up to [`limits::LETTERS_AT_ONCE`](millrace_core::limits::LETTERS_AT_ONCE)
+    /// change all or none, and more than that in several such steps. A redrive appends the original record, with its
+    /// `millrace-` headers, to the redrive topic in the same commit.
     fn act_on_letters(
         &self,
         function: &FunctionName,

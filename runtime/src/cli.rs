@@ -137,7 +137,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let context =
         Context { console: Console::of_process(cli.global.json, cli.global.color), server: cli.global.server };
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match runtime(&cli.command) {
         Ok(runtime) => runtime,
         Err(e) => {
             let error = Error::failed(format_args!("no threads can be started: {e}"), "raise the limits of this user");
@@ -148,6 +148,17 @@ pub fn main() -> ExitCode {
     // Whoever still waits for a line of standard input must not hold the process.
     runtime.shutdown_background();
     exit.into()
+}
+
+/// The threads that do the work: as many as the configuration says, if the command runs functions.
+fn runtime(command: &Command) -> std::io::Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    if let Command::Dev(args) = command
+        && let Some(threads) = args.threads()
+    {
+        builder.worker_threads(threads.get());
+    }
+    builder.enable_all().build()
 }
 
 /// Runs a command to its end, and tells its error if there is one.

@@ -38,7 +38,7 @@ pub struct Config {
     pub data: PathBuf,
     /// What everything of ours in a broker begins with.
     pub prefix: String,
-    /// Threads that run workers.
+    /// Threads that run functions and answer requests.
     pub threads: NonZeroUsize,
     /// How long a stopping process lets what is under way come to its end.
     pub drain: Duration,
@@ -82,8 +82,10 @@ pub struct Topics {
 /// The embedded log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Storage {
-    /// Bytes on disk at which publishing is refused.
+    /// Bytes of records, dead letters among them, at which publishing is refused.
     pub max_bytes: u64,
+    /// How long resolved and discarded dead letters are kept.
+    pub letter_retention: Duration,
 }
 
 /// What is logged, and how.
@@ -146,7 +148,10 @@ impl Default for Config {
                 retention_age: limits::RETENTION_DEFAULT_AGE,
                 retention_bytes: limits::RETENTION_DEFAULT_BYTES,
             },
-            storage: Storage { max_bytes: limits::LOG_DEFAULT_BYTES },
+            storage: Storage {
+                max_bytes: limits::LOG_DEFAULT_BYTES,
+                letter_retention: limits::DEAD_LETTER_DEFAULT_RETENTION,
+            },
             log: Log { format: LogFormat::Human, level: tracing::Level::INFO },
             otlp: Otlp {
                 endpoint: None,

@@ -104,6 +104,11 @@ impl<B: Broker, R: Revision> Registry<B, R> {
         self.failure.subscribe()
     }
 
+    /// The log cannot go on, as was found out elsewhere.
+    pub fn fail(&self, error: Error) {
+        self.failure.send_if_modified(|failure| failure.is_none().then(|| *failure = Some(error)).is_some());
+    }
+
     /// Runs a function, in place of the revision that ran before. If only the component changed, the workers change over
     /// between two invocations; else they are drained first.
     ///

@@ -66,7 +66,7 @@ pub enum StartError {
     #[error(transparent)]
     Catalog(#[from] CatalogError),
     /// The address.
-    #[error("cannot listen on {address}: {reason}; choose another one with --listen")]
+    #[error("cannot listen on {address}: {reason}")]
     Listen {
         /// The address.
         address: std::net::SocketAddr,
@@ -142,6 +142,7 @@ impl Server {
                 max_age: Some(config.topics.retention_age),
                 max_bytes: Some(config.topics.retention_bytes),
             },
+            letter_retention: config.storage.letter_retention,
             size_max_bytes: config.storage.max_bytes,
             clock,
             ..embedded::Options::new(config.data.join("log"))
@@ -329,7 +330,11 @@ impl Server {
             error = self.log.failed() => Some(error),
             error = self.log.maintain(MAINTENANCE_INTERVAL) => Some(error),
         };
-        let failed = failed.or_else(|| failure.borrow().clone());
+        if let Some(error) = failed {
+            // Until the last request is answered, the API says so.
+            self.registry.fail(error);
+        }
+        let failed = failure.borrow_and_update().clone();
         drop(stopping);
         self.registry.drain(self.config.drain).await;
         if let Err(error) = serving.await {

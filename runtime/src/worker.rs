@@ -14,11 +14,11 @@ use millrace_core::breaker::Phase;
 use millrace_core::dispatcher::{Admission, Arrival, Dispatcher, Effect, Input, Policy, Ticket, Wants};
 use millrace_core::event::Event;
 use millrace_core::idempotency::Window;
-use millrace_core::intake::{Delivered, Intake, Origin};
+use millrace_core::intake::{self, Delivered, Intake, Origin};
 use millrace_core::limits;
 use millrace_core::outcome::{Failure, Outcome};
 use millrace_core::time::Timestamp;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use crate::breaker::SharedBreaker;
 use crate::broker::{self, Assignment, CommitOutcome, FetchError, Fetched, Partition, Wanted};
@@ -27,11 +27,14 @@ use crate::sandbox::{self, Completion, Delivery, Invocation, Sandbox, TraceConte
 use crate::telemetry::Tracing;
 
 mod effects;
+mod gone;
 mod spans;
 mod status;
 mod tally;
 
 use effects::Effects;
+pub use gone::Gone;
+use gone::Skip;
 use spans::Spans;
 pub use status::{Stopped, UnitFigures, UnitStatus};
 pub use tally::Counts;
@@ -144,6 +147,8 @@ struct Owned<P: Partition, R: Revision> {
     /// What `status` does not show yet.
     tally: Tally,
     spans: Spans,
+    /// An operator's word that what is gone is to be skipped.
+    skips: mpsc::Receiver<Skip>,
 }
 
 /// Everything that can wake a worker.
@@ -183,10 +188,12 @@ impl<P: Partition, R: Revision> Worker<P, R> {
             window.insert(block.committed_at, block.keys);
         }
         let revision = Arc::clone(&shared.revision.borrow_and_update());
+        let (status, skips) = UnitStatus::new(partition.unit().clone(), &window, shared.clock.now());
         Self {
             sandbox: revision.sandbox(),
             unit: Owned {
-                status: Arc::new(UnitStatus::new(partition.unit().clone(), &window, shared.clock.now())),
+                status: Arc::new(status),
+                skips,
                 tally: Tally::default(),
                 spans: Spans::new(&shared.tracing, shared.clock, partition.unit()),
                 dispatcher: Dispatcher::new(shared.policy, restored.progress, window, seed),
@@ -352,14 +359,16 @@ impl<P: Partition, R: Revision> Owned<P, R> {
         let Fetched { stream, records, next } = fetched;
         self.tally.received(records.len());
         let unit = self.partition.unit();
-        let intake = self.revision.intake();
-        let arrivals = records
+        let taking = self.revision.intake();
+        let fetched_bytes = records.iter().map(|(_, record)| record.size_bytes()).sum();
+        let mut arrivals: Vec<_> = records
             .into_iter()
             .map(|(offset, record)| {
                 let place = Origin { topic: unit.topic.clone(), partition: unit.partition, offset };
-                Arrival { offset, content: intake.take(stream, place, record) }
+                Arrival { offset, content: taking.take(stream, place, record) }
             })
             .collect();
+        intake::detach_few(&mut arrivals, fetched_bytes);
         self.handle(Input::Delivered { stream, arrivals, next });
     }
 
@@ -372,15 +381,7 @@ impl<P: Partition, R: Revision> Owned<P, R> {
                 Ok(())
             }
             FetchError::Broker(error) => Err(Exit::Failed(error)),
-            FetchError::Gone { .. } => {
-                tracing::error!(%unit, %error, "The position no longer exists; the partition waits for an operator.");
-                self.status.stop(Stopped::Gone(error.to_string()));
-                let mut command = self.shared.command.clone();
-                tokio::select! {
-                    _ = self.revoked.wait_for(|revoked| *revoked) => Err(Exit::Revoked),
-                    _ = command.wait_for(|command| *command == Command::Drain) => Ok(()),
-                }
-            }
+            FetchError::Gone { stream, wanted, earliest } => self.gone(stream, wanted, earliest).await,
         }
     }
 

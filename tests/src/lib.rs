@@ -3,3 +3,4 @@
 pub mod collector;
 pub mod process;
 pub mod sim;
+pub mod small_disk;

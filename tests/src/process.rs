@@ -2,7 +2,7 @@
 
 use std::io::{BufRead as _, BufReader, Lines};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -54,6 +54,15 @@ impl Dev {
         Self::start_with(application, data, |command| command.args(["--log-level", "error"]))
     }
 
+    /// The same with another place for what it says on standard error.
+    ///
+    /// # Panics
+    /// If it does not start.
+    #[must_use]
+    pub fn start_telling(application: &str, data: &Path, errors: Stdio) -> Self {
+        Self::start_with(application, data, |command| command.args(["--log-level", "error"]).stderr(errors))
+    }
+
     /// The same, with more arguments or another environment.
     ///
     /// # Panics
@@ -91,6 +100,21 @@ impl Dev {
         let asked = Command::new("kill").arg(self.child.id().to_string()).status();
         assert!(asked.is_ok_and(|status| status.success()), "the process cannot be asked to stop");
         self.child.wait().expect("it was started").success()
+    }
+
+    /// Waits until it ends by itself, and answers how.
+    ///
+    /// # Panics
+    /// If it does not.
+    pub async fn ended(mut self) -> ExitStatus {
+        let began = Instant::now();
+        loop {
+            if let Some(status) = self.child.try_wait().expect("it was started") {
+                return status;
+            }
+            assert!(began.elapsed() < PATIENCE, "it never ends");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// Kills it with SIGKILL, in the middle of whatever it does.

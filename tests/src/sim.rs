@@ -6,9 +6,11 @@
 
 mod broker;
 mod check;
+mod crashes;
 mod guest;
 mod rng;
 mod scenario;
 mod world;
 
+pub use crashes::run_crashes;
 pub use scenario::{Report, run};

@@ -1,5 +1,10 @@
 //! The real binary, the real disk, the real sandbox.
 
+#[path = "e2e/bad_input.rs"]
+mod bad_input;
+#[path = "e2e/full_disk.rs"]
+mod full_disk;
+
 use std::collections::{BTreeMap, HashMap};
 use std::process::Command;
 use std::time::Duration;

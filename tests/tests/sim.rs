@@ -15,17 +15,16 @@ fn seeds() -> std::ops::Range<u64> {
     from..from + number("SEEDS").unwrap_or(5000)
 }
 
-#[test]
-fn the_promise_holds_over_all_seeds() {
-    let range = seeds();
+/// Runs a scenario with each seed, and stops at the first that is broken.
+fn check(range: &std::ops::Range<u64>, run: impl Fn(u64) -> sim::Report + Sync) {
     let verbose = range.end - range.start == 1;
     let workers = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as u64;
+    let run = &run;
     std::thread::scope(|scope| {
         for worker in 0..workers {
-            let range = range.clone();
             scope.spawn(move || {
-                for seed in range.filter(|seed| seed % workers == worker) {
-                    let report = std::panic::catch_unwind(|| sim::run(seed));
+                for seed in range.clone().filter(|seed| seed % workers == worker) {
+                    let report = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(seed)));
                     let broken = match report {
                         Ok(report) => {
                             if verbose {
@@ -42,6 +41,19 @@ fn the_promise_holds_over_all_seeds() {
             });
         }
     });
+}
+
+#[test]
+fn the_promise_holds_over_all_seeds() {
+    check(&seeds(), sim::run);
+}
+
+/// Each of these has forty crashes, so there are fewer of them.
+#[test]
+fn attempts_survive_crash_after_crash() {
+    let range = seeds();
+    let few = range.start..range.end.min(range.start + (range.end - range.start).div_ceil(10));
+    check(&few, sim::run_crashes);
 }
 
 #[test]

@@ -7,14 +7,16 @@ use std::collections::{HashMap, HashSet};
 use std::fmt;
 
 use crate::idempotency::Window;
-use crate::lanes::{BuildNoHash, History, LaneId, Lanes, Slot};
+pub use crate::lanes::Payload;
+use crate::lanes::{BuildNoHash, History, LaneId, Lanes, Load, Slot};
 use crate::limits;
 use crate::offsets::Offsets;
 use crate::outcome::{Category, Failure, Outcome};
 use crate::policy::{Overflow, ParkedPolicy, RetryPolicy};
-use crate::progress::{KeyHash, ParkedHead, Position, Progress, Stream};
+use crate::progress::{KeyHash, ParkedHead, Position, Progress, Stream, Totals};
 use crate::retry::{Attempts, Jitter, next_attempt};
 use crate::time::Timestamp;
+use crate::units::Size;
 
 /// What a function's manifest decides about dispatching.
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +41,13 @@ pub enum Input<T> {
         arrivals: Vec<Arrival<T>>,
         /// One past the last offset looked at.
         next: u64,
+    },
+    /// An operator skips what was removed before it could be read.
+    Gone {
+        /// The log.
+        stream: Stream,
+        /// The oldest offset there is.
+        earliest: u64,
     },
     /// An attempt ended.
     Finished(Ticket<T>, Outcome),
@@ -253,7 +262,7 @@ struct Isolation {
     stuck: Option<(Position, Failure)>,
 }
 
-impl<T> Dispatcher<T> {
+impl<T: Payload> Dispatcher<T> {
     /// Goes on from what was committed. `seed` is for jitter only.
     ///
     /// # Panics
@@ -287,6 +296,9 @@ impl<T> Dispatcher<T> {
     pub fn handle(&mut self, now: Timestamp, input: Input<T>, effects: &mut Vec<Effect<T>>) {
         match input {
             Input::Delivered { stream, arrivals, next } => self.delivered(now, stream, arrivals, next, effects),
+            Input::Gone { stream, earliest } => {
+                self.pass_to(stream, earliest, |totals, passed| totals.skipped += passed);
+            }
             Input::Finished(ticket, outcome) => self.finished(now, ticket, outcome, effects),
             Input::Released(ticket) => self.released(ticket),
             Input::Committed => self.committed(now),
@@ -308,9 +320,12 @@ impl<T> Dispatcher<T> {
     #[must_use]
     pub fn wants(&self) -> Option<Wants> {
         let parked = &self.policy.parked;
-        let waits_for_lanes = parked.overflow == Overflow::Pause && self.lanes.held() >= parked.limit;
-        let moving = self.lanes.queued() - self.lanes.held();
+        let held = self.lanes.held();
+        let waits_for_lanes = parked.overflow == Overflow::Pause
+            && (held.events >= parked.limit || held.bytes >= limits::PARKED_MAX_BYTES);
+        let Load { events: moving, bytes: moving_bytes } = self.lanes.moving();
         let full = moving >= limits::QUEUED_MAX_RECORDS
+            || moving_bytes >= limits::QUEUED_MAX_BYTES
             || self.source.offsets.gaps() + self.redrive.offsets.gaps() >= limits::SETTLED_RANGES_MAX;
         if self.isolation.stuck.is_some() || waits_for_lanes || full {
             return None;
@@ -336,7 +351,7 @@ impl<T> Dispatcher<T> {
     /// Whether an event waits only to be admitted.
     #[must_use]
     pub fn has_ready(&self) -> bool {
-        self.lanes.has_ready()
+        self.lanes.has_ready() && self.is_free()
     }
 
     /// Attempts being made.
@@ -348,7 +363,17 @@ impl<T> Dispatcher<T> {
     /// Records held back behind failing keys, the failing ones included.
     #[must_use]
     pub fn parked(&self) -> usize {
-        self.lanes.held()
+        self.lanes.held().events
+    }
+
+    /// How many records that are not settled lie between those delivered and the oldest offset that there is.
+    #[must_use]
+    pub fn missing(&self, stream: Stream, earliest: u64) -> u64 {
+        let log = match stream {
+            Stream::Source => &self.source,
+            Stream::Redrive => &self.redrive,
+        };
+        log.offsets.clone().settle_rest(log.cursor..earliest)
     }
 
     /// Why the partition waits for an operator, if it does: the log refused even the dead letter.
@@ -455,24 +480,31 @@ impl<T> Dispatcher<T> {
 
     /// Moves the cursor to an offset: what lies between was not a record, or is settled.
     fn skip_to(&mut self, stream: Stream, offset: u64) {
+        self.pass_to(stream, offset, |totals, passed| totals.not_a_record += passed);
+    }
+
+    /// Moves the cursor to an offset, and counts what lies between and is not settled.
+    fn pass_to(&mut self, stream: Stream, offset: u64, count: impl FnOnce(&mut Totals, u64)) {
         let log = self.log(stream);
         if offset <= log.cursor {
             return;
         }
-        let skipped = log.offsets.settle_rest(log.cursor..offset);
-        log.offsets.totals_mut().not_a_record += skipped;
+        let passed = log.offsets.settle_rest(log.cursor..offset);
+        count(log.offsets.totals_mut(), passed);
         log.cursor = offset;
-        self.group.dirty |= skipped > 0;
+        self.group.dirty |= passed > 0;
     }
 
     fn arrived(&mut self, now: Timestamp, position: Position, content: Content<T>, effects: &mut Vec<Effect<T>>) {
         match content {
             Content::Event { payload, lane, key } => {
                 let history = self.remembered(position);
-                if history.is_some() {
+                let failed_before = history.is_some();
+                let is_head = self.lanes.push(lane, Slot { position, key, payload, history });
+                // One that is behind another in its lane must not go ahead of it: both would wait for ever.
+                if failed_before && is_head {
                     self.pending.entry(key).or_insert(position);
                 }
-                self.lanes.push(lane, Slot { position, key, payload, history });
             }
             Content::Filtered => self.settle(position, None, Settlement::Filtered, effects),
             Content::Refused { payload, failure } => {
@@ -500,7 +532,7 @@ impl<T> Dispatcher<T> {
             Outcome::Completed => {
                 self.uncommitted.insert(slot.key);
                 self.group.keys.push(slot.key);
-                self.lanes.finish(lane, slot.position);
+                self.lanes.finish(lane, &slot);
                 self.unblock(slot.key, slot.position);
                 self.settle(slot.position, Some(slot.payload), Settlement::Completed, effects);
             }
@@ -525,7 +557,7 @@ impl<T> Dispatcher<T> {
                     first_failed_at: attempts.first_failed_at,
                     last_failed_at: now,
                 };
-                self.lanes.finish(lane, slot.position);
+                self.lanes.finish(lane, &slot);
                 self.unblock(slot.key, slot.position);
                 self.settle(slot.position, Some(slot.payload), Settlement::DeadLettered(letter), effects);
             }
@@ -561,12 +593,23 @@ impl<T> Dispatcher<T> {
     /// The oldest parked heads make room until the bound holds.
     fn enforce_parked_limit(&mut self, now: Timestamp, effects: &mut Vec<Effect<T>>) {
         let ParkedPolicy { limit, overflow } = self.policy.parked;
-        while overflow == Overflow::DeadLetter && self.lanes.held() > limit {
+        if overflow == Overflow::Pause {
+            return;
+        }
+        loop {
+            let held = self.lanes.held();
+            let bound = if held.events > limit {
+                format!("more than {limit} records")
+            } else if held.bytes > limits::PARKED_MAX_BYTES {
+                format!("more than {}", Size(limits::PARKED_MAX_BYTES as u64))
+            } else {
+                return;
+            };
             let Some(slot) = self.lanes.give_up_oldest() else { return };
             let history = slot.history.expect("a parked head has a history");
             let failure = Failure::new(
                 history.last.category,
-                format!("parked-limit: more than {limit} records waited behind failing keys; {}", history.last.reason),
+                format!("parked-limit: {bound} waited behind failing keys; {}", history.last.reason),
             );
             let letter = DeadLetter {
                 failure,
@@ -584,7 +627,7 @@ impl<T> Dispatcher<T> {
         while self.may_start() {
             let Some((lane, slot)) = self.lanes.take_ready() else { return };
             if self.uncommitted.contains(&slot.key) || self.window.contains(slot.key, now) {
-                self.lanes.finish(lane, slot.position);
+                self.lanes.finish(lane, &slot);
                 self.unblock(slot.key, slot.position);
                 self.settle(slot.position, Some(slot.payload), Settlement::Duplicate, effects);
             } else if *self.pending.entry(slot.key).or_insert(slot.position) != slot.position {
@@ -604,8 +647,12 @@ impl<T> Dispatcher<T> {
     }
 
     fn may_start(&self) -> bool {
-        self.admission != Admission::Nothing
-            && self.isolation.stuck.is_none()
+        self.admission != Admission::Nothing && self.is_free()
+    }
+
+    /// One more event could be attempted, if it is admitted.
+    fn is_free(&self) -> bool {
+        self.isolation.stuck.is_none()
             && self.in_flight < self.policy.concurrency
             && (self.isolation.remaining == 0 || (self.in_flight == 0 && self.is_clean()))
     }
@@ -687,8 +734,8 @@ impl<T> fmt::Debug for Dispatcher<T> {
         f.debug_struct("Dispatcher")
             .field("source", &self.source)
             .field("redrive", &self.redrive)
-            .field("queued", &self.lanes.queued())
-            .field("parked", &self.lanes.held())
+            .field("moving", &self.lanes.moving())
+            .field("held", &self.lanes.held())
             .field("in_flight", &self.in_flight)
             .field("admission", &self.admission)
             .finish_non_exhaustive()

@@ -4,12 +4,13 @@ use bytes::Bytes;
 use bytestring::ByteString;
 
 use crate::codec::{self, Place};
-use crate::dispatcher::Content;
+use crate::dispatcher::{Arrival, Content, Payload};
 use crate::event::Event;
 use crate::expression::{Filter, KeyExpression};
 use crate::identity;
 use crate::lanes::LaneId;
 use crate::letter::{self, LetterHeaders};
+use crate::limits;
 use crate::name::Topic;
 use crate::outcome::{Category, Failure};
 use crate::policy::Ordering;
@@ -42,6 +43,8 @@ pub struct Delivered {
     pub idempotency_key: Option<ByteString>,
     /// How often it was redriven.
     pub redrives: u32,
+    /// It shares the memory of the batch it was read in no longer.
+    is_detached: bool,
 }
 
 /// The place of a record in a source topic: a dead letter's identity.
@@ -59,8 +62,15 @@ impl Intake {
     /// Takes one record in. `place` is where it was read from now.
     #[must_use]
     pub fn take(&self, stream: Stream, place: Origin, record: Record) -> Content<Box<Delivered>> {
-        let mut delivered =
-            Box::new(Delivered { origin: place, record, event: None, key: None, idempotency_key: None, redrives: 0 });
+        let mut delivered = Box::new(Delivered {
+            origin: place,
+            record,
+            event: None,
+            key: None,
+            idempotency_key: None,
+            redrives: 0,
+            is_detached: false,
+        });
         if stream == Stream::Redrive
             && let Err(failure) = delivered.unseal()
         {
@@ -96,6 +106,44 @@ impl Intake {
     }
 }
 
+/// Of a fetch of which little is kept, what is kept gets memory of its own. Otherwise a few events that wait would keep
+/// the memory of many batches alive.
+pub fn detach_few(arrivals: &mut [Arrival<Box<Delivered>>], fetched_bytes: usize) {
+    /// So few that copying them does not matter.
+    const FEW: usize = 16;
+    fn event(arrival: &mut Arrival<Box<Delivered>>) -> Option<&mut Box<Delivered>> {
+        match &mut arrival.content {
+            Content::Event { payload, .. } => Some(payload),
+            Content::Filtered | Content::Refused { .. } => None,
+        }
+    }
+    let kept_bytes: usize = arrivals.iter_mut().filter_map(event).map(|delivered| delivered.record.size_bytes()).sum();
+    if arrivals.len() <= FEW || kept_bytes.saturating_mul(4) < fetched_bytes {
+        arrivals.iter_mut().filter_map(event).for_each(Payload::detach);
+    }
+}
+
+impl Payload for Box<Delivered> {
+    fn size_bytes(&self) -> usize {
+        self.record.size_bytes() + size_of::<Delivered>()
+    }
+
+    fn detach(&mut self) {
+        if self.is_detached || self.record.size_bytes() >= limits::DETACHED_MAX_BYTES {
+            return;
+        }
+        let record = self.record.detached();
+        let Origin { topic, partition, offset } = &self.origin;
+        // What was decoded once is decoded the same from the same bytes.
+        let Ok(event) = codec::decode(&record, Place { topic, partition: *partition, offset: *offset }) else { return };
+        self.key = codec::ordering_key(&record, &event);
+        self.idempotency_key = self.idempotency_key.take().map(|key| ByteString::from(key.to_string()));
+        self.event = Some(event);
+        self.record = record;
+        self.is_detached = true;
+    }
+}
+
 impl Delivered {
     /// Turns a redriven dead letter back into what was first read.
     fn unseal(&mut self) -> Result<(), Failure> {
@@ -107,3 +155,6 @@ impl Delivered {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -69,6 +69,15 @@ impl Hasher for NoHash {
 
 pub(crate) type BuildNoHash = BuildHasherDefault<NoHash>;
 
+/// What is carried along with each event.
+pub trait Payload {
+    /// Bytes of memory that it needs of its own; always the same.
+    fn size_bytes(&self) -> usize;
+
+    /// It may stay for long: from now on it keeps little memory alive beyond its own.
+    fn detach(&mut self);
+}
+
 /// One event that waits in a lane.
 #[derive(Clone, Debug)]
 pub(crate) struct Slot<T> {
@@ -103,14 +112,21 @@ struct Lane<T> {
     /// Absent while the lane is busy.
     head: Option<Slot<T>>,
     rest: VecDeque<Slot<T>>,
+    /// Of all its events.
+    bytes: usize,
     state: State,
     /// The head failed before: the lane counts as held back.
     held: bool,
 }
 
-impl<T> Lane<T> {
+impl<T: Payload> Lane<T> {
     fn len(&self) -> usize {
         1 + self.rest.len()
+    }
+
+    /// Nothing in it is handled soon.
+    fn detach(&mut self) {
+        self.head.iter_mut().chain(&mut self.rest).for_each(|slot| slot.payload.detach());
     }
 }
 
@@ -125,8 +141,27 @@ pub(crate) struct Lanes<T> {
     /// Every head that failed and is not settled, whatever its lane waits for.
     failed: BTreeMap<Position, ParkedHead>,
     singles: u64,
-    queued: usize,
-    held: usize,
+    queued: Load,
+    held: Load,
+}
+
+/// Events with their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Load {
+    pub(crate) events: usize,
+    pub(crate) bytes: usize,
+}
+
+impl Load {
+    fn add(&mut self, events: usize, bytes: usize) {
+        self.events += events;
+        self.bytes += bytes;
+    }
+
+    fn remove(&mut self, events: usize, bytes: usize) {
+        self.events -= events;
+        self.bytes -= bytes;
+    }
 }
 
 impl<T> Default for Lanes<T> {
@@ -138,23 +173,25 @@ impl<T> Default for Lanes<T> {
             oldest: BTreeMap::new(),
             failed: BTreeMap::new(),
             singles: 0,
-            queued: 0,
-            held: 0,
+            queued: Load::default(),
+            held: Load::default(),
         }
     }
 }
 
 impl<T> Lanes<T> {
-    /// Events in all lanes, those being handled included.
-    pub(crate) fn queued(&self) -> usize {
-        self.queued
-    }
-
     /// Events in lanes whose head failed.
-    pub(crate) fn held(&self) -> usize {
+    pub(crate) fn held(&self) -> Load {
         self.held
     }
 
+    /// Events in the other lanes, those being handled included.
+    pub(crate) fn moving(&self) -> Load {
+        Load { events: self.queued.events - self.held.events, bytes: self.queued.bytes - self.held.bytes }
+    }
+}
+
+impl<T: Payload> Lanes<T> {
     pub(crate) fn has_ready(&self) -> bool {
         !self.ready.is_empty()
     }
@@ -168,25 +205,33 @@ impl<T> Lanes<T> {
         self.failed.values().cloned().collect()
     }
 
-    /// Puts an event at the end of its lane.
-    pub(crate) fn push(&mut self, lane: Option<LaneId>, slot: Slot<T>) {
-        self.queued += 1;
+    /// Puts an event at the end of its lane, and says whether it is the head there.
+    pub(crate) fn push(&mut self, lane: Option<LaneId>, mut slot: Slot<T>) -> bool {
+        let bytes = slot.payload.size_bytes();
+        self.queued.add(1, bytes);
         let id = lane.unwrap_or_else(|| {
             self.singles += 1;
             LaneId(SINGLE | self.singles)
         });
         if let Some(lane) = self.lanes.get_mut(&id) {
-            self.held += usize::from(lane.held);
+            lane.bytes += bytes;
+            if lane.held {
+                self.held.add(1, bytes);
+            }
+            if lane.held || lane.state == State::Blocked {
+                slot.payload.detach();
+            }
             if let Some(history) = &slot.history {
                 // Only what was a head when it was committed has a history, and after a restart it comes back first; a
                 // collision of lanes can put it behind another, where it keeps its attempts all the same.
                 self.failed.insert(slot.position, parked_head(slot.position, history));
             }
             lane.rest.push_back(slot);
-            return;
+            return false;
         }
-        self.lanes.insert(id, Lane { head: None, rest: VecDeque::new(), state: State::Ready, held: false });
+        self.lanes.insert(id, Lane { head: None, rest: VecDeque::new(), bytes, state: State::Ready, held: false });
         self.set_head(id, slot);
+        true
     }
 
     /// Takes the head of the lane that has been ready longest.
@@ -212,6 +257,7 @@ impl<T> Lanes<T> {
         let lane = self.busy_lane(id);
         lane.head = Some(slot);
         lane.state = State::Blocked;
+        lane.detach();
     }
 
     /// Makes a blocked lane ready.
@@ -230,10 +276,10 @@ impl<T> Lanes<T> {
     }
 
     /// Ends a taken head; its lane goes on with the next event.
-    pub(crate) fn finish(&mut self, id: LaneId, position: Position) {
+    pub(crate) fn finish(&mut self, id: LaneId, slot: &Slot<T>) {
         let lane = self.busy_lane(id);
         lane.state = State::Ready;
-        self.settle_head(id, position);
+        self.settle_head(id, slot);
     }
 
     /// Makes lanes ready whose time has come.
@@ -255,7 +301,7 @@ impl<T> Lanes<T> {
         let lane = self.lane(id);
         lane.state = State::Ready;
         let slot = lane.head.take().expect("a parked lane has a head");
-        self.settle_head(id, slot.position);
+        self.settle_head(id, &slot);
         Some(slot)
     }
 
@@ -267,10 +313,14 @@ impl<T> Lanes<T> {
         });
         let lane = self.lane(id);
         lane.head = Some(slot);
-        let newly_held = if parked.is_some() && !lane.held { lane.len() } else { 0 };
+        let newly_held = parked.is_some() && !lane.held;
         lane.held |= parked.is_some();
         lane.state = if parked.is_some() { State::Parked } else { State::Ready };
-        self.held += newly_held;
+        if newly_held {
+            lane.detach();
+            let (events, bytes) = (lane.len(), lane.bytes);
+            self.held.add(events, bytes);
+        }
         match parked {
             Some((due_at, age)) => {
                 self.due.insert((due_at, id));
@@ -281,14 +331,16 @@ impl<T> Lanes<T> {
     }
 
     /// Accounts for a head that was taken for good, and installs the next one or removes the lane.
-    fn settle_head(&mut self, id: LaneId, position: Position) {
-        self.queued -= 1;
-        self.failed.remove(&position);
+    fn settle_head(&mut self, id: LaneId, head: &Slot<T>) {
+        let bytes = head.payload.size_bytes();
+        self.queued.remove(1, bytes);
+        self.failed.remove(&head.position);
         let lane = self.lane(id);
-        let released = if lane.held { lane.len() } else { 0 };
+        let released = if lane.held { (lane.len(), lane.bytes) } else { (0, 0) };
         lane.held = false;
+        lane.bytes -= bytes;
         let next = lane.rest.pop_front();
-        self.held -= released;
+        self.held.remove(released.0, released.1);
         match next {
             Some(slot) => self.set_head(id, slot),
             None => drop(self.lanes.remove(&id)),

@@ -91,6 +91,10 @@ pub const PUBLISHES_WAITING_MAX_BYTES: usize = 64 * MIB;
 pub const RETENTION_DEFAULT_AGE: Duration = Duration::from_secs(7 * 24 * 3600);
 /// Bytes kept per topic when neither manifest nor configuration says.
 pub const RETENTION_DEFAULT_BYTES: u64 = 4 * GIB as u64;
+/// Dead letters that change in one commit; each can be as large as a record.
+pub const LETTERS_AT_ONCE: usize = 16;
+/// How long resolved and discarded dead letters are kept unless the configuration says otherwise.
+pub const DEAD_LETTER_DEFAULT_RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
 /// Longest time that a manifest can ask to keep records.
 pub const RETENTION_MAX_AGE: Duration = Duration::from_secs(36_500 * 24 * 3600);
 /// Most bytes per topic that a manifest can ask to keep.
@@ -110,8 +114,13 @@ pub const FETCH_MAX_RECORDS: usize = 1000;
 pub const FETCH_MAX_BYTES: usize = 4 * MIB;
 /// Records that were fetched and wait for their turn, parked ones not counted; fetching pauses above.
 pub const QUEUED_MAX_RECORDS: usize = 2000;
-/// Bytes of records that were fetched and wait for their turn or are parked; fetching pauses above.
+/// Bytes of these records; fetching pauses above.
 pub const QUEUED_MAX_BYTES: usize = 64 * MIB;
+/// Bytes of records held back behind failing keys. Above, it is as with more than `parked.limit` of them.
+pub const PARKED_MAX_BYTES: usize = 64 * MIB;
+/// A record that stays for long gets memory of its own, unless it is as large as this: then it is a good part of the batch
+/// whose memory it shares.
+pub const DETACHED_MAX_BYTES: usize = 64 * KIB;
 /// Ranges of settled offsets above the resume point; the source pauses above, so that a commit stays small.
 pub const SETTLED_RANGES_MAX: usize = 4096;
 /// Records held back behind failing keys when the manifest does not say.

@@ -27,6 +27,22 @@ impl Record {
             + self.value.as_ref().map_or(0, Bytes::len)
             + self.headers.as_block().len()
     }
+
+    /// The same in memory of its own: a record that was read shares that of a whole batch.
+    #[must_use]
+    pub fn detached(&self) -> Self {
+        let mut memory = BytesMut::with_capacity(self.size_bytes());
+        let mut copy = |bytes: &Bytes| {
+            memory.put_slice(bytes);
+            memory.split().freeze()
+        };
+        Self {
+            timestamp: self.timestamp,
+            key: self.key.as_ref().map(&mut copy),
+            value: self.value.as_ref().map(&mut copy),
+            headers: Headers(copy(&self.headers.0)),
+        }
+    }
 }
 
 /// Headers, kept as one encoded block so that a record costs no allocation per header.

@@ -78,8 +78,9 @@ impl<'t> Problems<'t> {
 
     /// Notes something that must be mended. What exceeds [`PROBLEMS_MAX`] is left out.
     pub fn error(&mut self, place: &Place, message: impl Display, help: impl Display) {
-        if self.errors.len() < PROBLEMS_MAX {
-            let problem = self.problem(place, &message, &help);
+        let problem = self.problem(place, &message, &help);
+        // A key that is read twice is still wrong once.
+        if self.errors.len() < PROBLEMS_MAX && !self.errors.iter().any(|(_, known)| *known == problem) {
             self.errors.push((place.at, problem));
         }
     }
@@ -177,7 +178,7 @@ impl<'a, 't> Section<'a, '_, 't> {
 
     /// The place of a key's value, or of the table where the key is absent.
     pub fn place_of(&mut self, key: &'static str) -> Place {
-        let at = self.get(key).map_or(self.place.at, |value| value.span().start);
+        let at = self.get(key).map_or(self.place.at, |(at, _)| at);
         Place { path: self.path_of(key), at }
     }
 
@@ -413,16 +414,18 @@ impl<'a, 't> Section<'a, '_, 't> {
         }
     }
 
-    fn get(&mut self, key: &'static str) -> Option<&'a Spanned<DeValue<'a>>> {
+    /// A value, and where it stands. One under a heading begins at the bracket of that; its name there is a better place.
+    fn get(&mut self, key: &'static str) -> Option<(usize, &'a DeValue<'a>)> {
         if !self.known.contains(&key) {
             self.known.push(key);
         }
-        self.table?.get(key)
+        let (name, value) = self.table?.get_key_value(key)?;
+        Some((value.span().start.max(name.span().start), value.get_ref()))
     }
 
     fn value(&mut self, key: &'static str) -> Option<(&'a DeValue<'a>, Place)> {
-        let value = self.get(key)?;
-        Some((value.get_ref(), Place { path: self.path_of(key), at: value.span().start }))
+        let (at, value) = self.get(key)?;
+        Some((value, Place { path: self.path_of(key), at }))
     }
 
     fn path_of(&self, key: &str) -> String {

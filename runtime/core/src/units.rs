@@ -91,6 +91,24 @@ impl fmt::Display for Size {
     }
 }
 
+/// A number of bytes in three digits.
+#[must_use]
+pub fn rounded(n: u64) -> String {
+    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
+    if n < 1024 {
+        return format!("{n} B");
+    }
+    #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
+    let mut amount = n as f64 / 1024.0;
+    let mut unit = 0;
+    while amount >= 999.5 && unit + 1 < UNITS.len() {
+        amount /= 1024.0;
+        unit += 1;
+    }
+    let decimals = if amount < 9.995 { 2 } else { usize::from(amount < 99.95) };
+    format!("{amount:.decimals$} {}", UNITS[unit])
+}
+
 struct Message(String);
 
 impl Message {
@@ -184,6 +202,22 @@ mod tests {
         fn no_text_panics(text: String) {
             let _period = text.parse::<Period>();
             let _size = text.parse::<Size>();
+        }
+    }
+
+    #[test]
+    fn bytes_are_rounded_to_three_digits() {
+        for (n, expected) in [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1024, "1.00 KiB"),
+            (10_230, "9.99 KiB"),
+            (10_240, "10.0 KiB"),
+            (102_400, "100 KiB"),
+            (1_047_552, "1.00 MiB"),
+            (u64::MAX, "16384 PiB"),
+        ] {
+            assert_eq!(rounded(n), expected);
         }
     }
 }

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::rejection::PathRejection;
-use axum::extract::{Path, State};
+use axum::extract::{Path, Request, State};
 use axum::http::Uri;
 use millrace_core::breaker::Phase;
 use millrace_core::name::{FunctionName, Unit};
-use millrace_core::progress::{StreamProgress, Totals};
+use millrace_core::progress::{Stream, StreamProgress, Totals};
 use millrace_core::time::Timestamp;
 
 use super::problem::{Kind, Refusal};
@@ -16,7 +16,7 @@ use super::request::{function_of, no_query};
 use super::{Shared, types};
 use crate::broker::{Broker, Catalog, UnitInfo};
 use crate::registry::FunctionInfo;
-use crate::worker::{Revision, Stopped, UnitStatus};
+use crate::worker::{Gone, Revision, Stopped, UnitStatus};
 
 /// All that is known of one function at one time.
 #[derive(Clone, Debug)]
@@ -44,12 +44,57 @@ pub(super) async fn show<B: Broker + Catalog, R: Revision>(
     function: Result<Path<String>, PathRejection>,
 ) -> Result<Json<types::FunctionStatus>, Refusal> {
     let name = function_of(function)?;
-    let function = api.registry.function(&name).ok_or_else(|| unknown(&name))?;
+    let function = api.function(&name)?;
     Ok(Json(api.observe_one(function).await?.status()))
 }
 
-pub(super) fn unknown(name: &FunctionName) -> Refusal {
-    Refusal::new(Kind::UnknownFunction, format_args!("no function `{name}` is active here"))
+/// There is no such function, but these.
+pub(super) fn unknown(name: &FunctionName, there_are: &[FunctionName]) -> Refusal {
+    let names: Vec<String> = there_are.iter().map(|name| format!("`{name}`")).collect();
+    let fix = match &names[..] {
+        [] => "none is: start the server on an application".to_owned(),
+        _ => format!("choose one of {}", names.join(", ")),
+    };
+    Refusal::new(Kind::UnknownFunction, format_args!("no function `{name}` is known here; {fix}"))
+}
+
+impl<B: Broker, R: Revision> Shared<B, R> {
+    /// The active function with this name.
+    fn function(&self, name: &FunctionName) -> Result<FunctionInfo, Refusal> {
+        self.registry.function(name).ok_or_else(|| {
+            let active: Vec<_> = self.registry.functions().iter().map(|info| info.settings.name.clone()).collect();
+            unknown(name, &active)
+        })
+    }
+}
+
+/// `POST /v1/functions/{function}/skip`
+pub(super) async fn skip<B: Broker + Catalog, R: Revision>(
+    State(api): State<Arc<Shared<B, R>>>,
+    function: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Json<types::SkipAnswer>, Refusal> {
+    let name = function_of(function)?;
+    let types::SkipRequest { dry_run } = api.json_request(request).await?;
+    let function = api.function(&name)?;
+    let mut partitions = Vec::new();
+    for unit in function.units {
+        let gone = if dry_run { unit.gone() } else { unit.skip().await };
+        partitions.extend(gone.map(|gone| skipped(unit.unit(), &gone)));
+    }
+    let records = partitions.iter().map(|skipped| skipped.records).sum();
+    Ok(Json(types::SkipAnswer { function: name.to_string(), dry_run, records, partitions }))
+}
+
+fn skipped(unit: &Unit, gone: &Gone) -> types::Skipped {
+    types::Skipped {
+        topic: unit.topic.to_string(),
+        partition: unit.partition,
+        redrive: gone.stream == Stream::Redrive,
+        records: gone.records,
+        from: gone.wanted,
+        to: gone.earliest,
+    }
 }
 
 impl<B: Broker + Catalog, R: Revision> Shared<B, R> {
@@ -111,8 +156,10 @@ impl Observed {
             next: *source_next,
             totals: shown(progress.source.totals),
             parked: parked as u64,
+            redriven_lag: stream_lag(info.redrive_next, &progress.redrive),
+            gone: self.live(unit).and_then(UnitStatus::gone).map_or(0, |gone| gone.records),
             stopped: figures.and_then(|figures| figures.stopped).map(|stopped| match stopped {
-                Stopped::Gone(why) => format!("its position no longer exists: {why}"),
+                Stopped::Gone(gone) => format!("its position no longer exists: {gone}"),
                 Stopped::Refused(why) => format!("the log refuses even a dead letter: {why}"),
             }),
         }
@@ -130,9 +177,11 @@ pub(super) const fn breaker_name(phase: Phase) -> &'static str {
 
 /// Records of both logs that are published and not settled.
 pub(super) fn lag_records(info: &UnitInfo) -> u64 {
-    let lag =
-        |next: u64, stream: &StreamProgress| next.saturating_sub(stream.resume).saturating_sub(settled_above(stream));
-    lag(info.source_next, &info.progress.source) + lag(info.redrive_next, &info.progress.redrive)
+    stream_lag(info.source_next, &info.progress.source) + stream_lag(info.redrive_next, &info.progress.redrive)
+}
+
+fn stream_lag(next: u64, stream: &StreamProgress) -> u64 {
+    next.saturating_sub(stream.resume).saturating_sub(settled_above(stream))
 }
 
 /// The age of the oldest record that is not settled.

@@ -26,7 +26,7 @@ use super::problem::{Kind, Refusal};
 use super::request::{no_query, topic_of};
 use super::trace::Trace;
 use super::types::{IDEMPOTENCY_KEY_HEADER, KEY_HEADER, Place, Published};
-use crate::broker::{Broker, Outgoing, Placing, PublishError};
+use crate::broker::{Broker, Catalog, Outgoing, Placing, PublishError};
 use crate::worker::Revision;
 
 /// The `source` of events that are published as plain data.
@@ -35,7 +35,7 @@ pub const PLAIN_SOURCE: &str = "/millrace/http";
 const OCTETS: &str = "application/octet-stream";
 
 /// `POST /v1/topics/{topic}/events`
-pub(super) async fn publish<B: Broker, R: Revision>(
+pub(super) async fn publish<B: Broker + Catalog, R: Revision>(
     State(api): State<Arc<Shared<B, R>>>,
     topic: Result<Path<String>, PathRejection>,
     request: Request,
@@ -54,7 +54,13 @@ pub(super) async fn publish<B: Broker, R: Revision>(
     let events = given.events(&parts.headers, &body.bytes, || plain_defaults(&api.ids.next(), now))?;
     let records = given.records(&topic, events, now)?;
     let count = records.len() as u64;
-    let placements = if records.is_empty() { Vec::new() } else { given.name(api.broker.publish(records).await)? };
+    let placements = match records.len() {
+        0 => Vec::new(),
+        _ => match given.name(api.broker.publish(records).await) {
+            Ok(placements) => placements,
+            Err(refusal) => return Err(api.with_topics(refusal).await),
+        },
+    };
     api.metrics.sent(&topic, count);
     let placements = placements.iter().map(|at| Place { partition: at.partition, offset: at.offset }).collect();
     Ok((StatusCode::ACCEPTED, Json(Published { topic: topic.to_string(), placements })).into_response())

@@ -125,7 +125,7 @@ impl<B: Broker + Catalog, R: Revision> Shared<B, R> {
         names.sort_unstable();
         names.dedup();
         match &filter.function {
-            Some(wanted) if !names.contains(wanted) => Err(unknown(wanted)),
+            Some(wanted) if !names.contains(wanted) => Err(unknown(wanted, &names)),
             Some(wanted) => Ok(vec![wanted.clone()]),
             None => Ok(names),
         }

@@ -95,6 +95,11 @@ impl Refusal {
         Self::new(Kind::MalformedRequest, detail)
     }
 
+    /// Whether it is of this kind.
+    pub(super) fn is(&self, kind: Kind) -> bool {
+        self.kind == kind
+    }
+
     /// Names the offending event of a batch.
     pub(super) fn at(self, index: usize) -> Self {
         Self { index: Some(index), ..self }
@@ -120,7 +125,9 @@ impl From<PublishError> for Refusal {
     fn from(error: PublishError) -> Self {
         match error {
             PublishError::UnknownTopic { index, .. } => Self::new(Kind::UnknownTopic, error).at(index),
-            PublishError::TooLarge { index, .. } => Self::new(Kind::TooLarge, error).at(index),
+            PublishError::TooLarge { index, .. } => Self::new(Kind::TooLarge, error)
+                .and("put what is large elsewhere, and a reference into the event")
+                .at(index),
             PublishError::Full(_) => Self::new(Kind::LogFull, error).retry_later(),
             PublishError::Busy => Self::new(Kind::LogBusy, error).and("publish more slowly").retry_soon(),
             PublishError::Broker(error) => error.into(),
@@ -149,7 +156,9 @@ impl From<CatalogError> for Refusal {
         match error {
             CatalogError::UnknownTopic(_) => Self::new(Kind::UnknownTopic, error),
             CatalogError::UnknownPartition(..) => Self::new(Kind::UnknownPartition, error),
-            CatalogError::UnknownLetter(..) => Self::new(Kind::UnknownDeadLetter, error),
+            CatalogError::UnknownLetter(..) => Self::new(Kind::UnknownDeadLetter, error).and(
+                "`millrace dead-letters list --status all` shows those there are; resolved and discarded ones are removed in time",
+            ),
             CatalogError::NotOpen { .. } => Self::new(Kind::DeadLetterNotOpen, error)
                 .and("`force` (on the command line `--force`) does it all the same"),
             CatalogError::PartitionCount { .. } => Self::new(Kind::Internal, error),

@@ -79,8 +79,9 @@ pub(super) async fn read<B: Broker + Catalog, R: Revision>(
         return Err(Refusal::malformed(format_args!("parameter `wait` must lie between 0 and {max} seconds")));
     }
     let topics = api.broker.topics().await?;
-    let info = topics.into_iter().find(|info| info.name == topic.as_str());
-    let info = info.ok_or_else(|| CatalogError::UnknownTopic(topic.clone()))?;
+    let Some(info) = topics.iter().find(|info| info.name == topic.as_str()) else {
+        return Err(Refusal::from(CatalogError::UnknownTopic(topic)).and(declared(&topics)));
+    };
     let mut next = from.places(&topic, partition, &info.partitions)?;
     let mut records = page_of(&*api.broker, &topic, &mut next, limit).await?;
     if records.is_empty() && !wait.is_zero() {
@@ -93,6 +94,31 @@ pub(super) async fn read<B: Broker + Catalog, R: Revision>(
         }
     }
     Ok(Json(types::Records { records, next }))
+}
+
+/// What to do about a topic that is not there.
+fn declared(topics: &[TopicInfo]) -> String {
+    /// Names that are told.
+    const TOLD: usize = 10;
+    let own: Vec<String> =
+        topics.iter().filter(|topic| !topic.internal).map(|topic| format!("`{}`", topic.name)).collect();
+    let names = own.iter().take(TOLD).map(String::as_str).collect::<Vec<_>>().join(", ");
+    let there_is = match own.len() {
+        0 => String::new(),
+        1..=TOLD => format!("there is {names}; "),
+        more => format!("there is {names} and {} more; ", more - TOLD),
+    };
+    format!("{there_is}a topic is made when a manifest names it, for example under [topics]")
+}
+
+impl<B: Broker + Catalog, R: Revision> Shared<B, R> {
+    /// The same refusal, and if it is about a topic that is not there, what to do about it.
+    pub(super) async fn with_topics(&self, refusal: Refusal) -> Refusal {
+        match self.broker.topics().await {
+            Ok(topics) if refusal.is(Kind::UnknownTopic) => refusal.and(declared(&topics)),
+            Ok(_) | Err(_) => refusal,
+        }
+    }
 }
 
 /// Where to begin to read.

@@ -206,9 +206,58 @@ pub struct UnitStatus {
     pub totals: Totals,
     /// Records held back behind failing keys.
     pub parked: u64,
+    /// Redriven records that are not settled.
+    #[serde(default)]
+    pub redriven_lag: u64,
     /// Why it waits for an operator, if it does.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub stopped: Option<String>,
+    /// Records that were removed before it read them; it waits until they are skipped.
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub gone: u64,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde asks for a reference")]
+const fn is_zero(n: &u64) -> bool {
+    *n == 0
+}
+
+/// `POST /v1/functions/{function}/skip`: lets partitions go on whose position no longer exists.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SkipRequest {
+    /// Only say what would be skipped.
+    pub dry_run: bool,
+}
+
+/// What was skipped, or would be.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SkipAnswer {
+    /// The function.
+    pub function: String,
+    /// Whether nothing was done.
+    pub dry_run: bool,
+    /// Records of all partitions together.
+    pub records: u64,
+    /// The partitions that waited, by topic and number.
+    pub partitions: Vec<Skipped>,
+}
+
+/// What was skipped of one partition.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Skipped {
+    /// The source topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: u32,
+    /// Whether it was of the redrive log, and not of the topic itself.
+    pub redrive: bool,
+    /// Records that are gone.
+    pub records: u64,
+    /// The offset that the function wanted.
+    pub from: u64,
+    /// The oldest offset there is: where it goes on.
+    pub to: u64,
 }
 
 /// `GET /v1/dead-letters?function=&status=&category=&topic=&after=&limit=`. `status` is `open` (as without it),

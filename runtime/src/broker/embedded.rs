@@ -3,16 +3,17 @@
 //! Where things are: `layout` (the directory and its lock), `preflight` (files looked over before they are opened), `storage`
 //! (the engine), one file per kind of record (`batch`, `index`, `topic`, `start`, `unit`, `keys`, `letter`, `deployment`, `meta`,
 //! on top of `frame`), `recovery` (what is committed, read back), `state` and `log` (the same in memory), `prepare` (encoding in
-//! the caller's task), `committer` and `group` (the one thread that writes), `subscribe`, `letters`, `room` and `registry` (what
-//! else it does), `retention` (what may go), `read` and `partition` (fetching), `catalog`.
+//! the caller's task), `committer` and `group` (the one thread that writes), `subscribe`, `letters`, `decision`, `room`, `clear` and `registry`
+//! (what else it does), `retention` (what may go), `fullness` (what does not), `read` and `partition` (fetching), `catalog`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use millrace_core::limits;
 use millrace_core::name::{FunctionName, Topic};
 use millrace_core::time::Timestamp;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -33,9 +34,12 @@ use crate::clock::Clock;
 
 mod batch;
 mod catalog;
+mod clear;
 mod committer;
+mod decision;
 mod deployment;
 mod frame;
+mod fullness;
 mod group;
 mod index;
 mod keys;
@@ -77,8 +81,11 @@ pub struct Options {
     pub prefix: String,
     /// For topics without a retention of their own.
     pub retention: Retention,
-    /// Bytes of records that the log keeps. At this bound the oldest settled records of all topics are removed; when that
-    /// does not help, publishing is refused. Commits go on up to a quarter more.
+    /// How long resolved and discarded dead letters are kept.
+    pub letter_retention: Duration,
+    /// Bytes of records that the log keeps, dead letters among them. At this bound the oldest settled records of all topics
+    /// are removed, and then dead letters that are resolved or discarded; when that does not help, publishing is refused.
+    /// Commits go on up to a quarter more.
     pub size_max_bytes: u64,
     /// Largest record in bytes of key, value and headers. Topics of our own take 64 KiB more.
     pub record_max_bytes: usize,
@@ -87,7 +94,8 @@ pub struct Options {
 }
 
 impl Options {
-    /// The defaults: prefix `millrace`, records kept for 7 days, 8 GiB in all, 1 MiB a record, the system's clock.
+    /// The defaults: prefix `millrace`, records kept for 7 days and closed dead letters for 30, 8 GiB in all, 1 MiB a
+    /// record, the system's clock.
     #[must_use]
     pub fn new(dir: impl Into<PathBuf>) -> Self {
         const DAY: Duration = Duration::from_secs(24 * 3600);
@@ -95,6 +103,7 @@ impl Options {
             dir: dir.into(),
             prefix: "millrace".to_owned(),
             retention: Retention { max_age: Some(7 * DAY), max_bytes: None },
+            letter_retention: limits::DEAD_LETTER_DEFAULT_RETENTION,
             size_max_bytes: 8 << 30,
             record_max_bytes: 1 << 20,
             clock: Clock::system(),
@@ -257,14 +266,30 @@ impl EmbeddedLog {
         error.unwrap_or_else(|| self.stopped())
     }
 
-    /// Removes what retention allows and the size bound asks for at this time, and idempotency keys older than their
-    /// windows. To be called every few seconds; [`EmbeddedLog::maintain`] does.
+    /// Removes what retention allows and the size bound asks for at this time, dead letters that are done with, and
+    /// idempotency keys older than their windows. To be called every few seconds; [`EmbeddedLog::maintain`] does.
     ///
     /// # Errors
     /// If the log could not act.
     pub async fn tick(&self, now: Timestamp) -> Result<(), Error> {
         // Each pass is short, so that nobody waits long behind it.
         while self.alone(move |committer| committer.tick(now)).await?? {}
+        if self.state().is_clearing_due(now) { self.clear_letters(now).await } else { Ok(()) }
+    }
+
+    /// Removes dead letters that are done with.
+    async fn clear_letters(&self, now: Timestamp) -> Result<(), Error> {
+        let functions: BTreeSet<_> = self.state().units().iter().map(|unit| unit.unit.function.clone()).collect();
+        for function in functions {
+            let Some(mut survey) = self.blocking(move |state| clear::survey(state, &function)).await?? else {
+                continue;
+            };
+            let mut more = true;
+            while more {
+                (survey, more) =
+                    self.alone(move |committer| committer.clear(&mut survey, now).map(|more| (survey, more))).await??;
+            }
+        }
         Ok(())
     }
 
@@ -280,8 +305,8 @@ impl EmbeddedLog {
         }
     }
 
-    /// Gives a topic a retention of its own; none goes back to the log's. Dead letters are kept whatever it says, and
-    /// redriven records until they are settled.
+    /// Gives a topic a retention of its own; none goes back to the log's. Dead letters have theirs, whatever it says, and
+    /// redriven records are kept until they are settled.
     ///
     /// # Errors
     /// If there is no such topic, or the log could not act.

@@ -205,9 +205,11 @@ fn topic(args: &Args, manifest: &Manifest) -> Result<Topic, Error> {
             format_args!("no function reads `{topic}`"),
             format_args!("name one of {}", sources().map(Topic::as_str).collect::<Vec<_>>().join(", ")),
         )),
-        None => sources().find(|topic| !emitted(topic)).or_else(|| sources().next()).cloned().ok_or_else(|| {
-            Error::failed("the application has no function", "add one to millrace.toml")
-        }),
+        None => sources()
+            .find(|topic| !emitted(topic))
+            .or_else(|| sources().next())
+            .cloned()
+            .ok_or_else(|| Error::failed("the application has no function", "add one to millrace.toml")),
     }
 }
 
@@ -281,7 +283,8 @@ async fn settle(
         tokio::time::sleep(LOOK_EVERY).await;
         let status: Status = client.get(&Target::new(["v1", "status"])).await?;
         let at = Instant::now();
-        let readers = || status.functions.iter().filter(|f| f.topics.iter().any(|topic| topic == load.topic().as_str()));
+        let readers =
+            || status.functions.iter().filter(|f| f.topics.iter().any(|topic| topic == load.topic().as_str()));
         let settled = readers().map(|function| function.totals.sum()).min().unwrap_or(0);
         let all: u64 = status.functions.iter().map(|function| function.totals.sum()).sum();
         let open: u64 = status.functions.iter().map(|function| function.lag_records + function.parked).sum();
@@ -354,7 +357,10 @@ fn show(report: &Report, console: &mut Console) -> Result<Exit, Error> {
         console.line(format_args!("  {cpu:.1} µs of CPU time per event, sending them included"))?;
     }
     if report.requests_refused > 0 {
-        console.line(format_args!("  {} refused for a moment, and sent again", format::counted(report.requests_refused, "request")))?;
+        console.line(format_args!(
+            "  {} refused for a moment, and sent again",
+            format::counted(report.requests_refused, "request")
+        ))?;
     }
     if let Some(latency) = &report.latency {
         console.line(format_args!(

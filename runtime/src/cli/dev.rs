@@ -1,5 +1,6 @@
 //! `millrace dev`: an application on this machine, rebuilt and swapped while it runs.
 
+use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -36,6 +37,16 @@ pub(crate) struct Args {
     flags: Flags,
 }
 
+impl Args {
+    /// The threads that the configuration asks for; none if there is no configuration that can be used, which is told
+    /// later.
+    pub(crate) fn threads(&self) -> Option<NonZeroUsize> {
+        let given = self.directory.canonicalize().ok()?;
+        let directory = if given.is_file() { given.parent()?.to_owned() } else { given };
+        config::load(&self.flags, &directory).ok().map(|resolved| resolved.config.threads)
+    }
+}
+
 /// An application and the process that runs it.
 struct Dev {
     directory: PathBuf,
@@ -57,21 +68,25 @@ pub(crate) async fn run(args: Args, context: &mut Context) -> Result<Exit, Error
     }
     let server = Server::open(config).await.map_err(|e| Error::failed(e, "then start again"))?;
     let made = server.make_topics(&application.manifest).await;
-    made.map_err(|e| Error::failed(e, "change the manifest, or use another data directory"))?;
+    made.map_err(|e| Error::failed(e, "then start again"))?;
     let retired = server.retire_others(&application.manifest).await;
-    retired.map_err(|e| Error::failed(e, "what was acknowledged is safe; start again to recover"))?;
+    retired.map_err(|e| Error::failed(e, "start again to recover"))?;
     let dev = Dev { directory, application, server };
     for function in &dev.application.manifest.functions {
         dev.activate(function, context).await?;
     }
-    let listener = dev.server.listen().await.map_err(|e| Error::failed(e, "or stop the other process"))?;
+    let listener = dev
+        .server
+        .listen()
+        .await
+        .map_err(|e| Error::failed(e, "choose another address with --listen, or stop the other process"))?;
     let address = listener.local_addr().map_err(|e| Error::file("the address listened on", &e))?;
     dev.say_where_to_look(address, began.elapsed(), context)?;
     let (changes, changed) = mpsc::channel(1);
     let watching = if args.no_watch { None } else { watch::start(&dev.directory, &dev.application.manifest, changes) };
     let serving = dev.server.run(listener, stop);
     tokio::select! {
-        ended = serving => ended.map_err(|e| Error::failed(e, "what was acknowledged is safe; start again to recover"))?,
+        ended = serving => ended.map_err(|e| Error::failed(e, "start again to recover"))?,
         error = follow(&dev, changed, watching.is_some(), context) => return Err(error),
     }
     context.console.note("Stopped. Everything that was settled is kept; start again to go on.")?;

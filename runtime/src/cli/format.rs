@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+pub(crate) use millrace_core::units::rounded as bytes;
+
 use super::output::Style;
 
 /// A whole number with its thousands apart.
@@ -21,23 +23,6 @@ pub(crate) fn count(n: u64) -> String {
 pub(crate) fn counted(n: u64, thing: &str) -> String {
     let plural = if n == 1 { "" } else { "s" };
     format!("{} {thing}{plural}", count(n))
-}
-
-/// A number of bytes in three digits.
-pub(crate) fn bytes(n: u64) -> String {
-    const UNITS: [&str; 5] = ["KiB", "MiB", "GiB", "TiB", "PiB"];
-    if n < 1024 {
-        return format!("{n} B");
-    }
-    #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
-    let mut amount = n as f64 / 1024.0;
-    let mut unit = 0;
-    while amount >= 999.5 && unit + 1 < UNITS.len() {
-        amount /= 1024.0;
-        unit += 1;
-    }
-    let decimals = if amount < 9.995 { 2 } else { usize::from(amount < 99.95) };
-    format!("{amount:.decimals$} {}", UNITS[unit])
 }
 
 /// A duration in its two largest units.
@@ -197,18 +182,6 @@ mod tests {
     fn figures_are_written_for_people() {
         for (n, expected) in [(0, "0"), (999, "999"), (1000, "1,000"), (1_234_567, "1,234,567")] {
             assert_eq!(count(n), expected);
-        }
-        for (n, expected) in [
-            (0, "0 B"),
-            (1023, "1023 B"),
-            (1024, "1.00 KiB"),
-            (10_230, "9.99 KiB"),
-            (10_240, "10.0 KiB"),
-            (102_400, "100 KiB"),
-            (1_047_552, "1.00 MiB"),
-            (u64::MAX, "16384 PiB"),
-        ] {
-            assert_eq!(bytes(n), expected);
         }
         assert_eq!((counted(1, "event"), counted(2000, "event")), ("1 event".into(), "2,000 events".into()));
     }

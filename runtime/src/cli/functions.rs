@@ -1,5 +1,7 @@
 //! `millrace functions`.
 
+use clap::Subcommand;
+
 use super::client::Target;
 use super::error::{Error, Exit};
 use super::format::{self, Cell, Side, Table};
@@ -7,10 +9,13 @@ use super::output::Style;
 use super::{Context, status};
 use crate::api::types::{FunctionStatus, Status};
 
+mod skip;
+
 const EXAMPLES: &str = "\
 Examples:
   millrace functions
-  millrace functions --json";
+  millrace functions --json
+  millrace functions skip shop.pay --dry-run";
 
 /// Characters of a component's digest that are shown: enough to tell two apart.
 const DIGEST_CHARS: usize = 12;
@@ -18,10 +23,27 @@ const DIGEST_CHARS: usize = 12;
 /// Arguments of `millrace functions`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
-pub(super) struct Args {}
+pub(super) struct Args {
+    #[command(subcommand)]
+    command: Option<Command>,
+}
 
-/// Lists functions.
-pub(super) async fn run(_args: &Args, context: &mut Context) -> Result<Exit, Error> {
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Let a function go on whose position no longer exists, and count what is gone as skipped
+    #[command(after_help = skip::EXAMPLES)]
+    Skip(skip::Args),
+}
+
+/// Lists functions, or does what is asked.
+pub(super) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Error> {
+    match &args.command {
+        None => list(context).await,
+        Some(Command::Skip(args)) => skip::run(args, context).await,
+    }
+}
+
+async fn list(context: &mut Context) -> Result<Exit, Error> {
     let functions: Status = context.client()?.get(&Target::new(["v1", "functions"])).await?;
     let console = &mut context.console;
     if console.is_json() {

@@ -8,7 +8,7 @@ use millrace_core::codec::json;
 use millrace_core::event::Event;
 use millrace_core::identity;
 use millrace_core::manifest::{Function, Manifest};
-use millrace_core::outcome::Outcome;
+use millrace_core::outcome::{Failure, Outcome};
 use serde::Serialize;
 
 use super::error::{Error, Exit};
@@ -76,13 +76,11 @@ pub(crate) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Erro
     let intake = server::intake(function).map_err(|e| Error::failed(e, "mend the manifest"))?;
     let key = event.extension("partitionkey").map(|key| key.clone().into_bytes());
     let filtered = match &intake.filter {
-        Some(filter) => !filter.matches(&event, key.as_ref()).map_err(|f| Error::failed(f.reason, "mend the event"))?,
+        Some(filter) => !filter.matches(&event, key.as_ref()).map_err(|f| unusable(&args.event, &f))?,
         None => false,
     };
     let idempotency_key = match &intake.key {
-        Some(expression) => {
-            expression.evaluate(&event, key.as_ref()).map_err(|f| Error::failed(f.reason, "mend the event"))?
-        }
+        Some(expression) => expression.evaluate(&event, key.as_ref()).map_err(|f| unusable(&args.event, &f))?,
         None => identity::default_idempotency_key(&event),
     };
     let mut guest = guest(function, directory).await?;
@@ -117,14 +115,24 @@ fn read_event(file: &Path) -> Result<Event, Error> {
     if file == Path::new("-") {
         std::io::stdin().lock().read_to_end(&mut bytes).map_err(|e| Error::file("standard input", &e))?;
     } else {
-        bytes = std::fs::read(file).map_err(|e| Error::file(file.display(), &e))?;
+        bytes = std::fs::read(file)
+            .map_err(|e| Error::file(format_args!("cannot read the event in {}", file.display()), &e))?;
     }
     json::parse_event(&bytes).map_err(|failure| {
         Error::failed(
-            format_args!("{} is not a CloudEvent: {}", file.display(), failure.reason),
+            format_args!("{} is not a CloudEvent: {}", named(file), failure.reason),
             "write an object with specversion, id, source, type and data",
         )
     })
+}
+
+fn named(file: &Path) -> String {
+    if file == Path::new("-") { "standard input".to_owned() } else { file.display().to_string() }
+}
+
+/// The filter or the key expression fails over the event.
+fn unusable(file: &Path, failure: &Failure) -> Error {
+    Error::failed(format_args!("the event in {}: {}", named(file), failure.reason), "mend the event, or the expression")
 }
 
 async fn guest(function: &Function, directory: &Path) -> Result<sandbox::Guest, Error> {

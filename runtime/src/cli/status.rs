@@ -90,6 +90,15 @@ pub(crate) async fn read(client: &Client, function: Option<&str>) -> Result<Stat
     Ok(status)
 }
 
+/// A full name as it is, so that functions can be named that run no more; a short one is looked up.
+pub(super) async fn full_name(name: &str, client: &Client) -> Result<String, Error> {
+    if name.contains('.') {
+        return Ok(name.to_owned());
+    }
+    let status = read(client, Some(name)).await?;
+    Ok(status.functions.into_iter().next().map_or_else(|| name.to_owned(), |function| function.name))
+}
+
 /// Where the function with this name is: its full name, or its name within an application.
 pub(super) fn position(functions: &[FunctionStatus], name: &str) -> Result<usize, Error> {
     let fits = |f: &FunctionStatus| f.name == name || f.name.split_once('.').is_some_and(|(_, short)| short == name);
@@ -130,11 +139,8 @@ pub(crate) async fn wait_settled(
     let mut before: Option<Vec<Totals>> = None;
     loop {
         let status = read(client, function).await?;
-        if let Some(reason) = stopped(&status) {
-            return Err(Error::failed(
-                reason,
-                "look at the server's log, and decide what is to become of the partition",
-            ));
+        if let Some((reason, fix)) = stopped(&status) {
+            return Err(Error::failed(reason, fix));
         }
         // Functions are read one after the other: one that was read as settled may since have got what another one
         // emitted. So the same figures must be seen twice.
@@ -160,12 +166,17 @@ pub(crate) fn is_settled(status: &Status) -> bool {
     status.functions.iter().all(|f| f.lag_records == 0 && f.parked == 0)
 }
 
-/// The first partition that waits for an operator, and why.
-fn stopped(status: &Status) -> Option<String> {
+/// The first partition that waits for an operator: why, and what can be done.
+fn stopped(status: &Status) -> Option<(String, String)> {
     status.functions.iter().find_map(|function| {
         let unit = function.units.iter().find(|unit| unit.stopped.is_some())?;
         let why = format::one_line(unit.stopped.as_deref().unwrap_or_default(), 500);
-        Some(format!("{} has stopped on {}/{}: {why}", function.name, unit.topic, unit.partition))
+        let fix = if unit.gone > 0 {
+            format!("skip what is gone with `millrace functions skip {}`; --dry-run only counts it", function.name)
+        } else {
+            "look at the server's log, and decide what is to become of the partition".to_owned()
+        };
+        Some((format!("{} has stopped on {}/{}: {why}", function.name, unit.topic, unit.partition), fix))
     })
 }
 
@@ -257,7 +268,8 @@ fn units(f: &FunctionStatus) -> Table {
     for unit in &f.units {
         let state = match &unit.stopped {
             Some(why) => Cell::styled(format!("stopped: {}", format::one_line(why, 200)), Style::Bad),
-            None if unit.resume < unit.next => Cell::styled("behind", Style::Notable),
+            None if unit.parked > 0 => Cell::styled("retrying", Style::Notable),
+            None if unit.resume < unit.next || unit.redriven_lag > 0 => Cell::styled("behind", Style::Notable),
             None => Cell::styled("settled", Style::Good),
         };
         table.row(vec![
@@ -283,6 +295,12 @@ fn notices(status: &Status, console: &mut Console) -> Result<(), Error> {
             "{} {waits} for somebody: millrace dead-letters list",
             format::counted(letters, "dead letter")
         ))?;
+    }
+    for f in status.functions.iter().filter(|f| f.units.iter().any(|unit| unit.gone > 0)) {
+        let gone = format::counted(f.units.iter().map(|unit| unit.gone).sum(), "record");
+        let name = format::one_line(&f.name, 127);
+        console
+            .line(format_args!("{gone} of {name} are gone, and it waits: millrace functions skip {name} --dry-run"))?;
     }
     for f in status.functions.iter().filter(|f| !f.balanced) {
         let text = format!("The accounts of {} do not balance: please report this with the output of --json.", f.name);
@@ -391,5 +409,33 @@ The accounts of shop.ship do not balance: please report this with the output of 
         let server = Server::answering([status(&[stopped])]).await;
         let err = server.run(&["status", "--wait-settled"]).await.refused(Exit::Failed);
         assert!(err.starts_with("error: shop.pay has stopped on orders/0: records 5 to 9 are gone"), "{err}");
+        assert!(err.contains("look at the server's log"), "{err}");
+
+        let mut stopped = function("shop.pay", &json!({"lag_records": 2}));
+        (stopped["units"][0]["stopped"], stopped["units"][0]["gone"]) = ("gone".into(), 4.into());
+        let server = Server::answering([status(&[stopped.clone()]), status(&[stopped])]).await;
+        let err = server.run(&["status", "--wait-settled"]).await.refused(Exit::Failed);
+        assert!(err.contains("fix: skip what is gone with `millrace functions skip shop.pay`"), "{err}");
+        let out = server.run(&["status"]).await.done();
+        assert!(
+            out.contains("4 records of shop.pay are gone, and it waits: millrace functions skip shop.pay --dry-run"),
+            "{out}"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_partition_is_settled_when_its_redriven_records_are_too() {
+        for (change, expected) in [
+            (json!({}), "settled"),
+            (json!({"redriven_lag": 1}), "behind"),
+            (json!({"redriven_lag": 1, "parked": 1}), "retrying"),
+        ] {
+            let mut pay = function("shop.pay", &json!({}));
+            pay["units"][0].as_object_mut().unwrap().extend(change.as_object().unwrap().clone());
+            let server = Server::answering([status(&[pay])]).await;
+            let out = server.run(&["status", "shop.pay"]).await.done();
+            let line = out.lines().find(|line| line.starts_with("orders/0")).unwrap();
+            assert!(line.trim_end().ends_with(expected), "{line}");
+        }
     }
 }

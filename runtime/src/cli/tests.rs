@@ -116,3 +116,15 @@ async fn completions_know_the_commands() {
         assert!(script.contains("dead-letters") && script.contains("give-up-after"), "{shell}");
     }
 }
+
+#[test]
+fn a_process_that_runs_functions_has_as_many_threads_as_it_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("millrace-config.toml"), "[runtime]\nthreads = 3\n").unwrap();
+    let threads = |more: &[&str]| {
+        let line = [&["millrace", "dev", dir.path().to_str().unwrap()], more].concat();
+        super::runtime(&Cli::try_parse_from(line).unwrap().command).unwrap().metrics().num_workers()
+    };
+    assert_eq!(threads(&[]), 3);
+    assert_eq!(threads(&["--set", "runtime.threads=5"]), 5);
+}

@@ -37,7 +37,7 @@ impl Setting {
 const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// All settings, in the order of the sample.
-pub(super) const SETTINGS: [Setting; 18] = [
+pub(super) const SETTINGS: [Setting; 19] = [
     Setting {
         key: "data.directory",
         about: "The directory that holds everything durable. Only one process can use it at a time.\n\
@@ -51,10 +51,20 @@ pub(super) const SETTINGS: [Setting; 18] = [
     },
     Setting {
         key: "data.max-size",
-        about: "Publishing is refused while the log has more bytes than this on disk.",
+        about: "At this many bytes of records the log removes what functions have settled, then dead letters that are resolved\n\
+                or discarded; when that does not help, publishing is refused.",
         show: |c| Some(quoted(Size(c.storage.max_bytes))),
         example: None,
         apply: |c, text, _| set(&mut c.storage.max_bytes, size(text, limits::MIB as u64..=limits::RETENTION_MAX_BYTES)),
+    },
+    Setting {
+        key: "data.dead-letter-retention",
+        about: "How long dead letters are kept once they are resolved or discarded. Open ones are kept until a person decides.",
+        show: |c| Some(quoted(Period(c.storage.letter_retention))),
+        example: None,
+        apply: |c, text, _| {
+            set(&mut c.storage.letter_retention, duration(text, Duration::from_secs(1)..=limits::RETENTION_MAX_AGE))
+        },
     },
     Setting {
         key: "http.listen",
@@ -97,7 +107,7 @@ pub(super) const SETTINGS: [Setting; 18] = [
     },
     Setting {
         key: "topics.partitions",
-        about: "Partitions of a topic whose manifest does not say.",
+        about: "Partitions of a new topic whose manifest does not say. A topic that exists keeps what it has.",
         show: |c| Some(c.topics.partitions.to_string()),
         example: None,
         apply: |c, text, _| set(&mut c.topics.partitions, count(text, 1..=limits::PARTITIONS_MAX)),
@@ -131,7 +141,7 @@ pub(super) const SETTINGS: [Setting; 18] = [
     },
     Setting {
         key: "runtime.threads",
-        about: "Threads that run functions; without it, one for each core.",
+        about: "Threads that run functions and answer requests; without it, one for each core. The log has its own.",
         show: |c| Some(c.threads.to_string()),
         example: Some("2"),
         apply: |c, text, _| set(&mut c.threads, count(text, NonZeroUsize::MIN..=limits::THREADS_MAX)),

@@ -3,23 +3,25 @@
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use millrace_core::dispatcher::{Dispatcher, Settled, Settlement, Ticket};
+use millrace_core::dispatcher::{Dispatcher, Payload, Settled, Settlement, Ticket};
 use millrace_core::idempotency::Window;
 use millrace_core::intake::Delivered;
 use millrace_core::name::Unit;
 use millrace_core::outcome::Outcome;
 use millrace_core::time::Timestamp;
 use millrace_core::trace::{CAUSATION_ID, CORRELATION_ID, SpanId, TRACE_PARENT, TraceId, TraceParent};
+use tokio::sync::{mpsc, oneshot};
 use tracing::field::{DisplayValue, display};
 
 use super::Counts;
+use super::gone::{Gone, Skip};
 use crate::sandbox::{self, Completion, LogLine};
 
 /// Why a partition waits for an operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Stopped {
     /// Its position no longer exists.
-    Gone(String),
+    Gone(Gone),
     /// The log refused even a dead letter.
     Refused(String),
 }
@@ -44,12 +46,18 @@ pub struct UnitFigures {
 pub struct UnitStatus {
     unit: Unit,
     figures: Mutex<UnitFigures>,
+    skips: mpsc::Sender<Skip>,
 }
 
+/// Operators that may ask at once for the same.
+const SKIPS: usize = 16;
+
 impl UnitStatus {
-    pub(super) fn new(unit: Unit, window: &Window, now: Timestamp) -> Self {
+    /// With where the worker hears that it may skip what is gone.
+    pub(super) fn new(unit: Unit, window: &Window, now: Timestamp) -> (Self, mpsc::Receiver<Skip>) {
         let figures = UnitFigures { keys: window.len(), window: window.effective_span(now), ..UnitFigures::default() };
-        Self { unit, figures: Mutex::new(figures) }
+        let (skips, heard) = mpsc::channel(SKIPS);
+        (Self { unit, figures: Mutex::new(figures), skips }, heard)
     }
 
     /// The unit.
@@ -64,8 +72,35 @@ impl UnitStatus {
         self.lock().clone()
     }
 
+    /// The records that are gone, if it waits for that.
+    #[must_use]
+    pub fn gone(&self) -> Option<Gone> {
+        match &self.lock().stopped {
+            Some(Stopped::Gone(gone)) => Some(gone.clone()),
+            Some(Stopped::Refused(_)) | None => None,
+        }
+    }
+
+    /// Lets it skip what is gone, and answers with that once it is committed; none if it does not wait for this, or not
+    /// any more.
+    pub async fn skip(&self) -> Option<Gone> {
+        let (reply, answer) = oneshot::channel();
+        {
+            // Nobody is asked who does not wait: the word would be taken for one about something else later.
+            let figures = self.lock();
+            if !matches!(figures.stopped, Some(Stopped::Gone(_))) || self.skips.try_send(reply).is_err() {
+                return None;
+            }
+        }
+        answer.await.ok()
+    }
+
     pub(super) fn stop(&self, why: Stopped) {
         self.lock().stopped = Some(why);
+    }
+
+    pub(super) fn go_on(&self) {
+        self.lock().stopped = None;
     }
 
     /// Logs what an attempt said.
@@ -127,7 +162,7 @@ impl UnitStatus {
     }
 
     /// Takes in what was counted up to a commit.
-    pub(super) fn committed<T>(&self, now: Timestamp, dispatcher: &Dispatcher<T>, counts: &Counts) {
+    pub(super) fn committed<T: Payload>(&self, now: Timestamp, dispatcher: &Dispatcher<T>, counts: &Counts) {
         let mut figures = self.lock();
         figures.parked = dispatcher.parked();
         figures.keys = dispatcher.window().len();

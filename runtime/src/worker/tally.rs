@@ -128,7 +128,9 @@ impl Tally {
 mod tests {
     use std::time::Duration;
 
-    use millrace_core::intake::Origin;
+    use millrace_core::dispatcher::Content;
+    use millrace_core::intake::{Intake, Origin};
+    use millrace_core::policy::Ordering;
     use millrace_core::progress::{Position, Stream};
     use millrace_core::record::Record;
 
@@ -137,10 +139,12 @@ mod tests {
     fn settled(offset: u64, published: u64, settlement: Settlement) -> Settled<Box<Delivered>> {
         let record = Record { timestamp: at(published), key: None, value: None, headers: Default::default() };
         let origin = Origin { topic: "t".parse().unwrap(), partition: 0, offset };
-        let (event, key, idempotency_key) = (None, None, None);
-        let payload = Delivered { origin, record, event, key, idempotency_key, redrives: 0 };
-        let position = Position { stream: Stream::Source, offset };
-        Settled { position, payload: Some(Box::new(payload)), settlement }
+        let intake = Intake { ordering: Ordering::None, filter: None, key: None };
+        let payload = match intake.take(Stream::Source, origin, record) {
+            Content::Event { payload, .. } | Content::Refused { payload, .. } => Some(payload),
+            Content::Filtered => None,
+        };
+        Settled { position: Position { stream: Stream::Source, offset }, payload, settlement }
     }
 
     fn at(millis: u64) -> Timestamp {

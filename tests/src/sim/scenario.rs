@@ -87,11 +87,14 @@ pub fn run(seed: u64) -> Report {
             publish_all(broker, world, published, rebalances).await;
             if last {
                 lock(world).faults = Faults::default();
+                return settle(world).await;
             }
-            last && settle(world).await
+            wait_for_parked(world).await;
+            false
         });
         if !last {
             lock(&world).crash();
+            die_soon(&world, &scenario);
         }
     }
     let before_redrive = check::Snapshot::take(&lock(&world));
@@ -109,8 +112,36 @@ pub fn run(seed: u64) -> Report {
     Report { trace: world.trace.clone(), broken }
 }
 
+/// Often a process does not get far before it dies again: what the first restart did must not be what the second one needs.
+pub(super) fn die_soon(world: &Shared, scenario: &Scenario) {
+    loop {
+        let (again, life) = {
+            let mut world = lock(world);
+            (world.rng.percent(50), world.rng.below(60))
+        };
+        if !again {
+            return;
+        }
+        live(world, scenario, async |_, _| tokio::time::sleep(Duration::from_millis(life)).await);
+        lock(world).crash();
+    }
+}
+
+/// Waits, in every other life, for something that a crash might forget.
+async fn wait_for_parked(world: &Shared) {
+    if lock(world).rng.percent(50) {
+        return;
+    }
+    for _ in 0..60 {
+        if lock(world).units.values().any(|stored| !stored.progress.parked.is_empty()) {
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 /// One life of the process: from start until the given future ends, when everything is dropped as in a crash.
-fn live<T>(world: &Shared, scenario: &Scenario, until: impl AsyncFnOnce(&SimBroker, &Shared) -> T) -> T {
+pub(super) fn live<T>(world: &Shared, scenario: &Scenario, until: impl AsyncFnOnce(&SimBroker, &Shared) -> T) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -164,7 +195,7 @@ async fn publish_all(broker: &SimBroker, world: &Shared, published: &[Published]
     tokio::time::sleep(Duration::from_millis(pause)).await;
 }
 
-fn record_of(item: &Published, at: Timestamp) -> (Record, u32) {
+pub(super) fn record_of(item: &Published, at: Timestamp) -> (Record, u32) {
     let key = item.key.as_ref().map(|key| bytes::Bytes::from(key.clone()));
     let hash = partition::hash(key.as_deref(), "/sim", &item.id);
     let (ty, plan) = match item.kind {
@@ -191,7 +222,7 @@ fn record_of(item: &Published, at: Timestamp) -> (Record, u32) {
 }
 
 /// Waits until every record of every unit is settled; false if that does not come.
-async fn settle(world: &Shared) -> bool {
+pub(super) async fn settle(world: &Shared) -> bool {
     for _ in 0..4000 {
         tokio::time::sleep(Duration::from_secs(1)).await;
         if is_settled(&lock(world)) {

@@ -8,7 +8,7 @@ use millrace::broker::{Commit, KeyBlock, LetterId, LetterStatus, Restored};
 use millrace_core::letter;
 use millrace_core::name::{Topic, Unit};
 use millrace_core::partition;
-use millrace_core::progress::Progress;
+use millrace_core::progress::{Progress, Stream};
 use millrace_core::record::Record;
 use millrace_core::time::Timestamp;
 
@@ -70,6 +70,22 @@ pub(super) fn lock(world: &Shared) -> MutexGuard<'_, World> {
     world.lock().expect("nothing panics while it holds the world")
 }
 
+/// A parked head is in each commit until it is settled: else a restart would forget its attempts.
+fn assert_heads_survive(before: &Progress, next: &Progress) {
+    for head in &before.parked {
+        let stream = match head.position.stream {
+            Stream::Source => &next.source,
+            Stream::Redrive => &next.redrive,
+        };
+        let offset = head.position.offset;
+        let settled = offset < stream.resume || stream.settled_above.iter().any(|range| range.contains(&offset));
+        let found = next.parked.iter().find(|found| found.position == head.position);
+        let kept =
+            found.is_some_and(|found| found.attempts >= head.attempts && found.first_failed_at == head.first_failed_at);
+        assert!(settled || kept, "the {} attempts at {:?} are forgotten: {found:?}", head.attempts, head.position);
+    }
+}
+
 impl World {
     pub(super) fn new(seed: u64, partitions: u32, faults: Faults) -> Self {
         Self {
@@ -119,6 +135,7 @@ impl World {
         let before = self.units.get(&unit).map(|stored| stored.progress.clone()).unwrap_or_default();
         assert_eq!(commit.progress.commits, before.commits + 1, "commits of a unit follow one another");
         assert!(commit.progress.source.resume >= before.source.resume, "the resume point never goes back");
+        assert_heads_survive(&before, &commit.progress);
         self.note(format_args!(
             "commit {unit}: resume {} {:?} outputs {} letters {} keys {}",
             commit.progress.source.resume,

@@ -15,6 +15,14 @@ const POLICY: Policy = Policy {
     concurrency: 1,
 };
 
+impl Payload for u64 {
+    fn size_bytes(&self) -> usize {
+        8
+    }
+
+    fn detach(&mut self) {}
+}
+
 /// Runs a script of steps, and compares what the dispatcher asks for.
 ///
 /// Steps: `a:x` delivers a record with ordering key `a` and idempotency key `x` (`-` for no ordering key; the next
@@ -263,4 +271,47 @@ fn the_accounts_name_each_outcome() {
         (totals.completed, totals.duplicate, totals.filtered, totals.dead_lettered, totals.not_a_record),
         (1, 1, 1, 2, 1)
     );
+}
+
+#[test]
+fn what_is_gone_is_skipped_and_counted() {
+    let mut machine = run(POLICY, "a:1 a:2 b:3; transient; ok; seal; commit; restart");
+    // Offsets 0 to 9 are removed; 2 is settled, and 0 was parked.
+    assert_eq!(machine.dispatcher.missing(Stream::Source, 10), 9);
+    machine.input(Input::Gone { stream: Stream::Source, earliest: 10 });
+    assert_eq!(machine.dispatcher.missing(Stream::Source, 10), 0);
+    let progress = machine.dispatcher.seal(machine.now).progress;
+    assert_eq!((progress.source.resume, progress.source.totals.skipped), (10, 9));
+    assert!(progress.parked.is_empty() && progress.source.settled_above.is_empty());
+    assert_eq!(machine.dispatcher.wants().map(|wants| wants.source), Some(10));
+}
+
+/// A redriven event can come before one with the same keys that failed already, and the breaker can hold back both.
+#[test]
+fn one_that_failed_before_does_not_block_what_is_before_it_in_its_lane() {
+    let mut machine = run(POLICY, "a:1; transient; seal; commit; restart");
+    let (lane, key) = (LaneId::of(Ordering::Key, Some(b"a")), KeyHash(u128::from(b'1')));
+    machine.step("nothing");
+    let redriven = Arrival { offset: 0, content: Content::Event { payload: 7, lane, key } };
+    machine.input(Input::Delivered { stream: Stream::Redrive, arrivals: vec![redriven], next: 1 });
+    machine.step("a:1");
+    machine.step("all");
+    machine.step("ok");
+    machine.step("wait");
+    // The second is a duplicate of the first now.
+    assert_eq!(machine.trace.join(" "), "run0 run0 done0 dup0");
+    assert_eq!(machine.dispatcher.parked(), 0);
+}
+
+/// A half-open breaker is asked for a trial only if there can be one; else its worker would ask without end.
+#[test]
+fn what_waits_for_a_commit_does_not_wait_to_be_admitted() {
+    let mut machine = run(POLICY, "a:1 b:2; ok; ok; seal; refuse; nothing; a:1 b:2");
+    assert!(machine.dispatcher.has_ready());
+    machine.step("one");
+    machine.step("ok");
+    assert!(!machine.dispatcher.has_ready());
+    machine.step("seal");
+    machine.step("commit");
+    assert!(machine.dispatcher.has_ready());
 }

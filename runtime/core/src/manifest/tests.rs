@@ -170,6 +170,11 @@ fn a_typing_error_is_answered_with_the_nearest_key() {
         ("idempotency = { colour = 1 }", &["unknown key; known here: window, key, max-keys"]),
         ("limits = { fuel = 1 }", &["functions.greet.limits.fuel: unknown key; known here: time, memory"]),
         ("dead-letter = { deadline = { transiet = '1h' } }", &["did you mean `transient`?"]),
+        (
+            "[[functions.greet.retry]]",
+            &["line 6, column 19: functions.greet.retry: a list stands where a table belongs"],
+        ),
+        ("[functions.greet.filter]", &["line 6, column 18: functions.greet.filter: a table stands where"]),
         ("[function.x]", &["line 6, column 2: function: unknown key; did you mean `functions`?"]),
         ("[topics.t]\npartition = 3", &["topics.t.partition: unknown key; did you mean `partitions`?"]),
         ("ordering = 'keys'", &["`keys` is not one of the choices; did you mean `key`?"]),
@@ -416,4 +421,10 @@ proptest! {
             prop_assert_eq!(Manifest::parse(&manifest.to_toml()).map(|(m, _)| m), Ok(manifest));
         }
     }
+}
+
+#[test]
+fn what_is_wrong_once_is_said_once() {
+    let text = "application = 'a'\n[functions.greet]\ncomponent = 'c.wasm'\ntopics = 'orders'\n";
+    assert_eq!(problems(text).matches("stands where a list belongs").count(), 1);
 }

@@ -4,21 +4,15 @@ use std::sync::Arc;
 
 use axum::Json;
 use axum::extract::{Request, State};
-use axum::http::HeaderMap;
-use axum::http::header::CONTENT_TYPE;
-use millrace_core::codec::is_json;
 use millrace_core::limits;
 use millrace_core::name::FunctionName;
 
-use super::super::problem::{Kind, Refusal};
-use super::super::request::{no_query, parsed};
+use super::super::problem::Refusal;
+use super::super::request::parsed;
 use super::super::{Shared, types};
 use super::scan::{Filter, scan};
 use crate::broker::{Broker, Catalog, CatalogError, Force, LetterAction, LetterId, LetterStatus};
 use crate::worker::Revision;
-
-/// Letters that change in one commit.
-const ACT_AT_ONCE: usize = 100;
 
 type Answer = Result<Json<types::LetterAnswer>, Refusal>;
 
@@ -57,12 +51,7 @@ pub(in super::super) async fn discard<B: Broker + Catalog, R: Revision>(
 
 impl<B: Broker + Catalog, R: Revision> Shared<B, R> {
     async fn letter_request(&self, request: Request) -> Result<types::LetterRequest, Refusal> {
-        let (parts, body) = request.into_parts();
-        no_query(&parts.uri, "the request is a JSON body")?;
-        check_content_type(&parts.headers)?;
-        let body = self.bodies.read(&parts.headers, body).await?;
-        let request: types::LetterRequest =
-            serde_json::from_slice(&body.bytes).map_err(|e| Refusal::malformed(format_args!("the body: {e}")))?;
+        let request: types::LetterRequest = self.json_request(request).await?;
         if request.note.as_ref().is_some_and(|note| note.len() > limits::NOTE_MAX_BYTES) {
             return Err(Refusal::malformed(format_args!("`note` can have {} bytes", limits::NOTE_MAX_BYTES)));
         }
@@ -120,7 +109,7 @@ impl<B: Broker + Catalog, R: Revision> Shared<B, R> {
         let total = chosen.len();
         let mut done = Vec::with_capacity(total);
         let of_one_function = chosen.chunk_by(|(a, _), (b, _)| a == b);
-        for chunk in of_one_function.flat_map(|chosen| chosen.chunks(ACT_AT_ONCE)) {
+        for chunk in of_one_function.flat_map(|chosen| chosen.chunks(limits::LETTERS_AT_ONCE)) {
             let Some((function, _)) = chunk.first() else { continue };
             let mut ids: Vec<LetterId> = chunk.iter().map(|(_, id)| id.clone()).collect();
             while !ids.is_empty() {
@@ -193,12 +182,4 @@ fn letter_ids(texts: &[String]) -> Result<Vec<LetterId>, Refusal> {
     ids.sort_unstable();
     ids.dedup();
     Ok(ids)
-}
-
-fn check_content_type(headers: &HeaderMap) -> Result<(), Refusal> {
-    let given = headers.get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    if given.is_some_and(is_json) {
-        return Ok(());
-    }
-    Err(Refusal::new(Kind::UnsupportedMediaType, "send the request as application/json"))
 }

@@ -12,7 +12,9 @@ use serde_json::json;
 use tempfile::TempDir;
 
 use super::super::ApiOptions;
-use super::super::types::{BATCH_TYPE, DeadLetter, DeadLetters, LetterAnswer, Published, Records, Status, Topics};
+use super::super::types::{
+    BATCH_TYPE, DeadLetter, DeadLetters, LetterAnswer, Published, Records, SkipAnswer, Status, Topics,
+};
 use super::{NOW, Server};
 use crate::broker::embedded::{EmbeddedLog, Options};
 use crate::broker::{
@@ -137,4 +139,47 @@ async fn a_dead_letter_is_shown_and_redriven() {
     let again = server.request(Method::POST, "/v1/dead-letters/redrive").header("content-type", "application/json");
     let again = again.body(json!({"function": "shop.pay", "ids": [id]}).to_string().into()).unwrap();
     assert_eq!(server.send(again).await.summary(), "409 dead-letter-not-open");
+}
+
+/// Retention removed what a function that was away had not read.
+#[tokio::test]
+async fn what_is_gone_is_skipped_on_an_operators_word() {
+    let (_directory, server) = server().await;
+    server.activate("pay").await;
+    let pay: FunctionName = "shop.pay".parse().unwrap();
+    let skip = async |body: &str| {
+        let answer = server.post("/v1/functions/shop.pay/skip", "application/json", body.to_owned()).await;
+        answer.json::<SkipAnswer>()
+    };
+    assert_eq!(skip("{}").await.partitions.len(), 0, "nobody waits for an operator");
+    server.registry.deactivate(&pay).await;
+    server.broker.retire(pay).await.unwrap();
+    for _ in 0..3 {
+        server.post("/v1/topics/orders/events", BATCH_TYPE, batch(0..300)).await;
+    }
+    server.broker.tick(NOW + std::time::Duration::from_secs(8 * 24 * 3600)).await.unwrap();
+    let topics: Topics = server.get("/v1/topics").await.json();
+    let gone: u64 = topics.topics[0].partitions.iter().map(|partition| partition.earliest).sum();
+    assert!(gone > 400, "{gone} records are gone");
+    server.activate("pay").await;
+    let stopped = loop {
+        let status: Status = server.get("/v1/status").await.json();
+        if status.functions[0].units.iter().all(|unit| unit.gone > 0) {
+            break status;
+        }
+    };
+    let why = stopped.functions[0].units[0].stopped.clone().unwrap();
+    assert!(why.contains("records were removed before it read them, from offset 0 to "), "{why}");
+    let told = skip(r#"{"dry_run": true}"#).await;
+    assert_eq!((told.records, told.partitions.len()), (gone, 2));
+    assert_eq!(skip("{}").await.records, gone);
+    let status: Status = server.get("/v1/status").await.json();
+    let function = &status.functions[0];
+    assert!(function.balanced && function.units.iter().all(|unit| unit.stopped.is_none() && unit.gone == 0));
+    assert_eq!(function.totals.skipped, gone);
+    assert_eq!(skip("{}").await.records, 0);
+    let unknown = server.post("/v1/functions/shop.no/skip", "application/json", "{}").await;
+    assert_eq!(unknown.summary(), "404 unknown-function");
+    let malformed = server.post("/v1/functions/shop.pay/skip", "application/json", r#"{"dryrun": true}"#).await;
+    assert_eq!(malformed.summary(), "400 malformed-request");
 }

@@ -127,8 +127,32 @@ async fn each_refusal_of_a_read_has_its_kind() {
     ] {
         assert_eq!(server.get(path).await.summary(), expected, "{path}");
     }
-    let mistyped = server.get("/v1/topics/orders/events?form=latest").await.problem().detail;
-    assert!(mistyped.contains("`form`") && mistyped.contains("`from`"), "{mistyped}");
+    for (query, expected) in [
+        ("form=latest", "there is no parameter `form` here; there is `partition`, `from`, `limit`, `wait`"),
+        ("limit=1&limit=2", "parameter `limit` is given more than once; give it once"),
+        ("limit=many", "parameter `limit`: invalid digit found in string; give it another value, or leave it out"),
+    ] {
+        let said = server.get(&format!("/v1/topics/orders/events?{query}")).await.problem().detail;
+        assert_eq!(said, expected, "{query}");
+    }
+}
+
+#[tokio::test]
+async fn what_is_not_there_is_answered_with_what_is() {
+    let server = Server::start().await;
+    let detail = async |path: &str| server.get(path).await.problem().detail;
+    let topic = "there is no topic `nope`; there is `orders`, `payments`; a topic is made when a manifest names it, for example under \
+                 [topics]";
+    assert_eq!(detail("/v1/topics/nope/events").await, topic);
+    let published = server.post("/v1/topics/nope/events", "text/plain", "x").await.problem();
+    assert_eq!(published.detail, topic);
+    let nobody = detail("/v1/functions/shop.nope").await;
+    assert_eq!(nobody, "no function `shop.nope` is known here; none is: start the server on an application");
+    server.activate("pay").await;
+    let other = detail("/v1/functions/shop.nope").await;
+    assert_eq!(other, "no function `shop.nope` is known here; choose one of `shop.pay`");
+    let letter = detail("/v1/dead-letters/shop.pay/orders/0/1").await;
+    assert!(letter.contains("has no dead letter `orders/0/1`; `millrace dead-letters list"), "{letter}");
 }
 
 fn unit(partition: u32) -> UnitInfo {

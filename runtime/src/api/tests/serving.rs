@@ -9,7 +9,7 @@ use super::super::ApiOptions;
 use super::super::types::{Health, Status};
 use super::Server;
 use super::fake::Broken;
-use crate::broker::{Assignment, Restored};
+use crate::broker::{Assignment, Error, Restored};
 
 const ORDERS: &str = "/v1/topics/orders/events";
 
@@ -101,6 +101,19 @@ async fn readiness_follows_the_process() {
     assert_eq!(server.get("/readyz").await.summary(), "503 not-ready after 1");
     assert_eq!(state().await, "log failed: a sync failed");
     assert_eq!(server.get("/livez").await.summary(), "200");
+}
+
+#[tokio::test]
+async fn a_log_that_failed_elsewhere_is_not_ready() {
+    let server = Server::start().await;
+    server.api.set_ready();
+    server.registry.fail(Error::Fatal("the disk is full".to_owned()));
+    server.registry.fail(Error::Fatal("because of that".to_owned()));
+    let answer = server.get("/readyz").await;
+    assert_eq!(
+        (answer.summary().as_str(), answer.problem().detail.as_str()),
+        ("503 not-ready after 1", "log failed: the disk is full")
+    );
 }
 
 #[tokio::test]

@@ -6,6 +6,7 @@ use millrace_core::name::{FunctionName, Topic};
 use millrace_core::progress::Stream;
 
 use super::EmbeddedLog;
+use super::decision::Decision;
 use super::letters;
 use super::log::PartitionLog;
 use super::read::{self, Limits, ReadError};
@@ -92,8 +93,7 @@ impl Catalog for EmbeddedLog {
         action: LetterAction,
         force: Force,
     ) -> Result<(), CatalogError> {
-        let (function, ids) = (function.clone(), ids.to_vec());
-        self.alone(move |committer| committer.act_on_letters(&function, &ids, &action, force)).await?
+        self.decide(Decision { function: function.clone(), action, force }, ids).await
     }
 }
 

@@ -36,7 +36,7 @@ pub(super) struct Publish {
     pub(super) slots: Vec<Slot>,
     pub(super) bytes: u64,
     pub(super) reply: PublishReply,
-    /// Its share of the bytes that may wait, given back when it is answered.
+    /// Its share of the bytes that may wait, given back once it is in a group.
     pub(super) _permit: OwnedSemaphorePermit,
 }
 
@@ -48,6 +48,8 @@ pub(super) struct Committer {
     in_memory_bytes: usize,
     /// When room was last looked for.
     pub(super) room_sought_at: Option<Timestamp>,
+    /// Why there was none then, for a person.
+    pub(super) full_because: String,
 }
 
 /// Tells everybody if the thread ends by a panic.
@@ -63,7 +65,13 @@ impl Drop for Watchdog {
 
 impl Committer {
     pub(super) fn new(state: Arc<State>) -> Self {
-        Self { state, in_memory: VecDeque::new(), in_memory_bytes: 0, room_sought_at: None }
+        Self {
+            state,
+            in_memory: VecDeque::new(),
+            in_memory_bytes: 0,
+            room_sought_at: None,
+            full_because: String::new(),
+        }
     }
 
     /// Serves requests until nobody can send one any more.
@@ -110,11 +118,7 @@ impl Committer {
         }
         let max = self.state.options.size_max_bytes;
         if !self.has_room(group.bytes() + bytes, max) {
-            let reason = format!(
-                "it keeps {} bytes of records that functions have not settled, and may keep {max}",
-                self.state.kept_bytes()
-            );
-            drop(reply.send(Err(PublishError::Full(reason))));
+            drop(reply.send(Err(PublishError::Full(self.full_because.clone()))));
             return;
         }
         let bases = slots.into_iter().map(|slot| group.append(slot)).collect();
@@ -162,10 +166,7 @@ impl Committer {
         if bytes == 0 || self.has_room(group.bytes() + bytes, max) {
             return Ok(());
         }
-        Err(Error::Transient(format!(
-            "the log is full: it keeps {} bytes that functions have not settled; raise its bound, or let functions settle them",
-            self.state.kept_bytes()
-        )))
+        Err(Error::Transient(format!("the log is full: {}", self.full_because)))
     }
 
     /// Writes a group, then lets everybody see it.

@@ -1,6 +1,6 @@
-//! Dead letters as people see them: listing, and changing their status.
+//! Dead letters as people see them, and as commits change them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use millrace_core::name::FunctionName;
@@ -11,11 +11,11 @@ use super::committer::Committer;
 use super::frame::Corrupt;
 use super::group::Group;
 use super::letter::{self, LetterEntry};
-use super::prepare::{self, Letters, Slot};
+use super::prepare::{Letters, Slot};
 use super::read::{self, Limits};
 use super::state::State;
 use super::storage::{Storage, StorageError, Table, prefixed};
-use crate::broker::{CatalogError, Error, Force, LetterAction, LetterId, LetterStatus, Placement, StoredLetter};
+use crate::broker::{CatalogError, Error, LetterId, LetterStatus, Placement, StoredLetter};
 
 const ONE: Limits = Limits { max_records: 1, max_bytes: 1 };
 
@@ -40,9 +40,9 @@ fn damaged(e: &Corrupt) -> Error {
 
 /// One dead letter with its record.
 pub(super) fn one(state: &State, function: &FunctionName, id: &LetterId) -> Result<StoredLetter, CatalogError> {
-    let entry = entry(&*state.storage, function, id)?;
-    let entry = entry.ok_or_else(|| CatalogError::UnknownLetter(function.clone(), id.clone()))?;
-    stored(state, function, id.clone(), entry)
+    let unknown = || CatalogError::UnknownLetter(function.clone(), id.clone());
+    let entry = entry(&*state.storage, function, id)?.ok_or_else(unknown)?;
+    stored(state, function, id.clone(), entry)?.ok_or_else(unknown)
 }
 
 /// Dead letters after `after`, by identity.
@@ -66,31 +66,44 @@ pub(super) fn list(
         });
         scanned.map_err(|e| unreadable(&e))?;
     }
-    let letters = found.into_iter().map(|found| {
-        let (id, entry) = found.map_err(|e| damaged(&e))?;
-        stored(state, function, id, entry)
+    let letters = found.into_iter().filter_map(|found| match found {
+        Ok((id, entry)) => stored(state, function, id, entry).transpose(),
+        Err(e) => Some(Err(damaged(&e).into())),
     });
     letters.collect()
 }
 
+/// A letter with its record; none if it was removed meanwhile.
 fn stored(
     state: &State,
     function: &FunctionName,
     id: LetterId,
-    entry: LetterEntry,
-) -> Result<StoredLetter, CatalogError> {
-    let record = record(state, function, entry.place)?;
-    let LetterEntry { status, status_at, note, .. } = entry;
-    Ok(StoredLetter { function: function.clone(), id, status, status_at, note, record })
+    mut found: LetterEntry,
+) -> Result<Option<StoredLetter>, CatalogError> {
+    let record = loop {
+        match record(state, function, found.place) {
+            Ok(record) => break record,
+            Err(error) => match entry(&*state.storage, function, &id)? {
+                None => return Ok(None),
+                // It failed once more, and its earlier record went.
+                Some(newer) if newer.place != found.place => found = newer,
+                Some(_) => return Err(error.into()),
+            },
+        }
+    };
+    let LetterEntry { status, status_at, note, .. } = found;
+    Ok(Some(StoredLetter { function: function.clone(), id, status, status_at, note, record }))
 }
 
-fn record(state: &State, function: &FunctionName, place: Placement) -> Result<Record, Error> {
+pub(super) fn record(state: &State, function: &FunctionName, place: Placement) -> Result<Record, Error> {
     let name = state.names.dead_letters(function).map_err(|e| Error::Transient(e.to_string()))?;
     let topic = state.topic(&name);
     let log = topic.as_ref().and_then(|topic| topic.partitions.get(place.partition as usize));
     let log = log.ok_or_else(|| Error::Transient(format!("there is no topic `{name}`")))?;
     let mut read = read::records(&*state.storage, log, place.offset, ONE).map_err(|e| e.at(log, place.offset))?;
-    read.pop().map(|(_, record)| record).ok_or_else(|| read::ReadError::Missing(place.offset).at(log, place.offset))
+    // Where the batch is gone, the next one is read.
+    let found = read.pop().filter(|(offset, _)| *offset == place.offset);
+    found.map(|(_, record)| record).ok_or_else(|| read::ReadError::Missing(place.offset).at(log, place.offset))
 }
 
 /// Dead letters that a commit changes.
@@ -109,13 +122,6 @@ struct Opened {
     index: u64,
     redrives: u32,
     was_open: bool,
-}
-
-/// What a person decided.
-struct Decision<'a> {
-    function: &'a FunctionName,
-    action: &'a LetterAction,
-    at: Timestamp,
 }
 
 impl Committer {
@@ -173,78 +179,9 @@ impl Committer {
             *open += newly_open;
         }
     }
-
-    /// Changes the status of dead letters, all or none.
-    pub(super) fn act_on_letters(
-        &mut self,
-        function: &FunctionName,
-        ids: &[LetterId],
-        action: &LetterAction,
-        force: Force,
-    ) -> Result<(), CatalogError> {
-        let decision = Decision { function, action, at: self.state.options.clock.now() };
-        let mut group = Group::default();
-        let mut closed = 0;
-        for id in ids.iter().collect::<BTreeSet<_>>() {
-            let entry = entry(&*self.state.storage, function, id)?;
-            let entry = entry.ok_or_else(|| CatalogError::UnknownLetter(function.clone(), id.clone()))?;
-            if entry.status != LetterStatus::Open && force == Force::No {
-                let (function, id, status) = (function.clone(), id.clone(), entry.status);
-                return Err(CatalogError::NotOpen { function, id, status });
-            }
-            closed += u64::from(entry.status == LetterStatus::Open);
-            let changed = self.act(&decision, id, entry, &mut group)?;
-            put(&mut group, function, id, &changed);
-        }
-        if closed > 0 {
-            let open = self.state.open_letters(function).saturating_sub(closed);
-            group.open_letters.insert(function.clone(), open);
-        }
-        self.write_group(group).map_err(CatalogError::from)
-    }
-
-    fn act(
-        &self,
-        decision: &Decision<'_>,
-        id: &LetterId,
-        mut entry: LetterEntry,
-        group: &mut Group,
-    ) -> Result<LetterEntry, CatalogError> {
-        entry.status_at = decision.at;
-        (entry.status, entry.note) = match decision.action {
-            LetterAction::Redrive => {
-                entry.redrives += 1;
-                self.redrive(decision, id, &entry, group)?;
-                (LetterStatus::Redriven, None)
-            }
-            LetterAction::Resolve(note) => (LetterStatus::Resolved, note.clone()),
-            LetterAction::Discard(reason) => (LetterStatus::Discarded, Some(reason.clone())),
-        };
-        Ok(entry)
-    }
-
-    /// Appends the letter's record to the partition of the redrive topic that stands for its source partition.
-    fn redrive(
-        &self,
-        decision: &Decision<'_>,
-        id: &LetterId,
-        entry: &LetterEntry,
-        group: &mut Group,
-    ) -> Result<(), CatalogError> {
-        let record = record(&self.state, decision.function, entry.place)?;
-        let name = self.state.names.redrive(decision.function, &id.topic);
-        let name = name.map_err(|e| Error::Transient(e.to_string()))?;
-        let topic = self.state.topic(&name).ok_or(CatalogError::UnknownTopic(name))?;
-        let log = topic.partitions.get(id.partition as usize);
-        let log = log.ok_or_else(|| CatalogError::UnknownPartition(topic.name.clone(), id.partition))?;
-        let mut slot = Slot::new(log.clone());
-        slot.push(&prepare::redriven(&record, entry.redrives, decision.at));
-        group.append(slot);
-        Ok(())
-    }
 }
 
-fn put(group: &mut Group, function: &FunctionName, id: &LetterId, entry: &LetterEntry) {
+pub(super) fn put(group: &mut Group, function: &FunctionName, id: &LetterId, entry: &LetterEntry) {
     let key = letter::key(function, id);
     let value = entry.encode(&key);
     group.put(Table::State, key, value);

@@ -8,6 +8,7 @@ use tokio::sync::watch;
 
 use super::batch::PartitionId;
 use super::start::PartitionStart;
+use super::topic::TopicKind;
 use crate::broker::PartitionInfo;
 
 /// A durable batch.
@@ -28,6 +29,8 @@ impl StoredBatch {
 #[derive(Debug)]
 pub(super) struct PartitionLog {
     pub(super) id: PartitionId,
+    /// Batches in the middle can be gone: so it is with dead letters. Otherwise a gap is damage.
+    pub(super) has_gaps: bool,
     /// One past the newest durable offset. Nobody reads further, whatever the storage engine shows already.
     end: watch::Sender<u64>,
     extent: RwLock<Extent>,
@@ -45,7 +48,12 @@ struct Extent {
 impl PartitionLog {
     pub(super) fn new(id: PartitionId, start: PartitionStart, end: u64, bytes_written: u64) -> Self {
         let extent = RwLock::new(Extent { start, bytes_written, tail: VecDeque::new() });
-        Self { id, end: watch::Sender::new(end), extent }
+        Self { id, has_gaps: false, end: watch::Sender::new(end), extent }
+    }
+
+    /// The same for a topic of this kind.
+    pub(super) fn of_kind(self, kind: TopicKind) -> Self {
+        Self { has_gaps: kind == TopicKind::DeadLetter, ..self }
     }
 
     /// One past the newest durable offset.

@@ -54,7 +54,8 @@ fn topics(storage: &dyn Storage) -> Result<BTreeMap<Topic, Arc<TopicState>>, Dam
         let record = TopicRecord::decode(&key, &value).map_err(corrupt)?;
         let mut logs = Vec::new();
         for partition in 0..record.partitions {
-            logs.push(Arc::new(log(storage, PartitionId { topic: record.id, partition })?));
+            let log = log(storage, PartitionId { topic: record.id, partition })?;
+            logs.push(Arc::new(log.of_kind(record.kind)));
         }
         let topic = TopicState::new(&record, name.clone(), logs);
         topics.insert(name, Arc::new(topic));

@@ -11,6 +11,7 @@ use millrace_core::time::Timestamp;
 
 use super::batch::{self, PartitionId};
 use super::committer::Committer;
+use super::fullness;
 use super::index::IndexEntry;
 use super::log::PartitionLog;
 use super::retention::{self, Candidate, Removable, Removal, Rule};
@@ -32,34 +33,34 @@ impl Committer {
     pub(super) fn has_room(&mut self, bytes: u64, max: u64) -> bool {
         let fits = |committer: &Self| committer.state.kept_bytes().saturating_add(bytes) <= max;
         if fits(self) {
+            self.full_because.clear();
             return true;
         }
         let now = self.state.options.clock.now();
-        if self.room_sought_at.is_some_and(|at| now.since(at) < SEEK_EVERY) {
-            return false;
+        if self.room_sought_at.is_none_or(|at| now.since(at) >= SEEK_EVERY) {
+            self.room_sought_at = Some(now);
+            self.full_because.clear();
+            if let Err(e) = self.remove_batches(now, self.state.excess_bytes().saturating_add(bytes)) {
+                tracing::error!(error = %e, "Room could not be made in the log.");
+            }
         }
-        self.room_sought_at = Some(now);
-        if let Err(e) = self.remove_batches(now, self.excess_bytes().saturating_add(bytes)) {
-            tracing::error!(error = %e, "Room could not be made in the log.");
+        let fits = fits(self);
+        if !fits && self.full_because.is_empty() {
+            self.full_because = fullness::explain(&self.state);
         }
-        fits(self)
+        fits
     }
 
     /// One pass over all that retention, the size bound and the windows of idempotency keys allow to remove. Answers whether
     /// another one may find more.
     pub(super) fn tick(&mut self, now: Timestamp) -> Result<bool, Error> {
-        let mut more = self.remove_batches(now, self.excess_bytes())?;
+        let mut more = self.remove_batches(now, self.state.excess_bytes())?;
         for unit in self.state.units() {
             if let Some(window) = unit.key_window() {
                 more |= self.remove_keys(&unit, now - window)?;
             }
         }
         Ok(more)
-    }
-
-    /// Bytes above nineteen twentieths of the log's bound: room is made ahead, so that publishers need not look for it.
-    fn excess_bytes(&self) -> u64 {
-        self.state.kept_bytes().saturating_sub(self.state.options.size_max_bytes / 20 * 19)
     }
 
     /// One pass; answers whether another one may find more.

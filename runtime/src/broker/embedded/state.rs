@@ -27,7 +27,12 @@ pub(super) struct State {
     open_letters: RwLock<BTreeMap<FunctionName, u64>>,
     kept_bytes: AtomicU64,
     fatal: watch::Sender<Option<Error>>,
+    /// When dead letters were last looked through for what may go.
+    cleared_at: Mutex<Option<Timestamp>>,
 }
+
+/// Looking through all dead letters takes a while, so it is done at most this often unless room is needed.
+const CLEAR_EVERY: Duration = Duration::from_secs(60);
 
 /// A topic.
 #[derive(Debug)]
@@ -156,7 +161,18 @@ impl State {
             open_letters: RwLock::new(open_letters),
             kept_bytes: AtomicU64::new(kept),
             fatal: watch::Sender::new(None),
+            cleared_at: Mutex::default(),
         }
+    }
+
+    /// Whether it is time to look for dead letters that may go; if so, that time is now.
+    pub(super) fn is_clearing_due(&self, now: Timestamp) -> bool {
+        let mut cleared_at = self.cleared_at.lock().unwrap_or_else(PoisonError::into_inner);
+        let due = cleared_at.is_none_or(|at| now.since(at) >= CLEAR_EVERY) || self.excess_bytes() > 0;
+        if due {
+            *cleared_at = Some(now);
+        }
+        due
     }
 
     pub(super) fn topic(&self, name: &Topic) -> Option<Arc<TopicState>> {
@@ -198,6 +214,11 @@ impl State {
 
     pub(super) fn kept_bytes(&self) -> u64 {
         self.kept_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Bytes above nineteen twentieths of the log's bound: room is made ahead, so that publishers need not look for it.
+    pub(super) fn excess_bytes(&self) -> u64 {
+        self.kept_bytes().saturating_sub(self.options.size_max_bytes / 20 * 19)
     }
 
     pub(super) fn add_kept_bytes(&self, bytes: u64) {

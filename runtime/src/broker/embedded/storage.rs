@@ -3,7 +3,7 @@
 use std::ops::{ControlFlow, Range};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use fjall::{Database, Keyspace, KeyspaceCreateOptions, KvSeparationOptions, PersistMode};
@@ -100,6 +100,7 @@ const BACKGROUND_THREADS: usize = 3;
 const SEALED_MEMTABLES_MAX: usize = 3;
 const UNCOMPACTED_TABLES_MAX: usize = 24;
 const BEHIND_WAIT: Duration = Duration::from_millis(1);
+const BEHIND_MAX: Duration = Duration::from_secs(60);
 
 /// The log's database on disk.
 pub(super) struct Disk {
@@ -136,14 +137,32 @@ impl Disk {
     /// Waits until the background threads have caught up. The engine itself waits at 4 unflushed memtables, after a commit
     /// and for ever if those threads died, for example because the disk is full; so it must not come to that.
     fn wait_for_background(&self) -> fjall::Result<()> {
-        while self.keyspaces.iter().any(is_behind) {
-            // It fails if a background thread did.
-            self.database.persist(PersistMode::Buffer)?;
-            // The engine tells nobody when a flush is done.
-            std::thread::park_timeout(BEHIND_WAIT);
-        }
-        Ok(())
+        wait_while(BEHIND_MAX, || {
+            let behind = self.keyspaces.iter().any(is_behind);
+            if behind {
+                // It fails if a background thread did.
+                self.database.persist(PersistMode::Buffer)?;
+            }
+            Ok(behind)
+        })
     }
+}
+
+/// Waits as long as it is behind, and gives up after `max`: a process that hangs tells nobody why.
+fn wait_while(max: Duration, mut behind: impl FnMut() -> fjall::Result<bool>) -> fjall::Result<()> {
+    let began = Instant::now();
+    while behind()? {
+        if began.elapsed() >= max {
+            let reason = format!(
+                "what was written could not be moved to its tables within {} s: the disk is too slow, full or gone",
+                max.as_secs()
+            );
+            return Err(std::io::Error::new(std::io::ErrorKind::TimedOut, reason).into());
+        }
+        // The engine tells nobody when a flush is done.
+        std::thread::park_timeout(BEHIND_WAIT);
+    }
+    Ok(())
 }
 
 fn is_behind(keyspace: &Keyspace) -> bool {
@@ -238,6 +257,23 @@ impl Storage for Disk {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn whoever_waits_for_the_background_gives_up_in_the_end() {
+        let mut left = 3;
+        let caught_up = wait_while(Duration::MAX, || {
+            left -= 1;
+            Ok(left > 0)
+        });
+        assert!(caught_up.is_ok() && left == 0);
+        let error = wait_while(Duration::ZERO, || Ok(true)).unwrap_err();
+        let error = describe(&error);
+        let StorageError::Refused(reason) = &error else { panic!("{error:?}") };
+        assert!(
+            reason.starts_with("what was written could not be moved to its tables within 0 s: the disk"),
+            "{reason}"
+        );
+    }
 
     #[test]
     fn a_prefix_ends_where_the_next_one_begins() {

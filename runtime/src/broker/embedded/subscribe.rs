@@ -148,7 +148,7 @@ impl Committer {
         let value = record.encode(&key);
         additions.ops.push(Op::Put(Table::State, key.into(), value));
         let log = |partition| PartitionLog::new(PartitionId { topic: id, partition }, PartitionStart::default(), 0, 0);
-        let logs = (0..partitions).map(|partition| Arc::new(log(partition))).collect();
+        let logs = (0..partitions).map(|partition| Arc::new(log(partition).of_kind(kind))).collect();
         let topic = Arc::new(TopicState::new(&record, name.clone(), logs));
         additions.topics.push(topic.clone());
         topic

@@ -17,7 +17,7 @@ pub(super) const TAG: u8 = b't';
 pub(super) enum TopicKind {
     /// People's events.
     Events,
-    /// A function's dead letters; never removed.
+    /// A function's dead letters; removed once they are done with, wherever they lie.
     DeadLetter,
     /// A function's redriven events of one source topic; removed once settled.
     Redrive,

@@ -48,7 +48,8 @@ impl Sample {
 
 impl Template {
     fn of(line: &str) -> Result<Self, String> {
-        let mut event: Map<String, Value> = serde_json::from_str(line).map_err(|e| format!("not a JSON object: {e}"))?;
+        let mut event: Map<String, Value> =
+            serde_json::from_str(line).map_err(|e| format!("not a JSON object: {e}"))?;
         if !event.contains_key("specversion") {
             return Err("there is no `specversion`, so it is no CloudEvent".to_owned());
         }
@@ -185,7 +186,8 @@ mod tests {
 
     #[test]
     fn an_event_gets_ids_of_its_own() {
-        let template = Template::of(r#"{"specversion":"1.0","id":"a\"b","type":"t","source":"/s","data":{"id":1}}"#).unwrap();
+        let template =
+            Template::of(r#"{"specversion":"1.0","id":"a\"b","type":"t","source":"/s","data":{"id":1}}"#).unwrap();
         let mut body = Vec::new();
         template.write(17, &mut body);
         let event: Value = serde_json::from_slice(&body).unwrap();

@@ -78,8 +78,7 @@ fn empty() -> Histogram<u64> {
 async fn read<P: Partition>(mut partition: P, load: Arc<Load>, mut stop: watch::Receiver<bool>) -> Histogram<u64> {
     let mut seen = empty();
     let topic = partition.unit().topic.clone();
-    let mut wanted =
-        Wanted { source: Some(0), redrive: None, max_records: 1000, max_bytes: limits::FETCH_MAX_BYTES };
+    let mut wanted = Wanted { source: Some(0), redrive: None, max_records: 1000, max_bytes: limits::FETCH_MAX_BYTES };
     loop {
         let fetched = tokio::select! {
             fetched = partition.fetch(wanted) => fetched,

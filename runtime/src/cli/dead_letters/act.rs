@@ -69,7 +69,7 @@ async fn request(action: &Action, args: &ActArgs, client: &Client) -> Result<Let
         ));
     }
     let function = match &args.function {
-        Some(name) => Some(full_name(name, client).await?),
+        Some(name) => Some(status::full_name(name, client).await?),
         None => None,
     };
     Ok(LetterRequest {
@@ -84,15 +84,6 @@ async fn request(action: &Action, args: &ActArgs, client: &Client) -> Result<Let
         note: action.note(),
         after: None,
     })
-}
-
-/// A full name as it is, so that letters of functions that run no more can be treated; a short one is looked up.
-pub(super) async fn full_name(name: &str, client: &Client) -> Result<String, Error> {
-    if name.contains('.') {
-        return Ok(name.to_owned());
-    }
-    let status = status::read(client, Some(name)).await?;
-    Ok(status.functions.into_iter().next().map_or_else(|| name.to_owned(), |function| function.name))
 }
 
 /// One request treats a bounded number of letters; sends as many as it takes.

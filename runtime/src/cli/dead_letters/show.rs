@@ -4,7 +4,6 @@ use millrace_core::time::Timestamp;
 use serde::Deserialize;
 use serde_json::Value;
 
-use super::act::full_name;
 use super::{ListArgs, ShowArgs};
 use crate::api::types::{DeadLetter, DeadLetters, Record};
 use crate::broker::LetterStatus;
@@ -12,6 +11,7 @@ use crate::cli::client::{Client, Target};
 use crate::cli::error::{Error, Exit};
 use crate::cli::format::{self, Cell, Side, Table, shell_word};
 use crate::cli::output::{Console, Style};
+use crate::cli::status;
 use crate::cli::tail::bytes_shown;
 use crate::clock::Clock;
 
@@ -39,7 +39,7 @@ pub(super) async fn list(args: &ListArgs, client: &Client, console: &mut Console
 /// All letters that fit, up to the limit.
 async fn read(args: &ListArgs, client: &Client) -> Result<DeadLetters, Error> {
     let function = match &args.function {
-        Some(name) => Some(full_name(name, client).await?),
+        Some(name) => Some(status::full_name(name, client).await?),
         None => None,
     };
     let mut found = DeadLetters { letters: Vec::new(), next: None };
@@ -126,7 +126,7 @@ fn ago(instant: &str, now: Timestamp) -> String {
 
 /// Shows one letter.
 pub(super) async fn show(args: &ShowArgs, client: &Client, console: &mut Console) -> Result<Exit, Error> {
-    let function = full_name(&args.function, client).await?;
+    let function = status::full_name(&args.function, client).await?;
     let id = &args.id;
     let (partition, offset) = (id.partition.to_string(), id.offset.to_string());
     let target = Target::new(["v1", "dead-letters", &function, id.topic.as_str(), &partition, &offset]);

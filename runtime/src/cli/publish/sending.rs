@@ -205,7 +205,12 @@ impl Publisher {
                     let at = problem.index.and_then(|index| lines.get(index)).copied();
                     let place = at.map_or_else(|| format!("lines from {first} on"), |line| format!("line {line}"));
                     let cause = format!("{place} of {source}: {}", told(problem));
-                    Error::failed(cause, self.with_rest("mend it", first))
+                    let fix = match problem.status {
+                        // The events are not at fault.
+                        429 | 503 => "when there is room again, send the rest, or wait longer with --give-up-after",
+                        _ => "mend it",
+                    };
+                    Error::failed(cause, self.with_rest(fix, first))
                 }
                 Refusal::Unreachable { .. } | Refusal::Lost { .. } | Refusal::Foreign { .. } => refusal.into(),
             }
@@ -252,9 +257,11 @@ impl Publisher {
             let ControlFlow::Continue(wait) = self.wait_for(&refusal, backoff) else { return Err(refusal) };
             let now = Instant::now();
             let deadline = *deadline.get_or_insert(now + self.patience);
-            if now + wait > deadline {
+            if now >= deadline {
                 return Err(refusal);
             }
+            // Patience ends with one more look, even if the server asked for a longer pause.
+            let wait = wait.min(deadline - now);
             // Progress is for people who watch; where it cannot be shown, the events matter more.
             let _unseen = console.progress(waiting(&refusal, wait));
             tokio::time::sleep(wait).await;

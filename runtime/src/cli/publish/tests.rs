@@ -205,13 +205,30 @@ async fn what_the_server_cannot_take_now_is_sent_again_with_the_same_ids() {
 #[tokio::test]
 async fn patience_ends() {
     let server = Server::scripted(|_| Answer::problem(503, "the log is full").retry_after(30)).await;
-    let words = ["publish", "orders", "--type", "t", "--give-up-after", "1s"];
+    let words = ["publish", "orders", "--type", "t", "--give-up-after", "1ms"];
     let err = server.run(&words).await.refused(Exit::Failed);
     assert_eq!(err, "error: the log is full\n  fix: try again in 30 s\n");
+    let file = file(b"1\n2\n");
+    let words = ["publish", "orders", "--type", "t", "--give-up-after", "1ms", "--file", file.path().to_str().unwrap()];
+    let err = server.run(&words).await.refused(Exit::Failed);
+    assert!(
+        err.contains("\n  fix: when there is room again, send the rest, or wait longer with --give-up-after; nothing"),
+        "{err}"
+    );
     let server = Server::scripted(|_| Answer::broken_off()).await;
     let words = ["publish", "orders", "--type", "t", "--give-up-after", "1ms"];
     let err = server.run(&words).await.refused(Exit::Unreachable);
     assert!(err.contains("was lost"), "{err}");
+}
+
+/// A server may ask for a longer pause than there is patience for.
+#[tokio::test]
+async fn patience_is_used_up_before_it_ends() {
+    let mut answers = vec![Answer::problem(503, "the log is full").retry_after(30)];
+    let server = Server::scripted(move |asked| answers.pop().unwrap_or_else(|| accept(asked))).await;
+    let words = ["publish", "orders", "--type", "t", "--give-up-after", "20ms"];
+    server.run(&words).await.done();
+    assert_eq!(server.asked().len(), 2);
 }
 
 #[tokio::test]

@@ -166,3 +166,22 @@ async fn refused_requests_do_not_hurt_their_neighbours() {
     assert!(matches!(all[2], Err(PublishError::Full(_))));
     assert!(!matches!(all[2], Err(PublishError::Broker(Error::Fatal(_)))));
 }
+
+#[tokio::test]
+async fn too_many_waiting_bytes_are_refused() {
+    let (_dir, log, gate) = held_up().await;
+    let blocked = block(&log, &gate).await;
+    let value = "x".repeat(1 << 19);
+    let batch = || (0..60).map(|_| outgoing("orders", 0, &value)).collect::<Vec<_>>();
+    let mut waiting: Vec<_> = (0..3).map(|_| Box::pin(log.publish(batch()))).collect();
+    let mut answers: Vec<_> = waiting.iter_mut().map(|publish| publish.as_mut().now_or_never()).collect();
+    let refused = answers.pop().unwrap();
+    let waits = answers.iter().all(Option::is_none);
+    gate.set_open(true);
+    blocked.await;
+    assert!(waits && matches!(refused, Some(Err(PublishError::Busy))), "two wait, of 30 MiB each, and {refused:?}");
+    waiting.pop();
+    assert!(join_all(waiting).await.iter().all(Result::is_ok));
+    assert_eq!(log.topics().await.unwrap()[0].partitions[0].next, 123);
+    log.publish(batch()).await.unwrap();
+}

@@ -122,10 +122,11 @@ async fn at_its_bound_the_log_removes_what_is_settled_and_else_refuses() {
     let value = "x".repeat(1_000);
     // Nobody reads it, so all but the last batch can go.
     for _ in 0..300 {
-        // At its bound the log looks for room only now and then.
-        while let Err(e) = log.publish(vec![outgoing("orders", 0, &value)]).await {
+        // At its bound the log looks for room only now and then, and else when it is told to.
+        if let Err(e) = log.publish(vec![outgoing("orders", 0, &value)]).await {
             assert!(matches!(e, PublishError::Full(_)), "{e}");
-            tokio::task::yield_now().await;
+            log.tick(NOW).await.unwrap();
+            log.publish(vec![outgoing("orders", 0, &value)]).await.unwrap();
         }
     }
     assert!(log.kept_bytes() <= 100_000);
@@ -136,7 +137,12 @@ async fn at_its_bound_the_log_removes_what_is_settled_and_else_refuses() {
             Err(error) => break error,
         }
     };
-    assert!(error.to_string().starts_with("the log is full: it keeps "), "{error}");
+    let text = error.to_string();
+    assert!(text.starts_with("the log is full: it keeps 9") && text.contains("KiB and may keep 97.7 KiB; "), "{text}");
+    assert!(
+        text.contains("of that are records of `orders` that `shop.pay` has not settled: see `millrace status"),
+        "{text}"
+    );
     // Commits go on for a while, even if they settle nothing.
     let mut progress = assignment.restored.progress.clone();
     let refused = loop {
@@ -157,7 +163,7 @@ async fn at_its_bound_the_log_removes_what_is_settled_and_else_refuses() {
 }
 
 #[tokio::test]
-async fn redriven_records_go_once_settled_and_dead_letters_never() {
+async fn redriven_records_go_once_settled_and_their_dead_letters_stay() {
     let (_dir, log) = orders().await;
     publish(&log, "orders", 0, &["a", "b", "c"]).await;
     let assignment = assigned(&log, "shop.pay").await;
@@ -208,4 +214,113 @@ async fn idempotency_keys_go_with_their_window() {
     let log = reopen(&dir, log);
     let restored = since(&log, 1_000 * HOUR).await.restored;
     assert_eq!(restored.keys.iter().map(|b| b.keys[0].0).collect::<Vec<_>>(), [1, 2]);
+}
+
+/// A log with a bound, and `count` dead letters of 1,000 bytes, each in a batch of its own.
+async fn letters(count: u64, size_max_bytes: u64) -> (tempfile::TempDir, EmbeddedLog) {
+    let dir = empty();
+    let log = EmbeddedLog::open(Options { size_max_bytes, ..options(dir.path()) }).unwrap();
+    log.create_topic(topic("orders"), 1).await.unwrap();
+    let values: Vec<_> = (0..count).map(|n| n.to_string()).collect();
+    publish(&log, "orders", 0, &values.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let mut assignment = assigned(&log, "shop.pay").await;
+    let mut progress = assignment.restored.progress.clone();
+    for offset in 0..count {
+        progress.source.resume += 1;
+        progress.source.totals.dead_lettered += 1;
+        progress.commits += 1;
+        let mut next = commit(&progress);
+        next.letters = vec![letter(offset, &"x".repeat(1_000))];
+        commits(&mut assignment.partition, next).await;
+    }
+    (dir, log)
+}
+
+async fn close(log: &EmbeddedLog, offsets: impl IntoIterator<Item = u64>) {
+    let ids: Vec<_> = offsets.into_iter().map(letter_id).collect();
+    log.act_on_letters(&function("shop.pay"), &ids, LetterAction::Resolve(None), Force::No).await.unwrap();
+}
+
+async fn listed(log: &EmbeddedLog) -> Vec<u64> {
+    let letters = log.letters(&function("shop.pay"), None, 1000).await.unwrap();
+    letters.into_iter().map(|letter| letter.id.offset).collect()
+}
+
+const DEAD: &str = "millrace.shop.pay.dead-letter";
+
+#[tokio::test]
+async fn closed_letters_go_after_their_retention_and_open_ones_stay() {
+    let (dir, log) = letters(10, 1 << 30).await;
+    close(&log, [0, 1, 4, 5, 9]).await;
+    let before = log.kept_bytes();
+    log.tick(NOW + 30 * 24 * HOUR).await.unwrap();
+    assert_eq!(listed(&log).await, (0..10).collect::<Vec<_>>());
+    log.tick(NOW + 30 * 24 * HOUR + HOUR).await.unwrap();
+    let left = [2, 3, 6, 7, 8];
+    assert_eq!(listed(&log).await, left);
+    assert_eq!(extent(&log, DEAD, 0).await, (2, 10));
+    assert!(log.kept_bytes() < before - 4_000, "{} of {before} bytes are kept", log.kept_bytes());
+    check_sizes(&log).await;
+    // The same after a restart, when nothing is read from memory; the last batch says where the partition ends.
+    let kept = log.kept_bytes();
+    let log = reopen(&dir, log);
+    assert_eq!((listed(&log).await, log.kept_bytes()), (left.to_vec(), kept));
+    assert_eq!(extent(&log, DEAD, 0).await, (2, 10));
+    let read: Vec<_> = all(&log, DEAD, 0).await.into_iter().map(|(offset, _)| offset).collect();
+    assert_eq!(read, [2, 3, 6, 7, 8, 9]);
+    assert_eq!(log.open_letters(&function("shop.pay")).await.unwrap(), 5);
+    let error = log.letter(&function("shop.pay"), &letter_id(4)).await.unwrap_err();
+    assert!(error.to_string().contains("has no dead letter"), "{error}");
+    close(&log, left).await;
+    log.tick(NOW + 90 * 24 * HOUR).await.unwrap();
+    assert!(listed(&log).await.is_empty());
+    assert_eq!(extent(&log, DEAD, 0).await, (9, 10));
+    check_sizes(&log).await;
+}
+
+#[tokio::test]
+async fn many_closed_letters_go_in_several_steps() {
+    let (_dir, log) = letters(600, 1 << 30).await;
+    close(&log, 0..600).await;
+    log.tick(NOW + 90 * 24 * HOUR).await.unwrap();
+    assert_eq!((listed(&log).await, extent(&log, DEAD, 0).await), (Vec::new(), (599, 600)));
+}
+
+#[tokio::test]
+async fn a_letter_that_changes_while_room_is_made_stays() {
+    let (_dir, log) = letters(3, 1 << 30).await;
+    close(&log, [0, 1]).await;
+    let pay = function("shop.pay");
+    let mut survey = super::super::clear::survey(log.state(), &pay).unwrap().unwrap();
+    log.act_on_letters(&pay, &[letter_id(0)], LetterAction::Redrive, Force::Yes).await.unwrap();
+    let late = NOW + 90 * 24 * HOUR;
+    log.alone(move |committer| committer.clear(&mut survey, late)).await.unwrap().unwrap();
+    assert_eq!(listed(&log).await, [0, 2]);
+    assert_eq!(log.letter(&pay, &letter_id(0)).await.unwrap().record.value.unwrap().len(), 1_000);
+    assert_eq!(extent(&log, DEAD, 0).await, (0, 3));
+}
+
+#[tokio::test]
+async fn at_its_bound_the_log_gives_up_closed_letters_and_names_open_ones() {
+    let (_dir, log) = letters(80, 100_000).await;
+    let value = "x".repeat(1_000);
+    let fill = async || {
+        loop {
+            if let Err(error) = log.publish(vec![outgoing("orders", 0, &value)]).await {
+                break error.to_string();
+            }
+        }
+    };
+    let text = fill().await;
+    assert!(
+        text.contains(" KiB of that are dead letters of `shop.pay`, 80 of them open: see `millrace dead-letters"),
+        "{text}"
+    );
+    close(&log, 20..80).await;
+    log.tick(NOW).await.unwrap();
+    log.publish(vec![outgoing("orders", 0, &value)]).await.unwrap();
+    // No more went than was needed; those closed first, the oldest first.
+    let left = listed(&log).await;
+    assert!(left.len() > 20 && left.len() < 80 && left.starts_with(&(0..20).collect::<Vec<_>>()), "{left:?}");
+    check_sizes(&log).await;
 }

@@ -4,9 +4,7 @@ use millrace_core::progress::{KeyHash, ParkedHead, Position, Progress, Stream};
 use millrace_core::time::Timestamp;
 
 use super::support::*;
-use crate::broker::{
-    Broker, Catalog, CommitOutcome, Error, FetchError, KeyBlock, Partition, PublishError, StartAt, Wanted,
-};
+use crate::broker::{Broker, Catalog, CommitOutcome, FetchError, KeyBlock, Partition, StartAt, Wanted};
 
 #[tokio::test]
 async fn a_subscription_assigns_each_partition_and_makes_the_topics_it_needs() {
@@ -255,17 +253,4 @@ async fn a_removed_offset_is_gone() {
     let error = partition.fetch(wanted(0)).await.unwrap_err();
     assert!(matches!(error, FetchError::Gone { stream: Stream::Source, wanted: 0, earliest: 2 }), "{error}");
     assert_eq!(texts(&partition.fetch(wanted(2)).await.unwrap()), numbered(2, &["c"]));
-}
-
-#[tokio::test]
-async fn too_many_waiting_bytes_are_refused() {
-    let (_dir, log) = orders().await;
-    let value = "x".repeat(1 << 19);
-    let batch = || (0..60).map(|_| outgoing("orders", 0, &value)).collect::<Vec<_>>();
-    let all = futures::future::join_all((0..8).map(|_| log.publish(batch()))).await;
-    let busy = all.iter().filter(|r| matches!(r, Err(PublishError::Busy))).count();
-    assert!(busy > 0 && all.iter().any(Result::is_ok), "{busy} of 8 were refused");
-    let kept = all.iter().filter(|r| r.is_ok()).count() as u64 * 60;
-    assert_eq!(log.topics().await.unwrap()[0].partitions[0].next, kept);
-    assert!(matches!(log.publish(batch()).await, Ok(_) | Err(PublishError::Broker(Error::Transient(_)))));
 }
