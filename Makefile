@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
-.PHONY: help setup guests build demo test lint format clippy docs deny clean-data
+.PHONY: help setup guests build demo test bench lint format clippy docs deny clean-data
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 ENV := $(TARGET_DIR)/setup.env
@@ -19,6 +19,7 @@ step = @printf '\n==> %s\n' "$(1)"
 help: ## Say what there is
 	@printf 'make demo      try it: build everything, run the orders application, check the accounts (DEMO_EXIT=1: then exit)\n'
 	@printf 'make test      all tests\n'
+	@printf 'make bench     how fast everything is, beside what its parts can do (ONLY=sandbox: some of it)\n'
 	@printf 'make lint      format, clippy on both feature sets, documentation, dependencies\n'
 	@printf 'make build     the runtime, unoptimised except for its dependencies\n'
 	@printf 'make guests    the guest examples as WebAssembly components\n'
@@ -30,11 +31,11 @@ setup:
 	@mkdir -p $(TARGET_DIR)
 	@sdk/setup.sh >$(ENV).new && mv $(ENV).new $(ENV)
 
-# A guest example is a package under guest-examples/ that makes a component, which is a `cdylib` to Rust.
+# A guest is a package that makes a component, which is a `cdylib` to Rust.
 guests: setup
 	$(call step,building the guests)
 	@source $(ENV)
-	packages=$$(grep -rl --include=Cargo.toml --exclude-dir=target '"cdylib"' guest-examples 2>/dev/null | sort |
+	packages=$$(grep -rl --include=Cargo.toml --exclude-dir=target '"cdylib"' guest-examples tests/bench 2>/dev/null | sort |
 	  while read -r manifest; do sed -n 's/^name = "\(.*\)"/-p \1/p' "$$manifest" | head -n 1; done) || true
 	if [ -z "$$packages" ]; then echo 'there are no guests yet'; exit 0; fi
 	cargo build --profile guest --target wasm32-wasip2 $$packages || {
@@ -55,6 +56,14 @@ test: guests
 	@source $(ENV)
 	cargo test --workspace --no-fail-fast || {
 	  echo 'tests failed; each failure above names its test: run it alone with cargo test --workspace NAME' >&2; exit 1; }
+
+# An optimised build of everything takes some minutes, once.
+bench: guests
+	$(call step,measuring)
+	@source $(ENV)
+	cargo build --release --workspace --bin millrace
+	cargo bench --workspace --bench speed -- $(ONLY) || {
+	  echo 'a measure could not be made; its message is above' >&2; exit 1; }
 
 lint: format clippy docs deny
 
