@@ -1,9 +1,12 @@
-//! CPU time of the thread that asks, as Linux counts it.
+//! CPU time of the thread that asks.
 
-/// Nanoseconds of CPU time that this thread has used so far (`/proc/thread-self/schedstat`, the first figure).
-fn cpu_nanos() -> u64 {
-    let figures = std::fs::read_to_string("/proc/thread-self/schedstat").expect("Linux tells CPU time");
-    figures.split(' ').next().and_then(|first| first.parse().ok()).expect("the first figure is nanoseconds")
+use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
+
+/// CPU time that this thread has used so far.
+fn cpu_time() -> Duration {
+    clock_gettime(ClockId::ThreadCPUTime).try_into().expect("time that was used is not negative")
 }
 
 /// Rounds of each work.
@@ -15,10 +18,9 @@ pub(crate) fn nanos_by_event<const N: usize>(events: u32, mut works: [&mut dyn F
     let mut best = [f64::INFINITY; N];
     for _ in 0..ROUNDS {
         for (work, best) in works.iter_mut().zip(&mut best) {
-            let began = cpu_nanos();
+            let began = cpu_time();
             work(events);
-            #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
-            let nanos = (cpu_nanos() - began) as f64 / f64::from(events);
+            let nanos = (cpu_time() - began).as_secs_f64() * 1e9 / f64::from(events);
             *best = best.min(nanos);
         }
     }
