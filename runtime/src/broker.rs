@@ -83,6 +83,8 @@ pub struct Assignment<P> {
     pub partition: P,
     /// What is committed for it.
     pub restored: Restored,
+    /// Units that the function has in all, wherever they are owned; at least 1.
+    pub siblings: usize,
     /// Becomes true once the partition is lost; nothing can be committed from then on.
     pub revoked: watch::Receiver<bool>,
 }

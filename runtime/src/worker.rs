@@ -60,7 +60,7 @@ pub trait Revision: Send + Sync + 'static {
 pub struct Shared<R> {
     /// When and how often to try.
     pub policy: Policy,
-    /// How long, and how many, idempotency keys are remembered by one unit.
+    /// How long idempotency keys are remembered, and how many of them; each unit remembers the same share.
     pub window: (Duration, usize),
     /// Whether someone was told that they are remembered for less long than that.
     pub window_is_cut: Arc<AtomicBool>,
@@ -181,9 +181,9 @@ impl<P: Partition, R: Revision> Worker<P, R> {
     /// Takes up an assignment. `seed` is for the jitter of retries.
     #[must_use]
     pub fn new(assignment: Assignment<P>, mut shared: Shared<R>, seed: u64) -> Self {
-        let Assignment { partition, restored, revoked } = assignment;
+        let Assignment { partition, restored, siblings, revoked } = assignment;
         let (span, max_keys) = shared.window;
-        let mut window = Window::new(span, max_keys);
+        let mut window = Window::new(span, max_keys.div_ceil(siblings));
         for block in restored.keys {
             window.insert(block.committed_at, block.keys);
         }

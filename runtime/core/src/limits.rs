@@ -145,7 +145,7 @@ pub const BREAKER_MAX_EVENTS: u32 = 10_000;
 pub const IDEMPOTENCY_DEFAULT_WINDOW: Duration = Duration::from_secs(24 * 3600);
 /// Longest window that a manifest can ask for.
 pub const IDEMPOTENCY_MAX_WINDOW: Duration = Duration::from_secs(30 * 24 * 3600);
-/// Idempotency keys per partition of a source when the manifest does not say; about 22 bytes each.
+/// Idempotency keys of a function when the manifest does not say; about 22 bytes each.
 pub const IDEMPOTENCY_DEFAULT_KEYS: usize = 10_000_000;
 /// Most idempotency keys that a manifest can ask for.
 pub const IDEMPOTENCY_MAX_KEYS: usize = 1_000_000_000;

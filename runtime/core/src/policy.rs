@@ -137,7 +137,7 @@ pub struct IdempotencyPolicy {
     pub key: Option<String>,
     /// How long a completed event is recognised; at least twice [`RetryPolicy::longest`].
     pub window: Duration,
-    /// Keys kept for each partition of a source; when there are more, the oldest go first.
+    /// Keys kept for the function, the same share for each partition of its sources; when there are more, the oldest go first.
     pub max_keys: usize,
 }
 

@@ -396,12 +396,13 @@ impl Broker for EmbeddedLog {
         let units: Vec<_> = owned.iter().map(|owned| owned.unit.clone()).collect();
         units.iter().for_each(|unit| unit.set_key_window(window));
         let keys = self.blocking(move |state| restore_keys(state, &units, keys_since)).await??;
-        let (sender, receiver) = mpsc::channel(owned.len().max(1));
+        let siblings = owned.len();
+        let (sender, receiver) = mpsc::channel(siblings.max(1));
         for (owned, keys) in owned.into_iter().zip(keys) {
             let progress = (*owned.unit.committed()).clone();
             let partition = EmbeddedPartition::new(self.clone(), &owned);
             let restored = Restored { progress, keys };
-            let assignment = Assignment { partition, restored, revoked: owned.revoked };
+            let assignment = Assignment { partition, restored, siblings, revoked: owned.revoked };
             assert!(sender.try_send(assignment).is_ok(), "the channel has room for each assignment");
         }
         self.0.subscriptions.lock().unwrap_or_else(PoisonError::into_inner).insert(function, sender);

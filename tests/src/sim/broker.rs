@@ -32,6 +32,7 @@ pub(super) struct SimBroker {
 #[derive(Debug)]
 pub(super) struct Owner {
     unit: Unit,
+    siblings: usize,
     revoked: watch::Sender<bool>,
     assignments: mpsc::Sender<Assignment<SimPartition>>,
 }
@@ -67,10 +68,11 @@ impl Broker for SimBroker {
     async fn subscribe(&self, subscription: Subscription) -> Result<mpsc::Receiver<Assignment<SimPartition>>, Error> {
         let (sender, receiver) = mpsc::channel(64);
         let partitions = lock(&self.world).partitions;
+        let siblings = subscription.topics.len() * partitions as usize;
         for topic in subscription.topics {
             for partition in 0..partitions {
                 let unit = Unit { function: subscription.function.clone(), topic: topic.clone(), partition };
-                self.assign(unit, &sender);
+                self.assign(unit, siblings, &sender);
             }
         }
         Ok(receiver)
@@ -78,10 +80,11 @@ impl Broker for SimBroker {
 }
 
 impl SimBroker {
-    fn assign(&self, unit: Unit, assignments: &mpsc::Sender<Assignment<SimPartition>>) {
+    fn assign(&self, unit: Unit, siblings: usize, assignments: &mpsc::Sender<Assignment<SimPartition>>) {
         let revoked = watch::Sender::new(false);
         let assignment = Assignment {
             restored: lock(&self.world).restored(&unit),
+            siblings,
             revoked: revoked.subscribe(),
             partition: SimPartition {
                 unit: unit.clone(),
@@ -93,7 +96,7 @@ impl SimBroker {
         };
         // A supervisor that is gone takes no more assignments.
         if assignments.try_send(assignment).is_ok() {
-            let owner = Owner { unit, revoked, assignments: assignments.clone() };
+            let owner = Owner { unit, siblings, revoked, assignments: assignments.clone() };
             self.owners.lock().expect("nothing panics meanwhile").push(owner);
         }
     }
@@ -113,7 +116,7 @@ impl SimBroker {
         world.revoke(&owner.unit);
         drop(world);
         owner.revoked.send_replace(true);
-        self.assign(owner.unit, &owner.assignments);
+        self.assign(owner.unit, owner.siblings, &owner.assignments);
     }
 }
 

@@ -80,7 +80,7 @@ async fn what_is_not_http_is_refused() {
 async fn assign_broken_partition(server: &Server) {
     let unit = Unit { function: "shop.pay".parse().unwrap(), topic: "orders".parse().unwrap(), partition: 0 };
     let (_owner, revoked) = watch::channel(false);
-    let assignment = Assignment { partition: Broken(unit), restored: Restored::default(), revoked };
+    let assignment = Assignment { partition: Broken(unit), restored: Restored::default(), siblings: 1, revoked };
     let assignments = server.broker.lock().assignments[0].clone();
     assignments.send(assignment).await.unwrap();
     server.registry.failure().wait_for(Option::is_some).await.unwrap();
