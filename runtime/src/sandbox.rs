@@ -39,7 +39,7 @@ pub trait Sandbox: Send + 'static {
     ///
     /// # Errors
     /// If the host could not run the guest at all; what the guest did badly is an outcome.
-    fn invoke(&mut self, invocation: Invocation) -> impl Future<Output = Result<Completion, Error>> + Send;
+    fn invoke(&mut self, invocation: Invocation<'_>) -> impl Future<Output = Result<Completion, Error>> + Send;
 }
 
 /// The host could not run a guest, for example because no instance is free. Trying again may help.
@@ -49,9 +49,9 @@ pub struct Error(pub String);
 
 /// One attempt at one event.
 #[derive(Clone, Debug)]
-pub struct Invocation {
+pub struct Invocation<'a> {
     /// The event.
-    pub event: Event,
+    pub event: &'a Event,
     /// How it came.
     pub delivery: Delivery,
     /// Trace context for what the handler emits.

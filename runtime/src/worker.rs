@@ -269,30 +269,32 @@ impl<P: Partition, R: Revision> Worker<P, R> {
     /// Makes one attempt. Committing goes on meanwhile.
     async fn attempt(&mut self, ticket: Ticket<Box<Delivered>>) -> Result<(), Exit> {
         let Self { sandbox, unit } = self;
-        let mut invocation = invocation(&ticket);
-        unit.spans.begin(&ticket, &mut invocation.trace);
-        let mut invoked = std::pin::pin!(sandbox.invoke(invocation));
-        let result = loop {
-            let happened = tokio::select! {
-                biased;
-                result = &mut invoked => Meanwhile::Invoked(result),
-                ended = ended(&mut unit.commit) => Meanwhile::CommitEnded(ended),
-                _ = unit.revoked.wait_for(|revoked| *revoked) => Meanwhile::Revoked,
-            };
-            match happened {
-                Meanwhile::Invoked(result) => break result,
-                Meanwhile::CommitEnded(ended) => {
-                    unit.commit = None;
-                    if unit.conclude(ended)? == Concluded::StartedAgain {
-                        // The event is delivered again; this attempt never happened.
-                        unit.give_up(&ticket);
-                        return Ok(());
+        let result = {
+            let mut invocation = invocation(&ticket);
+            unit.spans.begin(&ticket, &mut invocation.trace);
+            let mut invoked = std::pin::pin!(sandbox.invoke(invocation));
+            loop {
+                let happened = tokio::select! {
+                    biased;
+                    result = &mut invoked => Meanwhile::Invoked(result),
+                    ended = ended(&mut unit.commit) => Meanwhile::CommitEnded(ended),
+                    _ = unit.revoked.wait_for(|revoked| *revoked) => Meanwhile::Revoked,
+                };
+                match happened {
+                    Meanwhile::Invoked(result) => break result,
+                    Meanwhile::CommitEnded(ended) => {
+                        unit.commit = None;
+                        if unit.conclude(ended)? == Concluded::StartedAgain {
+                            // The event is delivered again; this attempt never happened.
+                            unit.give_up(&ticket);
+                            return Ok(());
+                        }
+                        unit.begin_commit();
                     }
-                    unit.begin_commit();
-                }
-                Meanwhile::Revoked => {
-                    unit.give_up(&ticket);
-                    return Err(Exit::Revoked);
+                    Meanwhile::Revoked => {
+                        unit.give_up(&ticket);
+                        return Err(Exit::Revoked);
+                    }
                 }
             }
         };
@@ -614,11 +616,11 @@ async fn fetch<P: Partition>(partition: &mut P, wants: Option<Wants>) -> Result<
     partition.fetch(wanted).await
 }
 
-fn invocation(ticket: &Ticket<Box<Delivered>>) -> Invocation {
+fn invocation(ticket: &Ticket<Box<Delivered>>) -> Invocation<'_> {
     let delivered = ticket.payload();
     let event = delivered.event.as_ref().expect("only decoded events are invoked");
     Invocation {
-        event: event.clone(),
+        event,
         delivery: Delivery {
             topic: delivered.origin.topic.clone(),
             partition: delivered.origin.partition,

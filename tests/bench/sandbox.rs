@@ -125,7 +125,7 @@ impl Bench {
             attempt: 1,
             idempotency_key: identity::default_idempotency_key(event),
         };
-        let invocation = Invocation { event: event.clone(), delivery, trace: None };
+        let invocation = Invocation { event, delivery, trace: None };
         let completion = self.runtime.block_on(guest.invoke(invocation)).expect("an instance is free");
         let Completion { outcome, emitted, .. } = completion;
         assert!(outcome == Outcome::Completed && emitted.len() == 1, "it emits one event: {outcome:?}");

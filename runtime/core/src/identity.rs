@@ -6,6 +6,7 @@ use sha2::{Digest, Sha256};
 use crate::event::Event;
 use crate::name::{FunctionName, Topic};
 use crate::progress::KeyHash;
+use crate::trace::{CAUSATION_ID, CORRELATION_ID, TRACE_PARENT, TRACE_STATE};
 
 /// The id of an event that a handler emitted without one: 128 bits of SHA-256 in 32 hexadecimal digits, the same again
 /// whenever the same event is handled anew. `topic` is the source topic, `idempotency_key` the text of the event
@@ -63,33 +64,40 @@ pub fn default_idempotency_key(event: &Event) -> ByteString {
 }
 
 /// What an emitted event follows from.
-#[derive(Clone, Copy, Debug)]
-pub struct Cause<'a> {
-    /// The event being handled.
-    pub handled: &'a Event,
+#[derive(Clone, Debug)]
+pub struct Cause {
+    /// The id of the event being handled.
+    pub id: ByteString,
+    /// Its `correlationid`, or its id if it is the first event.
+    pub correlation: ByteString,
     /// The W3C trace context for what it leads to: `traceparent`, and `tracestate` if there is one.
-    pub trace: Option<(&'a ByteString, Option<&'a ByteString>)>,
+    pub trace: Option<(ByteString, Option<ByteString>)>,
 }
 
-impl Cause<'_> {
-    /// Fills in what the handler left out among the extensions of an event that it emits: `causationid`, the id of the
-    /// event handled; `correlationid`, inherited from it, or its id if it is the first event; `traceparent` and
-    /// `tracestate`. A handler that gave one of the latter two speaks of a trace of its own, and neither is touched.
-    /// Leaves the extensions sorted by name, whatever order they had.
-    pub fn fill_in(&self, emitted: &mut Event) {
-        let extensions = &mut emitted.extensions;
+impl Cause {
+    /// That of what is emitted while this event is handled.
+    #[must_use]
+    pub fn of(handled: &Event, trace: Option<(ByteString, Option<ByteString>)>) -> Self {
+        let correlation = handled.extension(CORRELATION_ID).unwrap_or(&handled.id).clone();
+        Self { id: handled.id.clone(), correlation, trace }
+    }
+
+    /// Fills in what the handler left out among the extensions of an event that it emits: `causationid`, `correlationid`,
+    /// `traceparent` and `tracestate`. A handler that gave one of the latter two speaks of a trace of its own, and neither
+    /// is touched. Leaves the extensions sorted by name, whatever order they had.
+    pub fn fill_in(&self, extensions: &mut Vec<(ByteString, ByteString)>) {
         if !extensions.is_sorted_by(|(a, _), (b, _)| **a <= **b) {
             // Stable, so that what is given twice is refused later and not shuffled.
             extensions.sort_by(|(a, _), (b, _)| str::cmp(a, b));
         }
         let has = |name: &str| extensions.binary_search_by(|(n, _)| str::cmp(n, name)).is_ok();
-        let trace = self.trace.filter(|_| !has("traceparent") && !has("tracestate"));
-        insert(extensions, "causationid", &self.handled.id);
-        insert(extensions, "correlationid", self.handled.extension("correlationid").unwrap_or(&self.handled.id));
+        let trace = self.trace.as_ref().filter(|_| !has(TRACE_PARENT) && !has(TRACE_STATE));
+        insert(extensions, CAUSATION_ID, &self.id);
+        insert(extensions, CORRELATION_ID, &self.correlation);
         if let Some((parent, state)) = trace {
-            insert(extensions, "traceparent", parent);
+            insert(extensions, TRACE_PARENT, parent);
             if let Some(state) = state {
-                insert(extensions, "tracestate", state);
+                insert(extensions, TRACE_STATE, state);
             }
         }
     }
@@ -166,7 +174,7 @@ mod tests {
     #[test]
     fn an_emitted_event_names_what_it_follows_from() {
         let (parent, state) = (ByteString::from("00-aa-bb-01"), ByteString::from("x=1"));
-        let traced = Some((&parent, Some(&state)));
+        let traced = Some((parent.clone(), Some(state)));
         for (handled, given, trace, expected) in [
             (vec![], vec![], None, "causationid=7 correlationid=7"),
             (vec![("correlationid", "1")], vec![], None, "causationid=7 correlationid=1"),
@@ -174,15 +182,15 @@ mod tests {
             (
                 vec![],
                 vec![("z", "1"), ("a", "2")],
-                traced,
+                traced.clone(),
                 "a=2 causationid=7 correlationid=7 traceparent=00-aa-bb-01 tracestate=x=1 z=1",
             ),
-            (vec![], vec![], Some((&parent, None)), "causationid=7 correlationid=7 traceparent=00-aa-bb-01"),
+            (vec![], vec![], Some((parent, None)), "causationid=7 correlationid=7 traceparent=00-aa-bb-01"),
             (vec![], vec![("traceparent", "own")], traced, "causationid=7 correlationid=7 traceparent=own"),
         ] {
             let handled = event("/shop", "7", &handled);
             let mut emitted = event("/shop", "8", &given);
-            Cause { handled: &handled, trace }.fill_in(&mut emitted);
+            Cause::of(&handled, trace).fill_in(&mut emitted.extensions);
             let listed: Vec<_> = emitted.extensions.iter().map(|(name, value)| format!("{name}={value}")).collect();
             assert_eq!(listed.join(" "), expected);
         }

@@ -57,7 +57,7 @@ impl Revision for Idle {
 }
 
 impl Sandbox for Idle {
-    async fn invoke(&mut self, _: Invocation) -> Result<Completion, Error> {
+    async fn invoke(&mut self, _: Invocation<'_>) -> Result<Completion, Error> {
         Err(Error("nothing runs here".to_owned()))
     }
 }

@@ -89,7 +89,7 @@ pub(crate) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Erro
     let delivery =
         Delivery { topic: topic.clone(), partition: 0, offset: 0, key, attempt: args.attempt, idempotency_key };
     let completion = guest
-        .invoke(Invocation { event, delivery, trace: None })
+        .invoke(Invocation { event: &event, delivery, trace: None })
         .await
         .map_err(|e| Error::failed(e, "try again; if it stays, lower the memory limit of the function"))?;
     let exit = if completion.outcome == Outcome::Completed { Exit::Done } else { Exit::Failed };

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use bytes::Bytes;
 use bytestring::ByteString;
 use millrace_core::event::Event;
+use millrace_core::identity;
 use millrace_core::name::{FunctionName, Topic};
 use millrace_core::time::Timestamp;
-use millrace_core::trace::{CAUSATION_ID, CORRELATION_ID, TRACE_PARENT, TRACE_STATE};
 
 use super::bindings::millrace::function::emitter::EmitError;
 use super::limits::{ATTRIBUTE_MAX_BYTES, EXTENSION_NAME_MAX_BYTES, EXTENSIONS_MAX, GuestLimits, KEY_MAX_BYTES};
@@ -18,6 +18,9 @@ use super::{Delivery, Emission, TraceContext};
 /// Names of attributes that are not extensions.
 const RESERVED: [&str; 9] =
     ["id", "source", "type", "specversion", "subject", "time", "datacontenttype", "dataschema", "data"];
+
+/// The most extensions that the runtime fills in.
+const FILLED_IN: usize = 4;
 
 /// Answers whether a topic exists. Asked seldom: for each topic until the answer is yes, and for topics not granted.
 pub type KnownTopics = Arc<dyn Fn(&Topic) -> bool + Send + Sync>;
@@ -45,7 +48,7 @@ impl Outbox {
         limits: GuestLimits,
     ) -> Self {
         let grants = publish.iter().map(|topic| Grant { topic: copy(topic), exists: AtomicBool::new(false) }).collect();
-        let source = format!("/millrace/{}/{}", function.application(), function.function()).into();
+        let source = identity::emitted_source(function);
         Self { function: function.clone(), source, grants, known: Arc::clone(known_topics), limits }
     }
 
@@ -77,17 +80,13 @@ fn shortened(name: &str) -> String {
 /// What the event being handled lends to the events emitted while handling it.
 pub(super) struct Cause {
     pub(super) delivery: Delivery,
-    /// Its id.
-    pub(super) id: ByteString,
-    /// Its `correlationid`; without one, its id begins the correlation.
-    pub(super) correlation: Option<ByteString>,
-    pub(super) trace: Option<TraceContext>,
+    identity: identity::Cause,
 }
 
 impl Cause {
     pub(super) fn new(event: &Event, delivery: Delivery, trace: Option<TraceContext>) -> Self {
-        let correlation = event.extension(CORRELATION_ID).cloned();
-        Self { delivery, id: event.id.clone(), correlation, trace }
+        let trace = trace.map(|TraceContext { parent, state }| (parent, state));
+        Self { delivery, identity: identity::Cause::of(event, trace) }
     }
 }
 
@@ -225,24 +224,9 @@ impl Draft<'_> {
 
     /// The guest's extensions and those that the runtime fills in, sorted by name.
     fn complete_extensions(&self, cause: &Cause) -> Vec<(ByteString, ByteString)> {
-        let mut extensions = Vec::with_capacity(self.extensions.len() + 4);
+        let mut extensions = Vec::with_capacity(self.extensions.len() + FILLED_IN);
         extensions.extend(self.extensions.iter().map(|(name, value)| (own(name), own(value))));
-        let is_set = |wanted: &str| self.extensions.iter().any(|(name, _)| name == wanted);
-        let mut fill = |name: &'static str, value: &ByteString| {
-            if !is_set(name) {
-                extensions.push((ByteString::from_static(name), value.clone()));
-            }
-        };
-        fill(CAUSATION_ID, &cause.id);
-        fill(CORRELATION_ID, cause.correlation.as_ref().unwrap_or(&cause.id));
-        // The state belongs to its parent: a guest that sets its own parent gets no state of another.
-        if let Some(trace) = cause.trace.as_ref().filter(|_| !is_set(TRACE_PARENT)) {
-            fill(TRACE_PARENT, &trace.parent);
-            if let Some(state) = &trace.state {
-                fill(TRACE_STATE, state);
-            }
-        }
-        extensions.sort_unstable_by(|(a, _), (b, _)| a.cmp(b));
+        cause.identity.fill_in(&mut extensions);
         extensions
     }
 }
@@ -274,24 +258,4 @@ fn check_extension_name(name: &str) -> Result<(), String> {
         return Err(format!("{name}: is not an extension; set the attribute itself"));
     }
     Ok(())
-}
-
-/// The identity of emitted events.
-// The core is to have this function; until then it stands here.
-mod identity {
-    use bytestring::ByteString;
-    use millrace_core::name::{FunctionName, Topic};
-    use sha2::{Digest, Sha256};
-
-    /// The first 128 bits, in hex, of the SHA-256 of function, source topic and idempotency key, each after its length in
-    /// bytes as a little-endian `u64`, and the index of the emission as a little-endian `u32`.
-    pub(super) fn emitted_id(function: &FunctionName, topic: &Topic, idempotency_key: &str, index: u32) -> ByteString {
-        let mut hash = Sha256::new();
-        for text in [function.as_str(), topic.as_str(), idempotency_key] {
-            hash.update((text.len() as u64).to_le_bytes());
-            hash.update(text);
-        }
-        hash.update(index.to_le_bytes());
-        super::super::artifact::hex(&hash.finalize()[..16]).into()
-    }
 }

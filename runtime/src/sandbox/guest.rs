@@ -102,7 +102,7 @@ impl Guest {
 }
 
 impl Sandbox for Guest {
-    async fn invoke(&mut self, invocation: Invocation) -> Result<Completion, Error> {
+    async fn invoke(&mut self, invocation: Invocation<'_>) -> Result<Completion, Error> {
         let Invocation { event, delivery, trace } = invocation;
         let started = Instant::now();
         let deadline = started + self.shared.limits.time;
@@ -121,10 +121,8 @@ impl Sandbox for Guest {
         };
         let (ended, exports) = match made {
             Ok(exports) => {
-                store
-                    .data_mut()
-                    .begin(Call { cause: Cause::new(&event, delivery, trace), emitted: Emitted::default() });
-                (handle(&exports, &mut store, &event).await, Some(exports))
+                store.data_mut().begin(Call { cause: Cause::new(event, delivery, trace), emitted: Emitted::default() });
+                (handle(&exports, &mut store, event).await, Some(exports))
             }
             Err(ended) => (ended, None),
         };

@@ -81,7 +81,7 @@ pub(crate) fn event(ty: &'static str) -> Event {
 }
 
 /// A first attempt at an event.
-pub(crate) fn attempt(event: Event) -> Invocation {
+pub(crate) fn attempt(event: &Event) -> Invocation<'_> {
     let delivery = Delivery {
         topic: topic("in"),
         partition: 3,
@@ -96,7 +96,7 @@ pub(crate) fn attempt(event: Event) -> Invocation {
 
 /// Runs an event of this type in a new guest with the usual options.
 pub(crate) async fn run(ty: &'static str) -> Completion {
-    guest().await.invoke(attempt(event(ty))).await.unwrap()
+    guest().await.invoke(attempt(&event(ty))).await.unwrap()
 }
 
 /// The category and the reason of a failed attempt.

@@ -126,7 +126,7 @@ async fn a_damaged_artefact_is_compiled_again() {
         let engine = engine(EngineOptions { cache_dir: Some(cache.clone()), ..EngineOptions::default() });
         let component = engine.load(guest_bytes()).await.unwrap();
         let mut guest = Function::new(&engine, &component, options()).unwrap().guest();
-        guest.invoke(attempt(event("o"))).await.unwrap()
+        guest.invoke(attempt(&event("o"))).await.unwrap()
     };
     load().await;
     assert_eq!(fs::metadata(&cache).unwrap().permissions().mode() & 0o777, 0o700);

@@ -16,7 +16,7 @@ fn with_data(ty: &'static str, data: &'static [u8]) -> Event {
 }
 
 async fn invoke(guest: &mut Guest, event: Event) -> Completion {
-    guest.invoke(attempt(event)).await.unwrap()
+    guest.invoke(attempt(&event)).await.unwrap()
 }
 
 fn messages(completion: &Completion) -> Vec<&str> {
@@ -160,8 +160,9 @@ async fn an_emitted_event_is_complete() {
 #[tokio::test]
 async fn ids_repeat_on_redelivery_and_differ_otherwise() {
     let mut ids = Vec::new();
+    let (many, one) = (event("n"), event("E"));
     let change = |change: fn(&mut Delivery)| {
-        let mut invocation = attempt(event("n"));
+        let mut invocation = attempt(&many);
         change(&mut invocation.delivery);
         invocation
     };
@@ -175,7 +176,7 @@ async fn ids_repeat_on_redelivery_and_differ_otherwise() {
         let mut guest = guest_with(|options| options.limits.emitted_events = 2).await;
         // It ends as rejected, so that its events are gone: look at those of a single one.
         assert_eq!(failed(&guest.invoke(invocation.clone()).await.unwrap()), (Category::Rejected, "too many"));
-        let single = Invocation { event: event("E"), ..invocation };
+        let single = Invocation { event: &one, ..invocation };
         ids.push(guest.invoke(single).await.unwrap().emitted[0].event.id.clone());
     }
     assert!(ids[0] == ids[1] && ids[0] == ids[2]);
@@ -241,7 +242,8 @@ async fn what_was_emitted_before_a_trap_is_gone() {
 
 #[tokio::test]
 async fn a_handler_learns_how_its_event_came() {
-    let mut invocation = attempt(event("d"));
+    let event = event("d");
+    let mut invocation = attempt(&event);
     invocation.delivery.attempt = 7;
     let completion = guest().await.invoke(invocation).await.unwrap();
     let emission = &completion.emitted[0];
@@ -293,7 +295,8 @@ async fn logs_are_bounded_and_the_cut_is_told() {
 async fn lives(mut guest: Guest, script: &[(&'static str, u32)]) -> String {
     let mut handled = String::new();
     for (ty, attempt_number) in script {
-        let mut invocation = attempt(event(ty));
+        let event = event(ty);
+        let mut invocation = attempt(&event);
         invocation.delivery.attempt = *attempt_number;
         let completion = guest.invoke(invocation).await.unwrap();
         handled.push_str(completion.logs.first().map_or("-", |line| &line.message));
@@ -321,7 +324,7 @@ async fn an_invocation_that_is_given_up_leaves_the_guest_usable() {
     let mut guest = guest().await;
     assert_eq!(messages(&invoke(&mut guest, event("s")).await), ["1"]);
     for ty in ["l", "w"] {
-        let given_up = tokio::time::timeout(Duration::from_millis(20), guest.invoke(attempt(event(ty)))).await;
+        let given_up = tokio::time::timeout(Duration::from_millis(20), guest.invoke(attempt(&event(ty)))).await;
         assert!(given_up.is_err());
         assert_eq!(messages(&invoke(&mut guest, event("s")).await), ["1"], "the instance is a fresh one");
     }
@@ -335,7 +338,7 @@ async fn no_free_instance_is_an_error_of_the_host() {
     let function = millrace::sandbox::Function::new(&engine, &component, super::harness::options()).unwrap();
     let (mut one, mut two) = (function.guest(), function.guest());
     invoke(&mut one, event("o")).await;
-    let error = two.invoke(attempt(event("o"))).await.unwrap_err();
+    let error = two.invoke(attempt(&event("o"))).await.unwrap_err();
     assert!(error.to_string().contains("no instance is free"), "{error}");
     drop(one);
     invoke(&mut two, event("o")).await;

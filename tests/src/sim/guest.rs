@@ -91,7 +91,7 @@ pub(super) struct SimSandbox {
 }
 
 impl SimSandbox {
-    fn emit(&self, invocation: &Invocation, index: u32, refused: bool) -> Emission {
+    fn emit(&self, invocation: &Invocation<'_>, index: u32, refused: bool) -> Emission {
         let delivery = &invocation.delivery;
         let mut extensions = vec![("origin".into(), invocation.event.id.clone())];
         if refused {
@@ -113,7 +113,7 @@ impl SimSandbox {
 }
 
 impl Sandbox for SimSandbox {
-    async fn invoke(&mut self, invocation: Invocation) -> Result<Completion, Error> {
+    async fn invoke(&mut self, invocation: Invocation<'_>) -> Result<Completion, Error> {
         let plan = Plan::of(invocation.event.extension("plan").expect("each simulated event has a plan"));
         let (not_run, delay, mended) = {
             let mut world = lock(&self.world);
