@@ -72,6 +72,7 @@ pub(crate) fn latency(dir: &Path, component: &[u8], rate: u32, batch: u64, event
     let began = Instant::now();
     for number in 0..events / batch {
         let due = began + Duration::from_secs(1) / rate * u32::try_from(number * batch).expect("few events");
+        #[expect(clippy::disallowed_methods, reason = "time itself is waited for: events come at a rate")]
         thread::sleep(due.saturating_duration_since(Instant::now()));
         let value = written(number * batch..(number + 1) * batch);
         disk.write(|to| to.insert(&disk.source, number.to_be_bytes(), value));
