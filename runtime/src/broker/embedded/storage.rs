@@ -218,7 +218,7 @@ impl Storage for Disk {
     fn write(&self, ops: Vec<Op>) -> Result<(), StorageError> {
         guarded(|| {
             self.wait_for_background()?;
-            let mut batch = self.database.batch().durability(Some(PersistMode::SyncAll));
+            let mut batch = self.database.batch().durability(Some(PersistMode::SyncData));
             for op in ops {
                 match op {
                     Op::Put(table, key, value) => batch.insert(self.keyspace(table), key, value),
