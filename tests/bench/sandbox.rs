@@ -27,7 +27,7 @@ const IDLE: u32 = 40;
 pub(crate) fn measure(component: &[u8]) -> Vec<Figure> {
     let bench = Bench::new(component);
     let bare = Bare::new(component);
-    let events: Vec<Event> = (0..1000).map(events::event).collect();
+    let events: Vec<Handed> = (0..1000).map(events::event).map(handed).collect();
     let each = |number: u32| &events[number as usize % events.len()];
 
     let (mut instance, mut guest) = (bare.instance(), bench.guest(1000));
@@ -36,11 +36,11 @@ pub(crate) fn measure(component: &[u8]) -> Vec<Figure> {
         [
             &mut |count| {
                 for number in 0..count {
-                    instance.handle(each(number));
+                    instance.handle(&each(number).0);
                     assert_eq!(instance.take().len(), 1, "it emits one event");
                 }
             },
-            &mut |count| (0..count).for_each(|number| bench.invoke(&mut guest, each(number))),
+            &mut |count| bench.invoke(&mut guest, (0..count).map(each)),
         ],
     );
     let mut guest = bench.guest(1);
@@ -50,11 +50,11 @@ pub(crate) fn measure(component: &[u8]) -> Vec<Figure> {
             &mut |count| {
                 for number in 0..count {
                     let mut instance = bare.instance();
-                    instance.handle(each(number));
+                    instance.handle(&each(number).0);
                     assert_eq!(instance.take().len(), 1, "it emits one event");
                 }
             },
-            &mut |count| (0..count).for_each(|number| bench.invoke(&mut guest, each(number))),
+            &mut |count| bench.invoke(&mut guest, (0..count).map(each)),
         ],
     );
     vec![
@@ -68,12 +68,13 @@ pub(crate) fn idle(component: &[u8]) -> Vec<Figure> {
     let bench = Bench::new(component);
     // Whatever is made once is made before.
     let mut first = bench.guest(u32::MAX);
-    bench.invoke(&mut first, &events::event(0));
+    bench.invoke(&mut first, [&handed(events::event(0))]);
+    let events: Vec<Handed> = (0..1000).map(events::event).map(handed).collect();
     let before = resident_kib();
     let guests: Vec<Guest> = (0..IDLE)
         .map(|_| {
             let mut guest = bench.guest(u32::MAX);
-            (0..1000).for_each(|number| bench.invoke(&mut guest, &events::event(number)));
+            bench.invoke(&mut guest, &events);
             guest
         })
         .collect();
@@ -88,12 +89,14 @@ fn resident_kib() -> f64 {
     line.trim().trim_end_matches("kB").trim().parse().expect("it is a number")
 }
 
+/// An event with its delivery.
+type Handed = (Event, Delivery);
+
 /// Our sandbox, and what is needed to call it.
 struct Bench {
     runtime: Runtime,
     engine: Engine,
     component: Component,
-    topic: Topic,
 }
 
 impl Bench {
@@ -101,7 +104,7 @@ impl Bench {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
         let engine = Engine::new(EngineOptions { max_instances: 64, ..EngineOptions::default() }).expect("an engine");
         let loaded = runtime.block_on(engine.load(Bytes::copy_from_slice(component)));
-        Self { runtime, engine, component: loaded.expect("the component is sound"), topic: topic("in") }
+        Self { runtime, engine, component: loaded.expect("the component is sound") }
     }
 
     fn guest(&self, reuse: u32) -> Guest {
@@ -116,20 +119,30 @@ impl Bench {
         Function::new(&self.engine, &self.component, options).expect("the limits are wide enough").guest()
     }
 
-    fn invoke(&self, guest: &mut Guest, event: &Event) {
-        let delivery = Delivery {
-            topic: self.topic.clone(),
-            partition: 3,
-            offset: 41,
-            key: event.extension("partitionkey").map(|key| key.clone().into_bytes()),
-            attempt: 1,
-            idempotency_key: identity::default_idempotency_key(event),
-        };
-        let invocation = Invocation { event, delivery, trace: None };
-        let completion = self.runtime.block_on(guest.invoke(invocation)).expect("an instance is free");
-        let Completion { outcome, emitted, .. } = completion;
-        assert!(outcome == Outcome::Completed && emitted.len() == 1, "it emits one event: {outcome:?}");
+    /// Hands events over, one after the other, as a worker's task does.
+    fn invoke<'a>(&self, guest: &mut Guest, events: impl IntoIterator<Item = &'a Handed>) {
+        self.runtime.block_on(async {
+            for (event, delivery) in events {
+                let invocation = Invocation { event, delivery: delivery.clone(), trace: None };
+                let completion = guest.invoke(invocation).await.expect("an instance is free");
+                let Completion { outcome, emitted, .. } = completion;
+                assert!(outcome == Outcome::Completed && emitted.len() == 1, "it emits one event: {outcome:?}");
+            }
+        });
     }
+}
+
+/// What the intake, which is measured by itself, makes of an event.
+fn handed(event: Event) -> Handed {
+    let delivery = Delivery {
+        topic: topic("in"),
+        partition: 3,
+        offset: 41,
+        key: event.extension("partitionkey").map(|key| key.clone().into_bytes()),
+        attempt: 1,
+        idempotency_key: identity::default_idempotency_key(&event),
+    };
+    (event, delivery)
 }
 
 fn topic(name: &str) -> Topic {
