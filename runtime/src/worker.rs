@@ -130,6 +130,8 @@ struct Owned<P: Partition, R: Revision> {
     shared: Shared<R>,
     revision: Arc<R>,
     dispatcher: Dispatcher<Box<Delivered>>,
+    /// What the dispatcher wants done; empty except while it is asked. Kept, so that its memory is.
+    todo: Vec<Effect<Box<Delivered>>>,
     /// Attempts to make; at most one, for they are made one after the other.
     tickets: VecDeque<Ticket<Box<Delivered>>>,
     /// Effects of settlements that are not sealed.
@@ -197,6 +199,7 @@ impl<P: Partition, R: Revision> Worker<P, R> {
                 tally: Tally::default(),
                 spans: Spans::new(&shared.tracing, shared.clock, partition.unit()),
                 dispatcher: Dispatcher::new(shared.policy, restored.progress, window, seed),
+                todo: Vec::new(),
                 revision,
                 breaker_changes: shared.breaker.changes(),
                 partition,
@@ -438,9 +441,9 @@ impl<P: Partition, R: Revision> Owned<P, R> {
     }
 
     fn handle_at(&mut self, now: Timestamp, input: Input<Box<Delivered>>) {
-        let mut effects = Vec::new();
-        self.dispatcher.handle(now, input, &mut effects);
-        for effect in effects {
+        let mut todo = std::mem::take(&mut self.todo);
+        self.dispatcher.handle(now, input, &mut todo);
+        for effect in todo.drain(..) {
             match effect {
                 Effect::Invoke(ticket) => self.tickets.push_back(ticket),
                 Effect::Settle(settled) => {
@@ -450,6 +453,7 @@ impl<P: Partition, R: Revision> Owned<P, R> {
                 }
             }
         }
+        self.todo = todo;
         if self.dispatcher.is_dirty() && self.group_began.is_none() {
             self.group_began = Some(now);
         }

@@ -3,7 +3,8 @@
 //! It never acts. [`Dispatcher::handle`] takes what happened and answers with what must be done; the worker does it. A
 //! commit is a pair: [`Dispatcher::seal`] says what it must contain, and [`Input::Committed`] that it is durable.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::fmt;
 
 use crate::idempotency::Window;
@@ -222,15 +223,22 @@ pub struct Dispatcher<T> {
     redrive: Log,
     lanes: Lanes<T>,
     in_flight: usize,
-    /// Keys of events that were attempted and are not settled, and where the one event is that goes ahead.
-    pending: HashMap<KeyHash, Position, BuildNoHash>,
-    /// Lanes whose head waits for the pending event with the same key.
+    /// Keys that the window does not know yet, and what is known of them here.
+    claims: HashMap<KeyHash, Claim, BuildNoHash>,
+    /// Lanes whose head waits for the event that holds the same key.
     blocked: HashMap<KeyHash, Vec<LaneId>, BuildNoHash>,
-    /// Keys of completed events whose commit is not durable.
-    uncommitted: HashSet<KeyHash, BuildNoHash>,
     group: Group,
     sealed: Option<(Timestamp, Sealed, Option<Position>)>,
     isolation: Isolation,
+}
+
+/// What is known of an idempotency key before a commit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Claim {
+    /// The event there was attempted and is not settled: it goes ahead of others with the key.
+    Held(Position),
+    /// An event completed; its commit is not durable.
+    Completed,
 }
 
 /// One of the unit's two logs.
@@ -280,9 +288,8 @@ impl<T: Payload> Dispatcher<T> {
             committed,
             lanes: Lanes::default(),
             in_flight: 0,
-            pending: HashMap::default(),
+            claims: HashMap::default(),
             blocked: HashMap::default(),
-            uncommitted: HashSet::default(),
             group: Group::default(),
             sealed: None,
             isolation: Isolation::default(),
@@ -422,9 +429,8 @@ impl<T: Payload> Dispatcher<T> {
         self.redrive = Log::restore(&self.committed.redrive);
         self.lanes = Lanes::default();
         self.in_flight = 0;
-        self.pending.clear();
+        self.claims.clear();
         self.blocked.clear();
-        self.uncommitted.clear();
         self.group = Group::default();
         self.sealed = None;
     }
@@ -503,7 +509,7 @@ impl<T: Payload> Dispatcher<T> {
                 let is_head = self.lanes.push(lane, Slot { position, key, payload, history });
                 // One that is behind another in its lane must not go ahead of it: both would wait for ever.
                 if failed_before && is_head {
-                    self.pending.entry(key).or_insert(position);
+                    self.claims.entry(key).or_insert(Claim::Held(position));
                 }
             }
             Content::Filtered => self.settle(position, None, Settlement::Filtered, effects),
@@ -515,14 +521,14 @@ impl<T: Payload> Dispatcher<T> {
     }
 
     /// What a commit told of the event at this position.
-    fn remembered(&self, position: Position) -> Option<History> {
+    fn remembered(&self, position: Position) -> Option<Box<History>> {
         let at = self.committed.parked.binary_search_by_key(&position, |head| head.position).ok()?;
         let head = self.committed.parked.get(at)?;
-        Some(History {
+        Some(Box::new(History {
             attempts: Attempts { failed: head.attempts, first_failed_at: head.first_failed_at },
             last: Failure::new(head.category, "it failed before a restart"),
             due_at: head.due_at,
-        })
+        }))
     }
 
     fn finished(&mut self, now: Timestamp, ticket: Ticket<T>, outcome: Outcome, effects: &mut Vec<Effect<T>>) {
@@ -530,10 +536,11 @@ impl<T: Payload> Dispatcher<T> {
         let Ticket { slot, lane, .. } = ticket;
         match outcome {
             Outcome::Completed => {
-                self.uncommitted.insert(slot.key);
+                let claim = self.claims.insert(slot.key, Claim::Completed);
+                assert_eq!(claim, Some(Claim::Held(slot.position)), "whoever is attempted holds its key");
                 self.group.keys.push(slot.key);
                 self.lanes.finish(lane, &slot);
-                self.unblock(slot.key, slot.position);
+                self.wake(slot.key);
                 self.settle(slot.position, Some(slot.payload), Settlement::Completed, effects);
             }
             Outcome::Failed(failure) => self.failed(now, lane, slot, failure, effects),
@@ -541,7 +548,7 @@ impl<T: Payload> Dispatcher<T> {
     }
 
     fn failed(&mut self, now: Timestamp, lane: LaneId, slot: Slot<T>, failure: Failure, effects: &mut Vec<Effect<T>>) {
-        let attempts = match &slot.history {
+        let attempts = match slot.history.as_deref() {
             Some(History { attempts, .. }) => Attempts { failed: attempts.failed + 1, ..*attempts },
             None => Attempts { failed: 1, first_failed_at: now },
         };
@@ -575,7 +582,7 @@ impl<T: Payload> Dispatcher<T> {
     fn committed(&mut self, now: Timestamp) {
         let (at, sealed, _) = self.sealed.take().expect("only a sealed commit is committed");
         for key in &sealed.keys {
-            self.uncommitted.remove(key);
+            self.claims.remove(key);
         }
         self.isolation.remaining = self.isolation.remaining.saturating_sub(sealed.settlements);
         self.window.insert(at, sealed.keys);
@@ -626,11 +633,12 @@ impl<T: Payload> Dispatcher<T> {
     fn start(&mut self, now: Timestamp, effects: &mut Vec<Effect<T>>) {
         while self.may_start() {
             let Some((lane, slot)) = self.lanes.take_ready() else { return };
-            if self.uncommitted.contains(&slot.key) || self.window.contains(slot.key, now) {
+            let claim = self.claim(slot.key, slot.position, now);
+            if claim == Claim::Completed {
                 self.lanes.finish(lane, &slot);
                 self.unblock(slot.key, slot.position);
                 self.settle(slot.position, Some(slot.payload), Settlement::Duplicate, effects);
-            } else if *self.pending.entry(slot.key).or_insert(slot.position) != slot.position {
+            } else if claim != Claim::Held(slot.position) {
                 self.blocked.entry(slot.key).or_default().push(lane);
                 self.lanes.block(lane, slot);
             } else if let Some(failure) = self.isolation.blamed.get(&slot.position).cloned() {
@@ -643,6 +651,16 @@ impl<T: Payload> Dispatcher<T> {
                 self.in_flight += 1;
                 effects.push(Effect::Invoke(Ticket { slot, lane, trial }));
             }
+        }
+    }
+
+    /// What is known of the key of the event there, which holds the key from now on if nothing is.
+    fn claim(&mut self, key: KeyHash, position: Position, now: Timestamp) -> Claim {
+        let entry = self.claims.entry(key);
+        match entry {
+            Entry::Occupied(entry) if *entry.get() != Claim::Held(position) => *entry.get(),
+            _ if self.window.contains(key, now) => Claim::Completed,
+            entry => *entry.or_insert(Claim::Held(position)),
         }
     }
 
@@ -680,10 +698,15 @@ impl<T: Payload> Dispatcher<T> {
 
     /// The event that went ahead with this key is done: those that wait for it look again.
     fn unblock(&mut self, key: KeyHash, position: Position) {
-        if self.pending.get(&key) != Some(&position) {
+        if self.claims.get(&key) != Some(&Claim::Held(position)) {
             return;
         }
-        self.pending.remove(&key);
+        self.claims.remove(&key);
+        self.wake(key);
+    }
+
+    /// Those that wait for an event with this key look again.
+    fn wake(&mut self, key: KeyHash) {
         if self.blocked.is_empty() {
             return;
         }

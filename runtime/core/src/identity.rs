@@ -20,7 +20,18 @@ pub fn emitted_id(function: &FunctionName, topic: &Topic, idempotency_key: &str,
         hash.update(part);
     }
     hash.update(index.to_le_bytes());
-    format!("{:032x}", first_128_bits(hash)).into()
+    hexadecimal(&hash.finalize()[..16])
+}
+
+/// Two lower-case digits for each byte.
+fn hexadecimal(bytes: &[u8]) -> ByteString {
+    const DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
+    let mut text = String::with_capacity(2 * bytes.len());
+    for byte in bytes {
+        text.push(DIGITS[usize::from(byte >> 4)]);
+        text.push(DIGITS[usize::from(byte & 15)]);
+    }
+    text.into()
 }
 
 /// The `source` of an event that a handler emitted without one: `/millrace/<application>/<function>`.

@@ -1,5 +1,6 @@
 //! Lanes: queues of events that must be handled one after the other. A failing head holds up only its own lane.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::hash::{BuildHasherDefault, Hasher};
 
@@ -84,7 +85,8 @@ pub(crate) struct Slot<T> {
     pub(crate) position: Position,
     pub(crate) key: KeyHash,
     pub(crate) payload: T,
-    pub(crate) history: Option<History>,
+    /// Boxed, because few have one and all are moved around.
+    pub(crate) history: Option<Box<History>>,
 }
 
 /// What is known of an event that failed.
@@ -129,6 +131,8 @@ impl<T: Payload> Lane<T> {
         self.head.iter_mut().chain(&mut self.rest).for_each(|slot| slot.payload.detach());
     }
 }
+
+const NO_LANE: &str = "a lane exists as long as an event is in it";
 
 /// All lanes of a unit. A lane exists as long as an event is in it.
 #[derive(Debug)]
@@ -213,25 +217,34 @@ impl<T: Payload> Lanes<T> {
             self.singles += 1;
             LaneId(SINGLE | self.singles)
         });
-        if let Some(lane) = self.lanes.get_mut(&id) {
-            lane.bytes += bytes;
-            if lane.held {
-                self.held.add(1, bytes);
+        let lane = match self.lanes.entry(id) {
+            Entry::Vacant(entry) => {
+                let lane = Lane { head: None, rest: VecDeque::new(), bytes, state: State::Ready, held: false };
+                if slot.history.is_none() {
+                    entry.insert(Lane { head: Some(slot), ..lane });
+                    self.ready.push_back(id);
+                } else {
+                    entry.insert(lane);
+                    self.set_head(id, slot);
+                }
+                return true;
             }
-            if lane.held || lane.state == State::Blocked {
-                slot.payload.detach();
-            }
-            if let Some(history) = &slot.history {
-                // Only what was a head when it was committed has a history, and after a restart it comes back first; a
-                // collision of lanes can put it behind another, where it keeps its attempts all the same.
-                self.failed.insert(slot.position, parked_head(slot.position, history));
-            }
-            lane.rest.push_back(slot);
-            return false;
+            Entry::Occupied(entry) => entry.into_mut(),
+        };
+        lane.bytes += bytes;
+        if lane.held {
+            self.held.add(1, bytes);
         }
-        self.lanes.insert(id, Lane { head: None, rest: VecDeque::new(), bytes, state: State::Ready, held: false });
-        self.set_head(id, slot);
-        true
+        if lane.held || lane.state == State::Blocked {
+            slot.payload.detach();
+        }
+        if let Some(history) = &slot.history {
+            // Only what was a head when it was committed has a history, and after a restart it comes back first; a
+            // collision of lanes can put it behind another, where it keeps its attempts all the same.
+            self.failed.insert(slot.position, parked_head(slot.position, history));
+        }
+        lane.rest.push_back(slot);
+        false
     }
 
     /// Takes the head of the lane that has been ready longest.
@@ -271,15 +284,13 @@ impl<T: Payload> Lanes<T> {
     /// Gives a taken head that failed back until it is due.
     pub(crate) fn park(&mut self, id: LaneId, mut slot: Slot<T>, history: History) {
         self.busy_lane(id);
-        slot.history = Some(history);
+        slot.history = Some(Box::new(history));
         self.set_head(id, slot);
     }
 
     /// Ends a taken head; its lane goes on with the next event.
     pub(crate) fn finish(&mut self, id: LaneId, slot: &Slot<T>) {
-        let lane = self.busy_lane(id);
-        lane.state = State::Ready;
-        self.settle_head(id, slot);
+        self.settle_head(id, slot, State::Busy);
     }
 
     /// Makes lanes ready whose time has come.
@@ -298,10 +309,8 @@ impl<T: Payload> Lanes<T> {
     pub(crate) fn give_up_oldest(&mut self) -> Option<Slot<T>> {
         let id = *self.oldest.first_key_value()?.1;
         self.unpark(id);
-        let lane = self.lane(id);
-        lane.state = State::Ready;
-        let slot = lane.head.take().expect("a parked lane has a head");
-        self.settle_head(id, &slot);
+        let slot = self.lane(id).head.take().expect("a parked lane has a head");
+        self.settle_head(id, &slot, State::Parked);
         Some(slot)
     }
 
@@ -330,20 +339,26 @@ impl<T: Payload> Lanes<T> {
         }
     }
 
-    /// Accounts for a head that was taken for good, and installs the next one or removes the lane.
-    fn settle_head(&mut self, id: LaneId, head: &Slot<T>) {
+    /// Accounts for a head that was taken for good, and installs the next one or removes the lane, which was in this state.
+    fn settle_head(&mut self, id: LaneId, head: &Slot<T>, state: State) {
         let bytes = head.payload.size_bytes();
         self.queued.remove(1, bytes);
-        self.failed.remove(&head.position);
-        let lane = self.lane(id);
-        let released = if lane.held { (lane.len(), lane.bytes) } else { (0, 0) };
-        lane.held = false;
-        lane.bytes -= bytes;
-        let next = lane.rest.pop_front();
-        self.held.remove(released.0, released.1);
-        match next {
-            Some(slot) => self.set_head(id, slot),
-            None => drop(self.lanes.remove(&id)),
+        if head.history.is_some() {
+            self.failed.remove(&head.position);
+        }
+        let Entry::Occupied(mut entry) = self.lanes.entry(id) else { panic!("{NO_LANE}") };
+        let lane = entry.get_mut();
+        assert_eq!(lane.state, state, "a head is taken from its lane before it is settled");
+        if lane.held {
+            self.held.remove(lane.len(), lane.bytes);
+        }
+        match lane.rest.pop_front() {
+            None => drop(entry.remove()),
+            Some(next) => {
+                lane.held = false;
+                lane.bytes -= bytes;
+                self.set_head(id, next);
+            }
         }
     }
 
@@ -359,7 +374,7 @@ impl<T: Payload> Lanes<T> {
     }
 
     fn lane(&mut self, id: LaneId) -> &mut Lane<T> {
-        self.lanes.get_mut(&id).expect("a lane exists as long as an event is in it")
+        self.lanes.get_mut(&id).expect(NO_LANE)
     }
 
     fn busy_lane(&mut self, id: LaneId) -> &mut Lane<T> {

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use bytestring::ByteString;
+use millrace_core::codec;
 use millrace_core::event::Event;
 use millrace_core::identity;
 use millrace_core::name::{FunctionName, Topic};
@@ -213,7 +214,10 @@ impl Draft<'_> {
             ty: own(&self.ty),
             subject: self.subject.as_deref().map(own),
             time: self.time.map(Timestamp::from_nanos),
-            datacontenttype: self.datacontenttype.as_deref().map(own),
+            datacontenttype: self
+                .datacontenttype
+                .as_deref()
+                .map(|t| codec::known_content_type(t).unwrap_or_else(|| own(t))),
             dataschema: self.dataschema.as_deref().map(own),
             extensions: self.complete_extensions(cause),
             data: self.data.map(Bytes::copy_from_slice),
@@ -225,7 +229,8 @@ impl Draft<'_> {
     /// The guest's extensions and those that the runtime fills in, sorted by name.
     fn complete_extensions(&self, cause: &Cause) -> Vec<(ByteString, ByteString)> {
         let mut extensions = Vec::with_capacity(self.extensions.len() + FILLED_IN);
-        extensions.extend(self.extensions.iter().map(|(name, value)| (own(name), own(value))));
+        let named = |name: &str| codec::known_extension(name).unwrap_or_else(|| own(name));
+        extensions.extend(self.extensions.iter().map(|(name, value)| (named(name), own(value))));
         cause.identity.fill_in(&mut extensions);
         extensions
     }

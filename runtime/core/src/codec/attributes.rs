@@ -24,6 +24,18 @@ fn known(texts: &[&'static str], text: &str) -> Option<ByteString> {
     texts.iter().find(|known| **known == text).map(|known| ByteString::from_static(known))
 }
 
+/// The name of an extension that nearly every event has, without memory of its own.
+#[must_use]
+pub fn known_extension(name: &str) -> Option<ByteString> {
+    known(&KNOWN_EXTENSIONS, name)
+}
+
+/// A content type that nearly every event has, without memory of its own.
+#[must_use]
+pub fn known_content_type(text: &str) -> Option<ByteString> {
+    known(&KNOWN_CONTENT_TYPES, text)
+}
+
 /// What is wrong with an event: names the attribute and the rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Flaw(pub(super) String);
@@ -76,7 +88,7 @@ impl Draft {
             "time" => return self.set_time(&value),
             _ => {
                 check_extension_name(&name)?;
-                let name = known(&KNOWN_EXTENSIONS, &name).unwrap_or_else(|| own(name));
+                let name = known_extension(&name).unwrap_or_else(|| own(name));
                 self.extensions.push((name, own(value)));
                 return Ok(());
             }
@@ -85,7 +97,7 @@ impl Draft {
         if slot.is_some() {
             return Err(twice(name));
         }
-        *slot = Some(known(&KNOWN_CONTENT_TYPES, &value).unwrap_or_else(|| own(value)));
+        *slot = Some(known_content_type(&value).unwrap_or_else(|| own(value)));
         Ok(())
     }
 
