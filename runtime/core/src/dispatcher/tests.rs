@@ -85,7 +85,7 @@ impl Machine {
                     lane: LaneId::of(Ordering::Key, (lane != "-").then_some(lane.as_bytes())),
                     key: KeyHash(key.bytes().fold(0, |hash, b| hash * 256 + u128::from(b))),
                 },
-                None if word == "filtered" => Content::Filtered,
+                None if word == "filtered" => Content::Filtered { payload: None },
                 None if word == "gap" => continue,
                 None => Content::Refused { payload: offset, failure: Failure::new(Category::Invalid, "bad") },
             };
