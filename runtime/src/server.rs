@@ -10,8 +10,9 @@ use bytes::Bytes;
 use millrace_core::expression::{Filter, KeyExpression};
 use millrace_core::intake::Intake;
 use millrace_core::limits;
-use millrace_core::manifest::{Function, Manifest};
+use millrace_core::manifest::{Function, Manifest, Retention};
 use millrace_core::name::{FunctionName, Topic};
+use millrace_core::units::rounded;
 
 use crate::api::{Api, ApiOptions};
 use crate::broker::embedded::{self, DeployError, EmbeddedLog, OpenError};
@@ -87,6 +88,21 @@ pub enum StageError {
         file: PathBuf,
         /// What the system says.
         reason: String,
+    },
+    /// The component's file is larger than a component can be.
+    #[error(
+        "{function}: the component `{}` has {}, more than {}; build it in release mode, and strip it",
+        file.display(),
+        rounded(*size_bytes),
+        rounded(limits::COMPONENT_MAX_BYTES as u64)
+    )]
+    TooLarge {
+        /// The function.
+        function: FunctionName,
+        /// The file.
+        file: PathBuf,
+        /// Its size.
+        size_bytes: u64,
     },
     /// The component is refused.
     #[error("{function}: {reason}")]
@@ -257,11 +273,16 @@ impl Server {
 
     async fn load(&self, function: &Function, directory: &Path) -> Result<Component, StageError> {
         let file = directory.join(&function.component);
-        let bytes = tokio::fs::read(&file).await.map_err(|e| StageError::Missing {
-            function: function.name.clone(),
-            file: file.clone(),
-            reason: e.to_string(),
-        })?;
+        let missing = |reason| StageError::Missing { function: function.name.clone(), file: file.clone(), reason };
+        let metadata = tokio::fs::metadata(&file).await.map_err(|e| missing(e.to_string()))?;
+        if !metadata.is_file() {
+            return Err(missing("it is not a file".to_owned()));
+        }
+        if metadata.len() > limits::COMPONENT_MAX_BYTES as u64 {
+            let (function, size_bytes) = (function.name.clone(), metadata.len());
+            return Err(StageError::TooLarge { function, file, size_bytes });
+        }
+        let bytes = tokio::fs::read(&file).await.map_err(|e| missing(e.to_string()))?;
         let refused = |reason| StageError::Refused { function: function.name.clone(), reason };
         self.engine.load(bytes.into()).await.map_err(refused)
     }
