@@ -15,6 +15,7 @@ use crate::breaker::SharedBreaker;
 use crate::broker::{Assignment, Broker, Error, Subscription};
 use crate::clock::Clock;
 use crate::telemetry::Tracing;
+use crate::worker::feed::Feed;
 use crate::worker::{Command, Exit, Revision, Shared, UnitStatus, Worker};
 
 /// A function as it is activated.
@@ -51,6 +52,7 @@ pub struct Registry<B, R> {
     active: Arc<Mutex<BTreeMap<FunctionName, Active<R>>>>,
     failure: watch::Sender<Option<Error>>,
     tracing: Tracing,
+    feed: Feed,
 }
 
 impl<B, R> Clone for Registry<B, R> {
@@ -61,6 +63,7 @@ impl<B, R> Clone for Registry<B, R> {
             active: Arc::clone(&self.active),
             failure: self.failure.clone(),
             tracing: self.tracing.clone(),
+            feed: self.feed.clone(),
         }
     }
 }
@@ -79,17 +82,23 @@ struct Active<R> {
 type Units = Arc<Mutex<BTreeMap<(String, u32), Arc<UnitStatus>>>>;
 
 impl<B: Broker, R: Revision> Registry<B, R> {
-    /// No functions yet, and nobody who wants spans.
+    /// No functions yet, and nobody who wants spans or looks on.
     #[must_use]
     pub fn new(broker: Arc<B>, clock: Clock) -> Self {
         let failure = watch::Sender::new(None);
-        Self { broker, clock, active: Arc::default(), failure, tracing: Tracing::default() }
+        Self { broker, clock, active: Arc::default(), failure, tracing: Tracing::default(), feed: Feed::default() }
     }
 
     /// Sends the spans of functions activated from now on.
     #[must_use]
     pub fn with_tracing(self, tracing: Tracing) -> Self {
         Self { tracing, ..self }
+    }
+
+    /// Tells of the events of functions activated from now on.
+    #[must_use]
+    pub fn with_feed(self, feed: Feed) -> Self {
+        Self { feed, ..self }
     }
 
     /// Where spans go.
@@ -184,6 +193,7 @@ impl<B: Broker, R: Revision> Registry<B, R> {
             window: (window, settings.idempotency.max_keys),
             window_is_cut: Arc::default(),
             tracing: self.tracing.clone(),
+            feed: self.feed.clone(),
             breaker: breaker.clone(),
             revision: revision.subscribe(),
             command: command.subscribe(),

@@ -1,6 +1,6 @@
 //! The composition root: open the log, stage and activate functions, serve, drain.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
@@ -10,8 +10,9 @@ use bytes::Bytes;
 use millrace_core::expression::{Filter, KeyExpression};
 use millrace_core::intake::Intake;
 use millrace_core::limits;
-use millrace_core::manifest::{Function, Manifest};
+use millrace_core::manifest::{Function, Manifest, Retention};
 use millrace_core::name::{FunctionName, Topic};
+use millrace_core::units::rounded;
 
 use crate::api::{Api, ApiOptions};
 use crate::broker::embedded::{self, DeployError, EmbeddedLog, OpenError};
@@ -22,6 +23,7 @@ use crate::registry::{Deployment, Registry};
 use crate::sandbox::{self, Component, Engine, EngineOptions, FunctionOptions, Guest, GuestLimits, Refusal};
 use crate::telemetry::{self, Exporter};
 use crate::worker::Revision;
+use crate::worker::feed::Feed;
 
 /// How often retention runs.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(5);
@@ -87,6 +89,21 @@ pub enum StageError {
         file: PathBuf,
         /// What the system says.
         reason: String,
+    },
+    /// The component's file is larger than a component can be.
+    #[error(
+        "{function}: the component `{}` has {}, more than {}; build it in release mode, and strip it",
+        file.display(),
+        rounded(*size_bytes),
+        rounded(limits::COMPONENT_MAX_BYTES as u64)
+    )]
+    TooLarge {
+        /// The function.
+        function: FunctionName,
+        /// The file.
+        file: PathBuf,
+        /// Its size.
+        size_bytes: u64,
     },
     /// The component is refused.
     #[error("{function}: {reason}")]
@@ -176,6 +193,11 @@ impl Server {
         &self.registry
     }
 
+    /// Tells of the events of functions activated from now on.
+    pub fn set_feed(&mut self, feed: Feed) {
+        self.registry = self.registry.clone().with_feed(feed);
+    }
+
     /// The log, for whoever reads it from within the process.
     #[must_use]
     pub fn log(&self) -> &EmbeddedLog {
@@ -188,47 +210,64 @@ impl Server {
         &self.config
     }
 
-    /// Makes the topics that a manifest mentions.
+    /// Makes the topics that a manifest mentions, and gives each its retention; answers with those that are new. Nothing is
+    /// done if one of them exists with another number of partitions.
     ///
     /// # Errors
     /// If one exists with another number of partitions, or the log could not act.
-    pub async fn make_topics(&self, manifest: &Manifest) -> Result<(), StartError> {
-        let existing: BTreeMap<String, u32> = self
-            .log
-            .topics()
-            .await?
-            .into_iter()
-            .map(|info| (info.name, u32::try_from(info.partitions.len()).unwrap_or(u32::MAX)))
-            .collect();
+    pub async fn make_topics(&self, manifest: &Manifest) -> Result<Vec<String>, StartError> {
+        let topics = self.log.topics().await?.into_iter();
+        let existing: BTreeMap<String, u32> =
+            topics.map(|info| (info.name, u32::try_from(info.partitions.len()).unwrap_or(u32::MAX))).collect();
+        let settings = |topic: &Topic| manifest.topics.iter().find(|settings| settings.name == *topic);
+        let wanted = |topic: &Topic| settings(topic).and_then(|settings| settings.partitions);
         for topic in manifest.mentioned_topics() {
-            let settings = manifest.topics.iter().find(|settings| settings.name == *topic);
-            let wanted = settings.and_then(|settings| settings.partitions);
-            let default = existing.get(topic.as_str()).copied().unwrap_or(self.config.topics.partitions);
-            self.log.create_topic(topic.clone(), wanted.unwrap_or(default)).await?;
-            if let Some(retention) = settings.map(|settings| settings.retention) {
-                let retention = (retention.age.is_some() || retention.size_bytes.is_some())
-                    .then_some(embedded::Retention { max_age: retention.age, max_bytes: retention.size_bytes });
-                self.log.set_retention(topic.clone(), retention).await?;
+            if let (Some(wanted), Some(existing)) = (wanted(topic), existing.get(topic.as_str()).copied())
+                && wanted != existing
+            {
+                return Err(CatalogError::PartitionCount { topic: topic.clone(), existing, wanted }.into());
             }
         }
-        self.look_at_topics().await
+        let mut made = Vec::new();
+        for topic in manifest.mentioned_topics() {
+            if !existing.contains_key(topic.as_str()) {
+                let partitions = wanted(topic).unwrap_or(self.config.topics.partitions);
+                self.log.create_topic(topic.clone(), partitions).await?;
+                made.push(topic.to_string());
+            }
+            let retention = settings(topic).map(|settings| settings.retention).unwrap_or_default();
+            // What it does not say is the configuration's to say.
+            let retention = (retention != Retention::default()).then_some(embedded::Retention {
+                max_age: retention.age.or(Some(self.config.topics.retention_age)),
+                max_bytes: retention.size_bytes.or(Some(self.config.topics.retention_bytes)),
+            });
+            self.log.set_retention(topic.clone(), retention).await?;
+        }
+        self.look_at_topics().await?;
+        Ok(made)
     }
 
-    /// Lets go of functions of the same application that are no longer in its manifest: the log need not keep records for
-    /// them. Their progress and their dead letters stay, should they come back.
+    /// Lets go of functions that are no longer in the manifest, be it that they run here or that an earlier process of the
+    /// same application ran them: the log need not keep records for them. Their progress and their dead letters stay, should
+    /// they come back. Answers with their names.
     ///
     /// # Errors
     /// If the log could not act.
-    pub async fn retire_others(&self, manifest: &Manifest) -> Result<(), broker::Error> {
-        let deployed: Vec<FunctionName> = self.deployed.lock().await.keys().cloned().collect();
-        let gone = |name: &&FunctionName| {
-            name.application() == manifest.application && manifest.function(name.function()).is_none()
-        };
-        for name in deployed.iter().filter(gone) {
-            tracing::warn!(function = %name, "It is no longer in the manifest; nothing is kept for it any more.");
-            self.log.retire(name.clone()).await?;
+    pub async fn retire_others(&self, manifest: &Manifest) -> Result<Vec<FunctionName>, broker::Error> {
+        let running: Vec<FunctionName> =
+            self.registry.functions().into_iter().map(|info| info.settings.name.clone()).collect();
+        let deployed = self.deployed.lock().await.keys().cloned().collect::<Vec<_>>().into_iter();
+        let known = deployed.filter(|name| name.application() == manifest.application).chain(running);
+        let gone: BTreeSet<FunctionName> =
+            known.filter(|name| manifest.functions.iter().all(|function| function.name != *name)).collect();
+        let mut retired = Vec::new();
+        for name in gone {
+            self.registry.deactivate(&name).await;
+            if self.log.retire(name.clone()).await? {
+                retired.push(name);
+            }
         }
-        Ok(())
+        Ok(retired)
     }
 
     async fn look_at_topics(&self) -> Result<(), StartError> {
@@ -257,11 +296,16 @@ impl Server {
 
     async fn load(&self, function: &Function, directory: &Path) -> Result<Component, StageError> {
         let file = directory.join(&function.component);
-        let bytes = tokio::fs::read(&file).await.map_err(|e| StageError::Missing {
-            function: function.name.clone(),
-            file: file.clone(),
-            reason: e.to_string(),
-        })?;
+        let missing = |reason| StageError::Missing { function: function.name.clone(), file: file.clone(), reason };
+        let metadata = tokio::fs::metadata(&file).await.map_err(|e| missing(e.to_string()))?;
+        if !metadata.is_file() {
+            return Err(missing("it is not a file".to_owned()));
+        }
+        if metadata.len() > limits::COMPONENT_MAX_BYTES as u64 {
+            let (function, size_bytes) = (function.name.clone(), metadata.len());
+            return Err(StageError::TooLarge { function, file, size_bytes });
+        }
+        let bytes = tokio::fs::read(&file).await.map_err(|e| missing(e.to_string()))?;
         let refused = |reason| StageError::Refused { function: function.name.clone(), reason };
         self.engine.load(bytes.into()).await.map_err(refused)
     }

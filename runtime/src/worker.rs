@@ -27,12 +27,14 @@ use crate::sandbox::{self, Completion, Delivery, Invocation, Sandbox, TraceConte
 use crate::telemetry::Tracing;
 
 mod effects;
+pub mod feed;
 mod gone;
 mod spans;
 mod status;
 mod tally;
 
 use effects::Effects;
+use feed::{Feed, Notes};
 pub use gone::Gone;
 use gone::Skip;
 use spans::Spans;
@@ -66,6 +68,8 @@ pub struct Shared<R> {
     pub window_is_cut: Arc<AtomicBool>,
     /// Where spans go.
     pub tracing: Tracing,
+    /// Where single events are told of.
+    pub feed: Feed,
     /// The function's breaker.
     pub breaker: SharedBreaker,
     /// The active revision. Workers change over between two invocations.
@@ -83,6 +87,7 @@ impl<R> Clone for Shared<R> {
             window: self.window,
             window_is_cut: Arc::clone(&self.window_is_cut),
             tracing: self.tracing.clone(),
+            feed: self.feed.clone(),
             breaker: self.breaker.clone(),
             revision: self.revision.clone(),
             command: self.command.clone(),
@@ -148,6 +153,7 @@ struct Owned<P: Partition, R: Revision> {
     status: Arc<UnitStatus>,
     /// What `status` does not show yet.
     tally: Tally,
+    notes: Notes,
     spans: Spans,
     /// An operator's word that what is gone is to be skipped.
     skips: mpsc::Receiver<Skip>,
@@ -197,6 +203,7 @@ impl<P: Partition, R: Revision> Worker<P, R> {
                 status: Arc::new(status),
                 skips,
                 tally: Tally::default(),
+                notes: Notes::new(&shared.feed),
                 spans: Spans::new(&shared.tracing, shared.clock, partition.unit()),
                 dispatcher: Dispatcher::new(shared.policy, restored.progress, window, seed),
                 todo: Vec::new(),
@@ -394,11 +401,22 @@ impl<P: Partition, R: Revision> Owned<P, R> {
         let now = self.shared.clock.now();
         self.tell_breaker(now, &ticket, &completion.outcome);
         self.tally.attempted(now, &ticket, &completion);
-        self.status.attempted(&ticket, &completion, self.spans.context(ticket.position()));
+        self.log_attempt(&ticket, &completion);
+        self.notes.attempted(now, &ticket, &completion);
         self.spans.finished(now, &ticket, &completion);
         let Completion { outcome, emitted, .. } = completion;
         self.effects.stage(ticket.position(), emitted);
         self.handle_at(now, Input::Finished(ticket, outcome));
+        self.notes.tried();
+    }
+
+    /// Logs what an attempt said, unless somebody looks on and is told of it, and that it failed.
+    fn log_attempt(&self, ticket: &Ticket<Box<Delivered>>, completion: &Completion) {
+        let context = self.spans.context(ticket.position());
+        if !self.notes.are_read() {
+            self.status.said(ticket, completion, context);
+        }
+        self.status.failed(ticket, completion, context);
     }
 
     /// The host could not run the guest: the attempt does not count.
@@ -448,7 +466,10 @@ impl<P: Partition, R: Revision> Owned<P, R> {
                 Effect::Invoke(ticket) => self.tickets.push_back(ticket),
                 Effect::Settle(settled) => {
                     self.tally.settled(&settled);
-                    self.status.settled(&settled, self.spans.context(settled.position));
+                    self.notes.settled(now, self.partition.unit(), &settled);
+                    if !self.notes.are_read() {
+                        self.status.settled(&settled, self.spans.context(settled.position));
+                    }
                     self.effects.settle(self.partition.unit(), self.revision.number(), settled);
                 }
             }
@@ -483,6 +504,7 @@ impl<P: Partition, R: Revision> Owned<P, R> {
         let now = self.shared.clock.now();
         self.shared.breaker.succeeded(now, std::mem::take(&mut self.successes));
         self.tally.commit_began(now);
+        self.notes.commit_began();
         self.spans.commit_began(now, self.dispatcher.settlements());
         let sealed = self.dispatcher.seal(now);
         self.group_began = None;
@@ -505,6 +527,7 @@ impl<P: Partition, R: Revision> Owned<P, R> {
                 self.tally.committed(now);
                 self.spans.commit_ended(now, None);
                 self.status.committed(now, &self.dispatcher, &self.tally.take());
+                self.notes.committed(&self.partition.unit().function);
                 self.report_if_window_is_cut(now);
                 return Ok(Concluded::Committed);
             }
@@ -560,6 +583,7 @@ impl<P: Partition, R: Revision> Owned<P, R> {
         }
         self.effects = Effects::default();
         self.tally.start_again();
+        self.notes.start_again();
         self.spans.start_again();
         self.group_began = None;
         self.successes = 0;

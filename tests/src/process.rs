@@ -1,8 +1,9 @@
 //! The real binary, run as anybody would run it.
 
-use std::io::{BufRead as _, BufReader, Lines};
+use std::io::{BufRead as _, BufReader, Lines, Read};
 use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -40,8 +41,8 @@ pub struct Dev {
     child: Child,
     /// Where it listens.
     pub url: String,
-    /// Kept open: what it says later is to find a reader.
-    _output: Lines<BufReader<ChildStdout>>,
+    /// What it says after it is ready.
+    output: mpsc::Receiver<String>,
 }
 
 impl Dev {
@@ -69,26 +70,59 @@ impl Dev {
     /// If it does not start; what it says is shown.
     #[must_use]
     pub fn start_with(application: &str, data: &Path, configure: impl FnOnce(&mut Command) -> &mut Command) -> Self {
-        let directory = root().join("guest-examples").join(application);
-        let mut command = Command::new(program());
-        command.arg("dev").arg(directory).arg("--data").arg(data).args(["--listen", "127.0.0.1:0", "--no-watch"]);
-        // A collector of whoever runs the tests is not to be disturbed.
-        for variable in ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] {
-            command.env_remove(variable);
-        }
-        #[expect(clippy::zombie_processes, reason = "the process that did not start has ended")]
-        let mut child = configure(&mut command).stdout(Stdio::piped()).spawn().expect("the binary can be started");
+        let mut command = dev(application, data);
+        configure(command.arg("--no-watch")).stdout(Stdio::piped());
+        let mut child = command.spawn().expect("the binary can be started");
         let output = child.stdout.take().expect("it has an output");
+        Self::ready(child, output)
+    }
+
+    /// Starts an application that may be changed while it runs. What it says on standard error is read too.
+    ///
+    /// # Panics
+    /// If it does not start; what it says is shown.
+    #[must_use]
+    pub fn start_following(
+        application: &str,
+        data: &Path,
+        configure: impl FnOnce(&mut Command) -> &mut Command,
+    ) -> Self {
+        let mut command = dev(application, data);
+        let (output, input) = std::io::pipe().expect("a pipe");
+        configure(&mut command).stdout(input.try_clone().expect("a pipe")).stderr(input);
+        let child = command.spawn().expect("the binary can be started");
+        // What is left of the pipe's other end would keep it open.
+        drop(command);
+        Self::ready(child, output)
+    }
+
+    fn ready(child: Child, output: impl Read + Send + 'static) -> Self {
         let mut said = String::new();
         let mut lines = BufReader::new(output).lines();
         while let Some(Ok(line)) = lines.next() {
             said.push_str(&line);
             said.push('\n');
             if let Some((_, address)) = line.split_once(" on http://") {
-                return Self { child, url: format!("http://{address}"), _output: lines };
+                return Self { child, url: format!("http://{address}"), output: read_on(lines) };
             }
         }
-        panic!("`millrace dev {application}` did not start (are the guests built? `make guests`):\n{said}");
+        panic!("`millrace dev` did not start (are the guests built? `make guests`):\n{said}");
+    }
+
+    /// What it says after it is ready until a line holds this text, with that line.
+    ///
+    /// # Panics
+    /// If that does not come.
+    pub fn says(&self, text: &str) -> Vec<String> {
+        let mut said = Vec::new();
+        loop {
+            let Ok(line) = self.output.recv_timeout(PATIENCE) else { panic!("it never says `{text}`: {said:#?}") };
+            let is_last = line.contains(text);
+            said.push(line);
+            if is_last {
+                return said;
+            }
+        }
     }
 
     /// Asks it to stop with SIGTERM, and waits until it has; says whether it ended well.
@@ -129,6 +163,26 @@ impl Drop for Dev {
         drop(self.child.kill());
         drop(self.child.wait());
     }
+}
+
+/// `millrace dev` on an application of the guest examples, or in a directory of its own.
+fn dev(application: &str, data: &Path) -> Command {
+    let mut command = Command::new(program());
+    command.arg("dev").arg(root().join("guest-examples").join(application));
+    command.arg("--data").arg(data).args(["--listen", "127.0.0.1:0"]);
+    // A collector of whoever runs the tests is not to be disturbed.
+    for variable in ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] {
+        command.env_remove(variable);
+    }
+    command
+}
+
+/// Reads what a process says, so that it never waits for a reader; as much as a test may want to see is kept.
+fn read_on(lines: Lines<BufReader<impl Read + Send + 'static>>) -> mpsc::Receiver<String> {
+    const KEPT_LINES: usize = 10_000;
+    let (sender, receiver) = mpsc::sync_channel(KEPT_LINES);
+    std::thread::spawn(move || lines.map_while(Result::ok).for_each(|line| drop(sender.try_send(line))));
+    receiver
 }
 
 /// A client of the API.

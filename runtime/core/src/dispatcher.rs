@@ -84,7 +84,10 @@ pub enum Content<T> {
         key: KeyHash,
     },
     /// The filter says no.
-    Filtered,
+    Filtered {
+        /// Given back, if there is one: whoever redrove a dead letter is to hear what became of it.
+        payload: Option<T>,
+    },
     /// It cannot be decoded, or an expression over it failed.
     Refused {
         /// Carried along and given back.
@@ -158,7 +161,7 @@ pub enum Effect<T> {
 pub struct Settled<T> {
     /// Where it was delivered from.
     pub position: Position,
-    /// What was delivered; none if it was filtered.
+    /// What was delivered; none if it was filtered, unless it was redriven.
     pub payload: Option<T>,
     /// How it was settled.
     pub settlement: Settlement,
@@ -512,7 +515,7 @@ impl<T: Payload> Dispatcher<T> {
                     self.claims.entry(key).or_insert(Claim::Held(position));
                 }
             }
-            Content::Filtered => self.settle(position, None, Settlement::Filtered, effects),
+            Content::Filtered { payload } => self.settle(position, payload, Settlement::Filtered, effects),
             Content::Refused { payload, failure } => {
                 let letter = DeadLetter { failure, attempts: 0, first_failed_at: now, last_failed_at: now };
                 self.settle(position, Some(payload), Settlement::DeadLettered(letter), effects);

@@ -78,7 +78,7 @@ impl Intake {
         }
         match self.understand(&mut delivered) {
             Err(failure) => Content::Refused { payload: delivered, failure },
-            Ok(None) => Content::Filtered,
+            Ok(None) => Content::Filtered { payload: (stream == Stream::Redrive).then_some(delivered) },
             Ok(Some(key)) => {
                 Content::Event { lane: LaneId::of(self.ordering, delivered.key.as_deref()), key, payload: delivered }
             }
@@ -114,7 +114,7 @@ pub fn detach_few(arrivals: &mut [Arrival<Box<Delivered>>], fetched_bytes: usize
     fn event(arrival: &mut Arrival<Box<Delivered>>) -> Option<&mut Box<Delivered>> {
         match &mut arrival.content {
             Content::Event { payload, .. } => Some(payload),
-            Content::Filtered | Content::Refused { .. } => None,
+            Content::Filtered { .. } | Content::Refused { .. } => None,
         }
     }
     let kept_bytes: usize = arrivals.iter_mut().filter_map(event).map(|delivered| delivered.record.size_bytes()).sum();

@@ -117,7 +117,7 @@ struct Lane<T> {
     /// Of all its events.
     bytes: usize,
     state: State,
-    /// The head failed before: the lane counts as held back.
+    /// The head failed before, or waits for another that did: the lane counts as held back.
     held: bool,
 }
 
@@ -184,7 +184,7 @@ impl<T> Default for Lanes<T> {
 }
 
 impl<T> Lanes<T> {
-    /// Events in lanes whose head failed.
+    /// Events in lanes whose head failed, or waits for one that did.
     pub(crate) fn held(&self) -> Load {
         self.held
     }
@@ -234,8 +234,6 @@ impl<T: Payload> Lanes<T> {
         lane.bytes += bytes;
         if lane.held {
             self.held.add(1, bytes);
-        }
-        if lane.held || lane.state == State::Blocked {
             slot.payload.detach();
         }
         if let Some(history) = &slot.history {
@@ -265,12 +263,13 @@ impl<T: Payload> Lanes<T> {
         self.ready.push_front(id);
     }
 
-    /// Gives a taken head back until [`Lanes::unblock`].
+    /// Gives a taken head back until [`Lanes::unblock`]. It may wait as long as one that failed, so it counts as held back:
+    /// what waits behind one failing event must not use up the room for all others.
     pub(crate) fn block(&mut self, id: LaneId, slot: Slot<T>) {
         let lane = self.busy_lane(id);
         lane.head = Some(slot);
         lane.state = State::Blocked;
-        lane.detach();
+        self.hold(id);
     }
 
     /// Makes a blocked lane ready.
@@ -278,6 +277,11 @@ impl<T: Payload> Lanes<T> {
         let lane = self.lane(id);
         assert_eq!(lane.state, State::Blocked, "only a blocked lane is unblocked");
         lane.state = State::Ready;
+        if lane.head.as_ref().is_some_and(|head| head.history.is_none()) {
+            lane.held = false;
+            let (events, bytes) = (lane.len(), lane.bytes);
+            self.held.remove(events, bytes);
+        }
         self.ready.push_back(id);
     }
 
@@ -322,21 +326,27 @@ impl<T: Payload> Lanes<T> {
         });
         let lane = self.lane(id);
         lane.head = Some(slot);
-        let newly_held = parked.is_some() && !lane.held;
-        lane.held |= parked.is_some();
         lane.state = if parked.is_some() { State::Parked } else { State::Ready };
-        if newly_held {
-            lane.detach();
-            let (events, bytes) = (lane.len(), lane.bytes);
-            self.held.add(events, bytes);
-        }
         match parked {
             Some((due_at, age)) => {
+                self.hold(id);
                 self.due.insert((due_at, id));
                 self.oldest.insert(age, id);
             }
             None => self.ready.push_back(id),
         }
+    }
+
+    /// Counts a lane as held back: nothing in it is handled soon.
+    fn hold(&mut self, id: LaneId) {
+        let lane = self.lane(id);
+        if lane.held {
+            return;
+        }
+        lane.held = true;
+        lane.detach();
+        let (events, bytes) = (lane.len(), lane.bytes);
+        self.held.add(events, bytes);
     }
 
     /// Accounts for a head that was taken for good, and installs the next one or removes the lane, which was in this state.

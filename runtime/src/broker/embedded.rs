@@ -314,11 +314,12 @@ impl EmbeddedLog {
         self.alone(move |committer| committer.set_retention(topic, retention)).await?
     }
 
-    /// Takes a function's partitions away, and no longer keeps records for it. Its progress stays, should it come back.
+    /// Takes a function's partitions away, and no longer keeps records for it. Its progress stays, should it come back. Says
+    /// whether records were kept for it until now.
     ///
     /// # Errors
     /// If the log could not act.
-    pub async fn retire(&self, function: FunctionName) -> Result<(), Error> {
+    pub async fn retire(&self, function: FunctionName) -> Result<bool, Error> {
         self.0.subscriptions.lock().unwrap_or_else(PoisonError::into_inner).remove(&function);
         self.alone(move |committer| committer.retire(&function)).await?
     }

@@ -95,7 +95,7 @@ async fn start(directory: &Path, data: &Path, exits: bool, context: &mut Context
         .arg(directory)
         .arg("--data")
         .arg(data)
-        .args(["--no-watch", "--log-level", "error"])
+        .args(["--no-watch", "--quiet", "--log-level", "error"])
         .stdout(Stdio::piped());
     if exits {
         // Whatever else runs here is not disturbed.

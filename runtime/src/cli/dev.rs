@@ -4,19 +4,30 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use millrace_core::manifest::{self, Function};
-use tokio::sync::mpsc;
+use millrace_core::manifest::{Function, Manifest};
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
 
 use super::Context;
 use super::application::Application;
 use super::build;
 use super::error::{Error, Exit};
 use super::output::Style;
-use crate::config::{self, Config, Flags};
+use crate::config::{self, Config, Flags, LogFormat};
 use crate::server::Server;
 use crate::telemetry;
+use crate::worker::feed::{Feed, Logs, Reader};
 
+mod changes;
+mod follow;
+mod outcomes;
 mod watch;
+
+use follow::Following;
+use watch::Places;
+
+/// How long whoever reads the output may take for the last lines when the process stops.
+const LAST_LINES_MAX: Duration = Duration::from_secs(1);
 
 /// Arguments of `millrace dev`.
 #[derive(Debug, clap::Args)]
@@ -25,14 +36,18 @@ Examples:
   millrace dev                          the application in this directory
   millrace dev guest-examples/orders    another one
   millrace dev --listen 127.0.0.1:9000  on another port
-  millrace dev --no-watch               without rebuilding what changes")]
+  millrace dev --no-watch               without rebuilding what changes
+  millrace dev --quiet                  without a line for each event")]
 pub(crate) struct Args {
     /// The application's directory, with its millrace.toml
     #[arg(default_value = ".", value_name = "DIR")]
     directory: PathBuf,
-    /// Does not watch sources
+    /// Does not watch the manifest and the sources
     #[arg(long)]
     no_watch: bool,
+    /// Does not show what happens to events and what handlers log; logs then say the latter
+    #[arg(long, short)]
+    quiet: bool,
     #[command(flatten)]
     flags: Flags,
 }
@@ -47,13 +62,6 @@ impl Args {
     }
 }
 
-/// An application and the process that runs it.
-struct Dev {
-    directory: PathBuf,
-    application: Application,
-    server: Server,
-}
-
 pub(crate) async fn run(args: Args, context: &mut Context) -> Result<Exit, Error> {
     let began = Instant::now();
     let application = read(&args.directory, context)?;
@@ -61,137 +69,147 @@ pub(crate) async fn run(args: Args, context: &mut Context) -> Result<Exit, Error
     let config = configure(&args.flags, &directory, context)?;
     telemetry::init(&config.log);
     let stop = stop_signal()?;
-    let stale = |function: &&Function| function.build.is_some() && watch::is_stale(function, &directory);
+    let places = Places { manifest: application.source.file.clone(), data: absolute(&config.data), directory };
+    let stale = |function: &&Function| function.build.is_some() && places.are_newer(function);
     let stale: Vec<String> = application.manifest.functions.iter().filter(stale).map(short_name).collect();
     if !stale.is_empty() {
         build(&application, &stale, context).await?;
     }
-    let server = Server::open(config).await.map_err(|e| Error::failed(e, "then start again"))?;
+    let looks_on = !args.quiet && config.log.format == LogFormat::Human;
+    let mut server = Server::open(config).await.map_err(|e| Error::failed(e, "then start again"))?;
+    let reader = looks_on.then(|| look_on(&mut server));
     let made = server.make_topics(&application.manifest).await;
     made.map_err(|e| Error::failed(e, "then start again"))?;
     let retired = server.retire_others(&application.manifest).await;
-    retired.map_err(|e| Error::failed(e, "start again to recover"))?;
-    let dev = Dev { directory, application, server };
-    for function in &dev.application.manifest.functions {
-        dev.activate(function, context).await?;
+    for name in retired.map_err(|e| Error::failed(e, "start again to recover"))? {
+        tracing::warn!(function = %name, "It is no longer in the manifest; nothing is kept for it any more.");
     }
-    let listener = dev
-        .server
+    for function in &application.manifest.functions {
+        activate(&server, function, &places.directory, context).await?;
+    }
+    let listener = server
         .listen()
         .await
         .map_err(|e| Error::failed(e, "choose another address with --listen, or stop the other process"))?;
     let address = listener.local_addr().map_err(|e| Error::file("the address listened on", &e))?;
-    dev.say_where_to_look(address, began.elapsed(), context)?;
-    let (changes, changed) = mpsc::channel(1);
-    let watching = if args.no_watch { None } else { watch::start(&dev.directory, &dev.application.manifest, changes) };
-    let serving = dev.server.run(listener, stop);
+    say_where_to_look(&server, &application.manifest, address, began.elapsed(), context)?;
+    let showing = reader.map(|reader| Showing::start(reader, context));
+    let following = if args.no_watch { None } else { Following::start(&server, application, places) };
     tokio::select! {
-        ended = serving => ended.map_err(|e| Error::failed(e, "start again to recover"))?,
-        error = follow(&dev, changed, watching.is_some(), context) => return Err(error),
+        ended = server.run(listener, stop) => ended.map_err(|e| Error::failed(e, "start again to recover"))?,
+        error = follow(following, context) => return Err(error),
+    }
+    if let Some(showing) = showing {
+        showing.finish().await;
     }
     context.console.note("Stopped. Everything that was settled is kept; start again to go on.")?;
     Ok(Exit::Done)
 }
 
-/// Rebuilds and swaps what changes, for ever.
-async fn follow(dev: &Dev, mut changed: mpsc::Receiver<Vec<PathBuf>>, watching: bool, context: &mut Context) -> Error {
-    if !watching {
-        std::future::pending::<()>().await;
+/// Takes over what changes, for ever.
+async fn follow(following: Option<Following<'_>>, context: &mut Context) -> Error {
+    match following {
+        Some(following) => following.follow(context).await,
+        None => std::future::pending().await,
     }
-    while let Some(paths) = changed.recv().await {
-        if let Err(error) = dev.rebuild(&paths, context).await {
-            return error;
-        }
-    }
-    Error::failed("sources are no longer watched", "start again, or use --no-watch")
 }
 
-impl Dev {
-    /// Stages and activates one function; if that fails, says so and keeps what runs.
-    async fn activate(&self, function: &Function, context: &mut Context) -> Result<(), Error> {
-        match self.server.activate(function, &self.directory).await {
-            Ok(number) => tracing::debug!(function = %function.name, number, "A revision is active."),
-            Err(error) => {
-                let sign = context.console.paint(Style::Bad, "refused");
-                context.console.note(format_args!("{sign} {error}"))?;
-                if let Some(info) = self.server.registry().function(&function.name) {
-                    context.console.note(format_args!("{}: revision {} goes on", function.name, info.revision))?;
-                }
-            }
-        }
-        Ok(())
+/// The task that shows what happens to events.
+struct Showing {
+    stop: oneshot::Sender<()>,
+    task: JoinHandle<std::io::Result<()>>,
+}
+
+impl Showing {
+    fn start(reader: Reader, context: &Context) -> Self {
+        let (stop, stopped) = oneshot::channel();
+        Self { stop, task: tokio::spawn(outcomes::show(reader, context.console.painter(), stopped)) }
     }
 
-    async fn rebuild(&self, paths: &[PathBuf], context: &mut Context) -> Result<(), Error> {
-        if paths.iter().any(|path| path.ends_with(manifest::FILE_NAME)) {
-            context.console.note("millrace.toml changed: start again to take it over.")?;
-        }
-        let functions = &self.application.manifest.functions;
-        let affected = functions.iter().filter(|function| watch::concerns(function, &self.directory, paths));
-        for function in affected {
-            let began = Instant::now();
-            if function.build.is_some()
-                && let Err(error) = build(&self.application, &[short_name(function)], context).await
-            {
-                context
-                    .console
-                    .note(format_args!("{error}\n{}: the revision that ran before goes on", function.name))?;
-                continue;
-            }
-            let before = self.server.registry().function(&function.name).map(|info| info.digest);
-            self.activate(function, context).await?;
-            let after = self.server.registry().function(&function.name);
-            if let Some(info) = after
-                && Some(&info.digest) != before.as_ref()
-            {
-                let (name, revision, took) = (&function.name, info.revision, began.elapsed());
-                context.console.note(format_args!("swapped {name} to revision {revision} in {took:.1?}"))?;
-            }
-        }
-        Ok(())
+    /// Shows the last events, if whoever reads takes them.
+    async fn finish(self) {
+        drop(self.stop);
+        drop(tokio::time::timeout(LAST_LINES_MAX, self.task).await);
     }
+}
 
-    fn say_where_to_look(
-        &self,
-        address: std::net::SocketAddr,
-        took: Duration,
-        context: &mut Context,
-    ) -> Result<(), Error> {
-        let console = &mut context.console;
-        let application = console.paint(Style::Strong, &self.application.manifest.application);
-        console.line(format_args!("{application} is ready after {took:.1?} on http://{address}"))?;
-        let (active, all) = (self.server.registry().functions().len(), self.application.manifest.functions.len());
-        if active < all {
-            let few = console.paint(Style::Bad, &format!("{active} of {all} functions run"));
-            console.line(format_args!("  {few}; the others were refused, see above"))?;
+/// Lets functions tell of their events, and of what their handlers log as far as that is to be logged.
+fn look_on(server: &mut Server) -> Reader {
+    let wants_logs = tracing::enabled!(target: "millrace::guest", tracing::Level::INFO);
+    let (feed, reader) = Feed::new(if wants_logs { Logs::Told } else { Logs::Dropped });
+    reader.allow(outcomes::FULL_ROOM);
+    server.set_feed(feed);
+    reader
+}
+
+/// Stages and activates one function, and answers with its revision; if that fails, says so and keeps what runs.
+async fn activate(
+    server: &Server,
+    function: &Function,
+    directory: &Path,
+    context: &mut Context,
+) -> Result<Option<u64>, Error> {
+    match server.activate(function, directory).await {
+        Ok(number) => {
+            tracing::debug!(function = %function.name, number, "A revision is active.");
+            Ok(Some(number))
         }
-        for info in self.server.registry().functions() {
-            let settings = &info.settings;
-            let sources: Vec<&str> = settings.topics.iter().map(millrace_core::name::Topic::as_str).collect();
-            let targets: Vec<&str> = settings.grants.publish.iter().map(millrace_core::name::Topic::as_str).collect();
-            let arrow = if targets.is_empty() { String::new() } else { format!(" -> {}", targets.join(", ")) };
-            let (name, revision) = (&settings.name, info.revision);
-            console.line(format_args!("  {} -> {name} (revision {revision}){arrow}", sources.join(", ")))?;
+        Err(error) => {
+            let sign = context.console.paint(Style::Bad, "refused");
+            context.console.note(format_args!("{sign} {error}"))?;
+            if let Some(info) = server.registry().function(&function.name) {
+                context.console.note(format_args!("{}: revision {} goes on", function.name, info.revision))?;
+            }
+            Ok(None)
         }
-        console.line(format_args!("  data in {}", self.server.config().data.display()))?;
-        console.line("Try, from another terminal:")?;
-        let server =
-            if address == config::DEFAULT_LISTEN { String::new() } else { format!(" --server http://{address}") };
-        if let Some(topic) = self.application.manifest.functions.first().and_then(|function| function.topics.first()) {
-            console.line(format_args!("  millrace publish {topic} --type example --data '{{}}'{server}"))?;
-            console.line(format_args!("  millrace tail {topic}{server}"))?;
-        }
-        console.line(format_args!("  millrace status{server}"))?;
-        console.line(format_args!("  millrace dead-letters list{server}"))?;
-        console.line("Ctrl-C finishes what is being handled, and stops.")?;
-        console.flush()
     }
+}
+
+fn say_where_to_look(
+    server: &Server,
+    manifest: &Manifest,
+    address: std::net::SocketAddr,
+    took: Duration,
+    context: &mut Context,
+) -> Result<(), Error> {
+    let console = &mut context.console;
+    let application = console.paint(Style::Strong, &manifest.application);
+    console.line(format_args!("{application} is ready after {took:.1?} on http://{address}"))?;
+    let (active, all) = (server.registry().functions().len(), manifest.functions.len());
+    if active < all {
+        let few = console.paint(Style::Bad, &format!("{active} of {all} functions run"));
+        console.line(format_args!("  {few}; the others were refused, see above"))?;
+    }
+    for info in server.registry().functions() {
+        let settings = &info.settings;
+        let sources: Vec<&str> = settings.topics.iter().map(millrace_core::name::Topic::as_str).collect();
+        let targets: Vec<&str> = settings.grants.publish.iter().map(millrace_core::name::Topic::as_str).collect();
+        let arrow = if targets.is_empty() { String::new() } else { format!(" -> {}", targets.join(", ")) };
+        let (name, revision) = (&settings.name, info.revision);
+        console.line(format_args!("  {} -> {name} (revision {revision}){arrow}", sources.join(", ")))?;
+    }
+    console.line(format_args!("  data in {}", server.config().data.display()))?;
+    console.line("Try, from another terminal:")?;
+    let server = if address == config::DEFAULT_LISTEN { String::new() } else { format!(" --server http://{address}") };
+    if let Some(topic) = manifest.functions.first().and_then(|function| function.topics.first()) {
+        console.line(format_args!("  millrace publish {topic} --type example --data '{{}}'{server}"))?;
+        console.line(format_args!("  millrace tail {topic}{server}"))?;
+    }
+    console.line(format_args!("  millrace status{server}"))?;
+    console.line(format_args!("  millrace dead-letters list{server}"))?;
+    console.line("Ctrl-C finishes what is being handled, and stops.")?;
+    console.flush()
 }
 
 /// Reads an application; what is wrong with its manifest is shown.
 pub(super) fn read(directory: &Path, context: &mut Context) -> Result<Application, Error> {
     let directory = directory.canonicalize().map_err(|e| Error::file(directory.display(), &e))?;
     Application::open(&directory, &mut context.console)
+}
+
+/// A path that changes can be compared with.
+fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_owned())
 }
 
 fn short_name(function: &Function) -> String {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use millrace_core::time::Timestamp;
 pub(crate) use millrace_core::units::rounded as bytes;
 
 use super::output::Style;
@@ -43,6 +44,13 @@ pub(crate) fn duration(duration: Duration) -> String {
 /// Seconds as a duration; what is no time at all counts as none.
 pub(crate) fn seconds(seconds: f64) -> String {
     duration(Duration::try_from_secs_f64(seconds).unwrap_or_default())
+}
+
+/// The time of day in UTC, to the millisecond.
+pub(crate) fn time_of_day(at: Timestamp) -> String {
+    let millis = at.as_millis() % 86_400_000;
+    let (seconds, millis) = (millis / 1000, millis % 1000);
+    format!("{:02}:{:02}:{:02}.{millis:03}", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
 
 /// A text from outside on one line of a terminal: what could steer the terminal is written out, and what is longer than

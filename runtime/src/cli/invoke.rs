@@ -1,12 +1,14 @@
 //! `millrace invoke`: one handler, one event, no log.
 
-use std::io::Read as _;
+use std::fs::File;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 
 use bytes::Bytes;
 use millrace_core::codec::json;
 use millrace_core::event::Event;
 use millrace_core::identity;
+use millrace_core::limits;
 use millrace_core::manifest::{Function, Manifest};
 use millrace_core::outcome::{Failure, Outcome};
 use serde::Serialize;
@@ -16,6 +18,9 @@ use super::output::Style;
 use super::{Context, dev, format};
 use crate::sandbox::{self, Completion, Delivery, Engine, EngineOptions, Invocation, Sandbox as _};
 use crate::server;
+
+/// How much is read of an event: the largest with its data in base 64, and the attributes around it.
+const EVENT_FILE_MAX_BYTES: u64 = 2 * limits::EVENT_MAX_BYTES as u64;
 
 /// Arguments of `millrace invoke`.
 #[derive(Debug, clap::Args)]
@@ -111,12 +116,16 @@ fn find<'a>(manifest: &'a Manifest, name: &str) -> Result<&'a Function, Error> {
 }
 
 fn read_event(file: &Path) -> Result<Event, Error> {
+    let cannot = |e| Error::file(format_args!("cannot read the event in {}", named(file)), &e);
+    let mut input: Box<dyn Read> =
+        if file == Path::new("-") { Box::new(std::io::stdin()) } else { Box::new(File::open(file).map_err(cannot)?) };
     let mut bytes = Vec::new();
-    if file == Path::new("-") {
-        std::io::stdin().lock().read_to_end(&mut bytes).map_err(|e| Error::file("standard input", &e))?;
-    } else {
-        bytes = std::fs::read(file)
-            .map_err(|e| Error::file(format_args!("cannot read the event in {}", file.display()), &e))?;
+    input.by_ref().take(EVENT_FILE_MAX_BYTES + 1).read_to_end(&mut bytes).map_err(cannot)?;
+    if bytes.len() as u64 > EVENT_FILE_MAX_BYTES {
+        return Err(Error::failed(
+            format_args!("the event in {} has more than {}", named(file), format::bytes(EVENT_FILE_MAX_BYTES)),
+            "put what is large elsewhere, and a reference into the event",
+        ));
     }
     json::parse_event(&bytes).map_err(|failure| {
         Error::failed(

@@ -49,6 +49,19 @@ impl Style {
     }
 }
 
+/// Puts texts into their style, where colours are wanted.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Painter {
+    color: bool,
+}
+
+impl Painter {
+    /// A text in its style.
+    pub(crate) fn paint(self, style: Style, text: &str) -> String {
+        painted(self.color, style, text)
+    }
+}
+
 /// Where the words go. Tests read them back.
 pub(crate) struct Console {
     out: Box<dyn Write + Send>,
@@ -116,6 +129,11 @@ impl Console {
     /// A text in its style, for standard output.
     pub(crate) fn paint(&self, style: Style, text: &str) -> String {
         painted(self.out_color, style, text)
+    }
+
+    /// Paints for standard output, away from the console.
+    pub(crate) const fn painter(&self) -> Painter {
+        Painter { color: self.out_color }
     }
 
     /// Writes one line of the result.

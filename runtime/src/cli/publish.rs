@@ -165,16 +165,19 @@ async fn one(args: &Args, mut publisher: Publisher, context: &mut Context) -> Re
 
 /// The bytes that `--data` stands for.
 async fn data(text: &str) -> Result<Vec<u8>, Error> {
+    // One byte more than there may be is enough for the refusal.
+    let max_bytes = limits::EVENT_MAX_BYTES as u64 + 1;
+    let mut bytes = Vec::new();
     if text == "-" {
-        let mut bytes = Vec::new();
-        let mut input = tokio::io::stdin().take(limits::EVENT_MAX_BYTES as u64 + 1);
-        let read = input.read_to_end(&mut bytes).await;
+        let read = tokio::io::stdin().take(max_bytes).read_to_end(&mut bytes).await;
         return read.map(|_| bytes).map_err(|e| Error::file("standard input cannot be read", &e));
     }
     match text.strip_prefix('@') {
         Some(path) => {
-            let read = tokio::fs::read(path).await;
-            read.map_err(|e| Error::file(format_args!("{path} cannot be read"), &e))
+            let cannot = |e| Error::file(format_args!("{path} cannot be read"), &e);
+            let file = tokio::fs::File::open(path).await.map_err(cannot)?;
+            file.take(max_bytes).read_to_end(&mut bytes).await.map_err(cannot)?;
+            Ok(bytes)
         }
         None => Ok(text.as_bytes().to_vec()),
     }

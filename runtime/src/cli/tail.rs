@@ -248,7 +248,7 @@ pub(super) fn line(record: &Record, console: &Console) -> String {
     let place = format!("{}/{}", record.partition, record.offset);
     let (ty, id, style, data) = content(record);
     let head = [
-        (Style::Faint, time_of_day(time_of(record))),
+        (Style::Faint, format::time_of_day(time_of(record))),
         (Style::Faint, format!("{place:>8}")),
         (Style::Plain, format!("{:<10}", format::one_line(&key(record), 40))),
         (style, format!("{:<16}", format::one_line(&ty, 60))),
@@ -262,13 +262,6 @@ pub(super) fn line(record: &Record, console: &Console) -> String {
     }
     line.push_str(&format::one_line(&data, columns.saturating_sub(used).max(20)));
     line
-}
-
-/// The time of day in UTC, to the millisecond.
-fn time_of_day(at: Timestamp) -> String {
-    let millis = at.as_millis() % 86_400_000;
-    let (seconds, millis) = (millis / 1000, millis % 1000);
-    format!("{:02}:{:02}:{:02}.{millis:03}", seconds / 3600, seconds / 60 % 60, seconds % 60)
 }
 
 fn key(record: &Record) -> String {

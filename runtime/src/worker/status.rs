@@ -103,13 +103,8 @@ impl UnitStatus {
         self.lock().stopped = None;
     }
 
-    /// Logs what an attempt said.
-    pub(super) fn attempted(
-        &self,
-        ticket: &Ticket<Box<Delivered>>,
-        completion: &Completion,
-        context: Option<TraceParent>,
-    ) {
+    /// Logs what a handler said in an attempt.
+    pub(super) fn said(&self, ticket: &Ticket<Box<Delivered>>, completion: &Completion, context: Option<TraceParent>) {
         let function = &self.unit.function;
         if !completion.logs.is_empty() {
             let About { event, trace_id, span_id, correlation_id, causation_id } = About::of(ticket.payload(), context);
@@ -120,7 +115,17 @@ impl UnitStatus {
                 );
             }
         }
+    }
+
+    /// Logs an attempt that failed.
+    pub(super) fn failed(
+        &self,
+        ticket: &Ticket<Box<Delivered>>,
+        completion: &Completion,
+        context: Option<TraceParent>,
+    ) {
         if let Outcome::Failed(failure) = &completion.outcome {
+            let function = &self.unit.function;
             let About { event, trace_id, span_id, correlation_id, causation_id } = About::of(ticket.payload(), context);
             let (attempt, category, reason) = (ticket.attempt(), failure.category, &failure.reason);
             tracing::debug!(

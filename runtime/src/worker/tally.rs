@@ -142,7 +142,7 @@ mod tests {
         let intake = Intake { ordering: Ordering::None, filter: None, key: None };
         let payload = match intake.take(Stream::Source, origin, record) {
             Content::Event { payload, .. } | Content::Refused { payload, .. } => Some(payload),
-            Content::Filtered => None,
+            Content::Filtered { payload } => payload,
         };
         Settled { position: Position { stream: Stream::Source, offset }, payload, settlement }
     }

@@ -95,6 +95,7 @@ fn an_event_that_cannot_be_read_is_named_with_its_file() {
     invoke("no file", None, "No such file");
     invoke("not JSON", Some(b"{"), "is not a CloudEvent");
     invoke("not UTF-8", Some(b"\"\xff\""), "is not a CloudEvent");
+    invoke("more than an event can be", Some(&vec![b' '; 3 << 20]), "has more than 2.00 MiB");
     invoke("no attributes", Some(b"{\"specversion\":\"1.0\"}"), "`id` is missing");
 }
 

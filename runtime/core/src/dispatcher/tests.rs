@@ -85,7 +85,7 @@ impl Machine {
                     lane: LaneId::of(Ordering::Key, (lane != "-").then_some(lane.as_bytes())),
                     key: KeyHash(key.bytes().fold(0, |hash, b| hash * 256 + u128::from(b))),
                 },
-                None if word == "filtered" => Content::Filtered,
+                None if word == "filtered" => Content::Filtered { payload: None },
                 None if word == "gap" => continue,
                 None => Content::Refused { payload: offset, failure: Failure::new(Category::Invalid, "bad") },
             };
@@ -236,6 +236,22 @@ fn at_the_bound_of_parked_records_the_oldest_head_becomes_a_dead_letter() {
     let machine = run(pausing, "a:1; transient; b:2; transient; a:3");
     assert_eq!(machine.trace.join(" "), "run0 run1");
     assert_eq!(machine.dispatcher.wants(), None);
+}
+
+/// Repetitions of a failing event wait for it in lanes of their own. However many come, others go on.
+#[test]
+fn what_waits_for_a_failing_event_counts_as_parked() {
+    check("a:1 b:1 c:1 d:1; transient; e:2; ok; ok", "run0 dead0 run4 done4 run1 done1 dup2 dup3");
+    let roomy = Policy { parked: ParkedPolicy { limit: 10_000, overflow: Overflow::DeadLetter }, ..POLICY };
+    let repetitions = vec!["-:1"; 2 * limits::QUEUED_MAX_RECORDS].join(" ");
+    let mut machine = run(roomy, &format!("{repetitions}; transient"));
+    assert_eq!(machine.dispatcher.parked(), 2 * limits::QUEUED_MAX_RECORDS);
+    assert!(machine.dispatcher.wants().is_some(), "there is room for others");
+    machine.step("wait");
+    machine.step("ok");
+    assert_eq!(machine.dispatcher.parked(), 0);
+    let settled = machine.trace.iter().filter(|word| word.starts_with("dup")).count();
+    assert_eq!(settled, 2 * limits::QUEUED_MAX_RECORDS - 1);
 }
 
 #[test]

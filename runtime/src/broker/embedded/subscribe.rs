@@ -65,6 +65,9 @@ impl Committer {
     /// Changes a topic's own retention; none goes back to the log's.
     pub(super) fn set_retention(&mut self, name: Topic, retention: Option<Retention>) -> Result<(), CatalogError> {
         let topic = self.state.topic(&name).ok_or(CatalogError::UnknownTopic(name))?;
+        if topic.retention() == retention {
+            return Ok(());
+        }
         let key = topic::key(&topic.name);
         let partitions = u32::try_from(topic.partitions.len()).unwrap_or(u32::MAX);
         let record = TopicRecord { id: topic.id, partitions, kind: topic.kind, retention };
@@ -105,19 +108,20 @@ impl Committer {
         Ok(owned.collect())
     }
 
-    /// Nobody runs this function any more: what it has not settled can be removed.
-    pub(super) fn retire(&mut self, function: &FunctionName) -> Result<(), Error> {
+    /// Nobody runs this function any more: what it has not settled can be removed. Says whether records were kept for it.
+    pub(super) fn retire(&mut self, function: &FunctionName) -> Result<bool, Error> {
         let units = self.state.units_of(function);
         let active = units.iter().filter(|unit| unit.active.load(Ordering::Relaxed));
         let ops: Vec<_> = active.map(|unit| record(unit, false)).collect();
-        if !ops.is_empty() {
+        let was_active = !ops.is_empty();
+        if was_active {
             self.write(ops)?;
         }
         for unit in units {
             unit.active.store(false, Ordering::Relaxed);
             unit.revoke();
         }
-        Ok(())
+        Ok(was_active)
     }
 
     fn dead_letter_topic(&self, function: &FunctionName, additions: &mut Additions) -> Result<(), Error> {

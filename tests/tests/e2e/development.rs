@@ -1,0 +1,178 @@
+//! `millrace dev` while somebody works on an application: what it shows, and what it takes over without a restart.
+
+use std::fs;
+use std::path::Path;
+use std::process::Command;
+
+use hyper::Method;
+use millrace_tests::process::{Api, Dev, root};
+use serde_json::{Value, json};
+
+/// A function of the hello example under another name.
+fn function(name: &str, rest: &str) -> String {
+    let component = root().join("target/wasm32-wasip2/guest/hello.wasm");
+    format!(
+        "[functions.{name}]\ncomponent = '{}'\ntopics = ['visitors']\ngrants = {{ publish = ['greetings'] }}\n{rest}\n",
+        component.display()
+    )
+}
+
+fn write(directory: &Path, functions: &[String]) {
+    let text = format!("application = 'hall'\n[topics.visitors]\npartitions = 1\n{}", functions.concat());
+    fs::write(directory.join("millrace.toml"), text).expect("a file");
+}
+
+/// Starts what lies in a directory and follows its changes; all that it says comes on standard output.
+fn start(directory: &Path, more: &[&str]) -> Dev {
+    let data = directory.join(".millrace");
+    Dev::start_following(&directory.to_string_lossy(), &data, |command: &mut Command| command.args(more))
+}
+
+fn visitor(number: u32, data: &Value) -> String {
+    json!({"specversion": "1.0", "id": format!("v-{number}"), "source": "/door", "type": "visitor", "data": data,
+        "partitionkey": "ada"})
+    .to_string()
+}
+
+async fn publish(dev: &Dev, topic: &str, visitors: &[String]) {
+    let status = Api::default().publish(&dev.url, topic, visitors).await;
+    assert_eq!(status.map(|status| status.as_u16()), Some(202));
+}
+
+/// Waits until it has said all of these, in whatever order.
+fn says_all(dev: &Dev, texts: &[&str]) {
+    let mut said: Vec<String> = Vec::new();
+    for text in texts {
+        if !said.iter().any(|line| line.contains(text)) {
+            said.extend(dev.says(text));
+        }
+    }
+}
+
+/// The names of the functions that run, with their revisions.
+async fn running(dev: &Dev) -> Vec<(String, u64)> {
+    let functions = Api::default().get(&format!("{}/v1/functions", dev.url)).await;
+    let functions = functions["functions"].as_array().expect("functions");
+    let named =
+        functions.iter().map(|f| (f["name"].as_str().expect("a name"), f["revision"].as_u64().expect("a number")));
+    named.map(|(name, revision)| (name.to_owned(), revision)).collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_changed_manifest_is_taken_over_while_everything_runs() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path();
+    write(path, &[function("greet", ""), function("old", "")]);
+    let dev = start(path, &[]);
+    publish(&dev, "visitors", &[visitor(1, &json!("Ada"))]).await;
+
+    // What does not parse is shown at its place, and nothing changes.
+    write(path, &[function("greet", "fliter = 'true'")]);
+    let said = dev.says("Nothing of the manifest was taken over").concat();
+    for expected in ["fliter", "millrace.toml:8:1", "did you mean `filter`?"] {
+        assert!(said.contains(expected), "`{expected}` is missing: {said}");
+    }
+    assert_eq!(running(&dev).await, [("hall.greet".to_owned(), 1), ("hall.old".to_owned(), 1)]);
+
+    // A new function on a new topic, a changed one, and one that is gone.
+    let elsewhere = function("new", "").replace("'visitors'", "'guests'");
+    write(path, &[function("greet", "filter = 'event.id == \"x\"'"), elsewhere.clone()]);
+    let said = dev.says("hall.new: new; revision 1 runs").join("\n");
+    for expected in
+        ["guests: a new topic", "hall.old: no longer in the manifest", "hall.greet: changed filter; revision 2 runs"]
+    {
+        assert!(said.contains(expected), "`{expected}` is missing:\n{said}");
+    }
+    assert_eq!(running(&dev).await, [("hall.greet".to_owned(), 2), ("hall.new".to_owned(), 1)]);
+    publish(&dev, "visitors", &[visitor(2, &json!("Bob"))]).await;
+    publish(&dev, "guests", &[visitor(3, &json!("Cy"))]).await;
+    let api = Api::default();
+    let status = api.settled(&dev.url).await;
+    let totals =
+        |at: usize| (&status["functions"][at]["totals"]["completed"], &status["functions"][at]["totals"]["filtered"]);
+    assert_eq!((totals(0), totals(1)), ((&json!(1), &json!(1)), (&json!(1), &json!(0))), "{status:#}");
+
+    // What cannot be is said with the way out, and nothing else of that change is taken over.
+    let text = fs::read_to_string(path.join("millrace.toml")).expect("a file");
+    let text = text.replace("partitions = 1", "partitions = 2").replace("'event.id == \"x\"'", "'true'");
+    fs::write(path.join("millrace.toml"), text).expect("a file");
+    let said = dev.says("Nothing of the manifest was taken over").join("\n");
+    assert!(said.contains("topic `visitors` has 1 partitions, and a count cannot be changed later"), "{said}");
+    assert_eq!(running(&dev).await[0], ("hall.greet".to_owned(), 2));
+
+    // The first manifest once more: the position of who was away is where it was.
+    write(path, &[function("greet", ""), function("old", "")]);
+    dev.says("hall.old: new; revision 1 runs");
+    let status = api.settled(&dev.url).await;
+    assert_eq!(status["functions"][1]["totals"]["completed"], 2, "{status:#}");
+    fs::write(path.join("millrace-config.toml"), "").expect("a file");
+    dev.says("millrace-config.toml changed: it is read at the start only");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn outcomes_and_logs_are_shown_as_they_come() {
+    let directory = tempfile::tempdir().expect("a directory");
+    write(
+        directory.path(),
+        &[function("greet", ""), function("picky", "filter = 'event.id == \"v-1\"'\nretry = { attempts = 1 }")],
+    );
+    let dev = start(directory.path(), &["--no-watch"]);
+    publish(&dev, "visitors", &[visitor(1, &json!("Ada"))]).await;
+    says_all(
+        &dev,
+        &[
+            "hall.greet                visitors/0/0        ada          info hello: Hello, Ada!",
+            "hall.greet                visitors/0/0        ada         completed  ",
+            "hall.picky                visitors/0/0        ada         completed  ",
+        ],
+    );
+    publish(&dev, "visitors", &[visitor(2, &json!(7)), visitor(1, &json!("Ada"))]).await;
+    says_all(
+        &dev,
+        &[
+            "hall.greet                visitors/0/1        ada         dead-lettered after 1 attempt, invalid: ",
+            "hall.greet                visitors/0/2        ada         duplicate",
+            "hall.picky                visitors/0/1        -           filtered",
+            "hall.picky                visitors/0/2        ada         duplicate",
+        ],
+    );
+    // Many at once are summed up.
+    let many: Vec<String> = (10..510).map(|number| visitor(number, &json!("you"))).collect();
+    publish(&dev, "visitors", &many).await;
+    let said = dev.says("summed up     hall.picky");
+    let lines = said.iter().filter(|line| line.contains("completed  ")).count();
+    assert!(lines <= 60, "{lines} events have a line of their own:\n{}", said.join("\n"));
+    assert!(dev.stop(), "it ends well");
+}
+
+/// It is neither open nor gone: somebody has to hear what became of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_redriven_letter_that_is_filtered_now_is_resolved() {
+    let directory = tempfile::tempdir().expect("a directory");
+    write(directory.path(), &[function("greet", "")]);
+    let dev = start(directory.path(), &[]);
+    publish(&dev, "visitors", &[visitor(1, &json!(7))]).await;
+    dev.says("dead-lettered after 1 attempt, invalid: ");
+    write(directory.path(), &[function("greet", "filter = 'event.id == \"x\"'")]);
+    dev.says("hall.greet: changed filter; revision 2 runs");
+    let (api, letters) = (Api::default(), format!("{}/v1/dead-letters", dev.url));
+    let all = json!({"function": "hall.greet"}).to_string();
+    let answer = api.send(Method::POST, &format!("{letters}/redrive"), "application/json", all).await;
+    assert_eq!(answer.map(|(status, _)| status.as_u16()), Some(200));
+    dev.says("hall.greet                visitors/0/0        ada         filtered");
+    let letters = api.get(&format!("{letters}?status=all")).await;
+    assert_eq!(letters["letters"][0]["status"], "resolved", "{letters:#}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_wants_quiet_has_it() {
+    let directory = tempfile::tempdir().expect("a directory");
+    write(directory.path(), &[function("greet", "")]);
+    let dev = start(directory.path(), &["--no-watch", "--quiet"]);
+    publish(&dev, "visitors", &[visitor(1, &json!("Ada")), visitor(2, &json!(7))]).await;
+    Api::default().settled(&dev.url).await;
+    // Logs say then what else they leave to the lines.
+    let said = dev.says("An event is dead-lettered.").join("\n");
+    assert!(said.contains("Hello, Ada!"), "{said}");
+    assert!(!said.contains("completed"), "{said}");
+}
