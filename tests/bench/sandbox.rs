@@ -109,6 +109,7 @@ impl Bench {
             name: FunctionName::new("bench", "handler").expect("a name"),
             config: Vec::new(),
             publish: vec![topic("out")],
+            state: false,
             known_topics: Arc::new(|topic| topic.as_str() == "out"),
             limits: GuestLimits::default(),
             reuse: NonZeroU32::new(reuse).expect("at least one event"),
@@ -125,7 +126,7 @@ impl Bench {
             attempt: 1,
             idempotency_key: identity::default_idempotency_key(event),
         };
-        let invocation = Invocation { event, delivery, trace: None };
+        let invocation = Invocation { event, delivery, trace: None, state: None };
         let completion = self.runtime.block_on(guest.invoke(invocation)).expect("an instance is free");
         let Completion { outcome, emitted, .. } = completion;
         assert!(outcome == Outcome::Completed && emitted.len() == 1, "it emits one event: {outcome:?}");

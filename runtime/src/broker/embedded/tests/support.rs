@@ -52,7 +52,7 @@ pub(super) fn empty() -> TempDir {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         content.write(&path);
     }
-    for keyspace in ["1", "2", "3", "4", "5"] {
+    for keyspace in ["1", "2", "3", "4", "5", "6"] {
         std::fs::create_dir_all(dir.path().join("log/keyspaces").join(keyspace).join("tables")).unwrap();
     }
     dir
@@ -187,6 +187,7 @@ pub(super) fn commit(progress: &Progress) -> Commit {
         outputs: Vec::new(),
         letters: Vec::new(),
         resolved: Vec::new(),
+        state: Vec::new(),
     }
 }
 
