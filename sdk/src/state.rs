@@ -8,7 +8,7 @@ use serde::de::DeserializeOwned;
 use crate::Failure;
 
 /// Where the state is when there is no runtime: the test double.
-#[cfg(not(target_family = "wasm"))]
+#[cfg_attr(target_family = "wasm", allow(dead_code, reason = "tests run natively"))]
 pub(crate) trait Store {
     fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StateError>;
     fn write(&mut self, key: &str, value: Option<Vec<u8>>) -> Result<(), StateError>;

@@ -104,6 +104,7 @@ impl Host for Double<'_> {
         self.invocation.remaining
     }
 
+    #[cfg(not(target_family = "wasm"))]
     fn state(&mut self) -> &mut dyn state::Store {
         &mut self.state
     }
