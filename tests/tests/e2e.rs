@@ -36,6 +36,24 @@ fn the_demonstration_balances() {
     }
 }
 
+/// A handler that keeps no state needs no grant for it, so the SDK must not import what is not called.
+#[test]
+fn only_handlers_that_keep_state_import_it() {
+    for (component, keeps_state) in [
+        ("hello", false),
+        ("flights_normalise", false),
+        ("flights_alert", true),
+        ("orders_charge_payment", false),
+        ("orders_notify_customer", false),
+        ("orders_reward_customer", true),
+    ] {
+        let file = root().join(format!("target/wasm32-wasip2/guest/{component}.wasm"));
+        let bytes = std::fs::read(&file).unwrap_or_else(|e| panic!("{}: {e}; run `make guests`", file.display()));
+        let imports = bytes.windows(13).any(|name| name == b"wasi:keyvalue");
+        assert_eq!(imports, keeps_state, "{component}");
+    }
+}
+
 fn events(rows: &[Row]) -> Vec<String> {
     rows.iter().enumerate().map(|(number, row)| row.to_cloud_event(number)).collect()
 }

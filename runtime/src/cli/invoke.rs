@@ -160,8 +160,8 @@ async fn guest(function: &Function, directory: &Path) -> Result<sandbox::Guest, 
         .map_err(|e| Error::failed(e, "free some memory, then try again"))?;
     let component = engine.load(Bytes::from(bytes)).await.map_err(|e| Error::failed(e, "then build it again"))?;
     let options = server::function_options(function);
-    let function = sandbox::Function::new(&engine, &component, options)
-        .map_err(|e| Error::failed(e, "change the limits in the manifest"))?;
+    let function =
+        sandbox::Function::new(&engine, &component, options).map_err(|e| Error::failed(e, "change the manifest"))?;
     Ok(function.guest())
 }
 
