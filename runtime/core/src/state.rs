@@ -174,7 +174,7 @@ pub fn page(layers: &[&Writes], committed: &[ByteString], after: Option<&ByteStr
     for layer in layers.iter().rev() {
         present.extend(layer.range(after, up_to));
     }
-    let mut there = present.into_iter().filter_map(|(key, there)| there.then(|| key.clone()));
+    let mut there = present.into_iter().filter(|(_, there)| *there).map(|(key, _)| key.clone());
     let keys: Vec<ByteString> = there.by_ref().take(max).collect();
     let next = if there.next().is_some() { keys.last().cloned() } else { up_to.cloned() };
     KeyPage { keys, next }

@@ -82,6 +82,6 @@ mod tests {
     fn the_layout_is_pinned() {
         let key = key(1);
         assert_eq!(key, [b'v', 0, 0, 0, 1]);
-        assert_eq!(encode(&key, Volume { values: 2, bytes: 300 })[..], [1, 0, 0, 0, 0, 2, 172, 2]);
+        assert_eq!(encode(&key, Volume { values: 2, bytes: 300 })[..], [1, 108, 161, 179, 218, 2, 172, 2]);
     }
 }
