@@ -54,6 +54,7 @@ mod metrics;
 mod problem;
 mod request;
 mod serve;
+mod state;
 #[cfg(test)]
 mod tests;
 mod topics;
@@ -233,8 +234,8 @@ impl Ids {
 }
 
 /// Every route: the template under which it is counted.
-const ROUTES: [&str; 14] = [
-    PUBLISH, TOPICS, FUNCTIONS, FUNCTION, SKIP, STATUS, LETTERS, LETTER, REDRIVE, RESOLVE, DISCARD, LIVE, READY,
+const ROUTES: [&str; 15] = [
+    PUBLISH, TOPICS, FUNCTIONS, FUNCTION, SKIP, STATE, STATUS, LETTERS, LETTER, REDRIVE, RESOLVE, DISCARD, LIVE, READY,
     METRICS,
 ];
 const PUBLISH: &str = "/v1/topics/{topic}/events";
@@ -242,6 +243,7 @@ const TOPICS: &str = "/v1/topics";
 const FUNCTIONS: &str = "/v1/functions";
 const FUNCTION: &str = "/v1/functions/{function}";
 const SKIP: &str = "/v1/functions/{function}/skip";
+const STATE: &str = "/v1/functions/{function}/state";
 const STATUS: &str = "/v1/status";
 const LETTERS: &str = "/v1/dead-letters";
 const LETTER: &str = "/v1/dead-letters/{function}/{topic}/{partition}/{offset}";
@@ -259,6 +261,7 @@ fn router<B: Broker + Catalog, R: Revision>(shared: Arc<Shared<B, R>>) -> Router
         .route(FUNCTIONS, get(functions::list::<B, R>))
         .route(FUNCTION, get(functions::show::<B, R>))
         .route(SKIP, post(functions::skip::<B, R>))
+        .route(STATE, get(state::list::<B, R>))
         .route(STATUS, get(functions::list::<B, R>))
         .route(LETTERS, get(letters::list::<B, R>))
         .route(LETTER, get(letters::show::<B, R>))

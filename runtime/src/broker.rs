@@ -4,10 +4,13 @@ use std::fmt;
 use std::future::Future;
 use std::str::FromStr;
 
+use bytes::Bytes;
+use bytestring::ByteString;
 use millrace_core::name::{FunctionName, Topic, Unit};
 pub use millrace_core::policy::StartAt;
 use millrace_core::progress::{KeyHash, Progress, Stream};
 use millrace_core::record::Record;
+pub use millrace_core::state::StateWrite;
 use millrace_core::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
@@ -51,6 +54,9 @@ pub trait Broker: Send + Sync + 'static {
 
 /// One partition of one source topic, owned on behalf of one function, together with its partition of the redrive topic.
 pub trait Partition: Send + 'static {
+    /// Reads the unit's state.
+    type State: StateReader;
+
     /// Whose it is.
     fn unit(&self) -> &Unit;
 
@@ -58,9 +64,26 @@ pub trait Partition: Send + 'static {
     /// `wanted`, never empty. Cancel safe.
     fn fetch(&mut self, wanted: Wanted) -> impl Future<Output = Result<Fetched, FetchError>> + Send;
 
+    /// A reader of the unit's state. It goes on reading while records are fetched and while a commit is under way.
+    fn state(&self) -> Self::State;
+
     /// Writes all of a commit, or nothing. At most one commit of a unit is under way at a time; records can be fetched
     /// meanwhile. Dropping the future does not undo the commit. After a transient error nothing of it was written.
     fn commit(&mut self, commit: Commit) -> impl Future<Output = Result<CommitOutcome, Error>> + Send + 'static;
+}
+
+/// Reads what is committed of one unit's state: each commit from the moment on that it is answered, and nothing that is not durable.
+/// Many reads can be under way at the same time.
+pub trait StateReader: Clone + Send + Sync + 'static {
+    /// The values under these keys, one for each and in their order; none for a key that is not there.
+    fn get(&self, keys: Vec<ByteString>) -> impl Future<Output = Result<Vec<Option<Bytes>>, Error>> + Send + 'static;
+
+    /// The keys after `after` in ascending order of their bytes, at most `max`; fewer only if there are no more.
+    fn keys(
+        &self,
+        after: Option<ByteString>,
+        max: usize,
+    ) -> impl Future<Output = Result<Vec<ByteString>, Error>> + Send + 'static;
 }
 
 /// What a function wants to read.
@@ -227,6 +250,8 @@ pub struct Commit {
     pub letters: Vec<Letter>,
     /// Redriven dead letters that completed, and are thereby resolved.
     pub resolved: Vec<LetterId>,
+    /// Changes of the unit's state, no key twice.
+    pub state: Vec<StateWrite>,
 }
 
 /// How a commit ended.
@@ -373,6 +398,28 @@ pub struct UnitInfo {
     pub redrive_next: u64,
 }
 
+/// One value of a unit's state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct StateEntry {
+    /// What it is found by.
+    pub key: ByteString,
+    /// The value.
+    pub value: Bytes,
+}
+
+/// Which values of a unit's state to list.
+#[derive(Clone, Debug, Default)]
+pub struct StateRange {
+    /// Only keys that begin with this.
+    pub prefix: ByteString,
+    /// Only keys after this one.
+    pub after: Option<ByteString>,
+    /// At most this many values, at least 1.
+    pub max: usize,
+    /// A soft bound on the bytes of keys and values: at least one comes whatever its size.
+    pub max_bytes: usize,
+}
+
 /// A change to the status of a dead letter that is not possible.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum CatalogError {
@@ -450,6 +497,13 @@ pub trait Catalog: Send + Sync + 'static {
 
     /// How many open dead letters a function has.
     fn open_letters(&self, function: &FunctionName) -> impl Future<Output = Result<u64, CatalogError>> + Send;
+
+    /// What a unit's handler has stored, by key; empty at the end, and for a unit that there is not.
+    fn state(
+        &self,
+        unit: &Unit,
+        range: StateRange,
+    ) -> impl Future<Output = Result<Vec<StateEntry>, CatalogError>> + Send;
 
     /// Changes the status of dead letters. Only open ones can change, unless `force`. All are looked at before the first
     /// changes, so that a wrong id changes nothing; then up to [`limits::LETTERS_AT_ONCE`](millrace_core::limits::LETTERS_AT_ONCE)

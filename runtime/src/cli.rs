@@ -21,6 +21,7 @@ mod invoke;
 mod new;
 mod output;
 mod publish;
+mod state;
 mod status;
 mod tail;
 #[cfg(test)]
@@ -104,6 +105,8 @@ enum Command {
     Topics(topics::Args),
     /// List functions with their settings
     Functions(functions::Args),
+    /// Show what the handler of a function has stored
+    State(state::Args),
     /// Look at failed events, and send them again, resolve or discard them
     DeadLetters(dead_letters::Args),
     /// Measure how fast an application is on this machine
@@ -185,6 +188,7 @@ async fn dispatch(command: Command, context: &mut Context) -> Result<Exit, Error
         Command::Status(args) => until_interrupted(status::run(&args, context)).await,
         Command::Topics(args) => until_interrupted(topics::run(&args, context)).await,
         Command::Functions(args) => until_interrupted(functions::run(&args, context)).await,
+        Command::State(args) => until_interrupted(state::run(&args, context)).await,
         Command::DeadLetters(args) => until_interrupted(dead_letters::run(args, context)).await,
         Command::Bench(args) => Box::pin(bench::run(&args, context)).await,
         Command::Completions(args) => completions::run(&args, &mut Cli::command(), context),

@@ -9,6 +9,7 @@ use bytestring::ByteString;
 use millrace_core::event::Event;
 use millrace_core::name::Topic;
 use millrace_core::outcome::Outcome;
+use millrace_core::state::Writes;
 
 mod artifact;
 mod bindings;
@@ -19,9 +20,11 @@ mod failure;
 mod function;
 mod guest;
 mod host;
+mod keyvalue;
 mod limits;
 mod logs;
 mod refusal;
+mod state;
 mod ticker;
 
 pub use artifact::{Component, Digest};
@@ -31,6 +34,7 @@ pub use function::{Function, FunctionOptions};
 pub use guest::Guest;
 pub use limits::GuestLimits;
 pub use refusal::Refusal;
+pub use state::{CommittedState, NoState, StateBuffer, StateError, StateView};
 
 /// Runs one function's handler. Each worker has its own.
 pub trait Sandbox: Send + 'static {
@@ -56,6 +60,8 @@ pub struct Invocation<'a> {
     pub delivery: Delivery,
     /// Trace context for what the handler emits.
     pub trace: Option<TraceContext>,
+    /// What the handler's reads of its state see, if it was granted state.
+    pub state: Option<StateView>,
 }
 
 /// How an event came to the handler.
@@ -91,6 +97,8 @@ pub struct Completion {
     pub outcome: Outcome,
     /// What it emitted, in order; empty unless it completed.
     pub emitted: Vec<Emission>,
+    /// What it wrote to its state; empty unless it completed.
+    pub state: Writes,
     /// What it logged, whatever the outcome.
     pub logs: Vec<LogLine>,
     /// What it used.

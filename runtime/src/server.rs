@@ -33,6 +33,7 @@ const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(5);
 pub struct Staged {
     number: u64,
     intake: Intake,
+    keeps_state: bool,
     function: sandbox::Function,
 }
 
@@ -45,6 +46,10 @@ impl Revision for Staged {
 
     fn intake(&self) -> &Intake {
         &self.intake
+    }
+
+    fn keeps_state(&self) -> bool {
+        self.keeps_state
     }
 
     fn sandbox(&self) -> Guest {
@@ -289,7 +294,7 @@ impl Server {
         let staged = sandbox::Function::new(&self.engine, &component, options)
             .map_err(|reason| StageError::Refused { function: function.name.clone(), reason })?;
         let number = self.number(function, &digest).await?;
-        let revision = Staged { number, intake, function: staged };
+        let revision = Staged { number, intake, keeps_state: function.grants.state, function: staged };
         self.registry.activate(Deployment { settings: function.clone(), digest, revision }).await?;
         Ok(number)
     }
@@ -415,6 +420,7 @@ pub fn function_options(function: &Function) -> FunctionOptions {
         name: function.name.clone(),
         config: function.config.clone().into_iter().collect(),
         publish: function.grants.publish.clone(),
+        state: function.grants.state,
         known_topics: Arc::new(|_| true),
         limits: GuestLimits {
             time: function.limits.time,

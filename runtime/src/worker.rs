@@ -23,13 +23,14 @@ use tokio::sync::{mpsc, watch};
 use crate::breaker::SharedBreaker;
 use crate::broker::{self, Assignment, CommitOutcome, FetchError, Fetched, Partition, Wanted};
 use crate::clock::Clock;
-use crate::sandbox::{self, Completion, Delivery, Invocation, Sandbox, TraceContext};
+use crate::sandbox::{self, CommittedState, Completion, Delivery, Invocation, Sandbox, StateView, TraceContext};
 use crate::telemetry::Tracing;
 
 mod effects;
 pub mod feed;
 mod gone;
 mod spans;
+mod state;
 mod status;
 mod tally;
 
@@ -52,6 +53,9 @@ pub trait Revision: Send + Sync + 'static {
 
     /// How it takes records in.
     fn intake(&self) -> &Intake;
+
+    /// Whether its handler was granted state.
+    fn keeps_state(&self) -> bool;
 
     /// A sandbox for one worker.
     fn sandbox(&self) -> Self::Sandbox;
@@ -134,6 +138,8 @@ struct Owned<P: Partition, R: Revision> {
     revoked: watch::Receiver<bool>,
     shared: Shared<R>,
     revision: Arc<R>,
+    /// What is committed of the unit's state, if the revision was granted state.
+    state: Option<Arc<dyn CommittedState>>,
     dispatcher: Dispatcher<Box<Delivered>>,
     /// What the dispatcher wants done; empty except while it is asked. Kept, so that its memory is.
     todo: Vec<Effect<Box<Delivered>>>,
@@ -207,6 +213,7 @@ impl<P: Partition, R: Revision> Worker<P, R> {
                 spans: Spans::new(&shared.tracing, shared.clock, partition.unit()),
                 dispatcher: Dispatcher::new(shared.policy, restored.progress, window, seed),
                 todo: Vec::new(),
+                state: state::committed(&*revision, &partition),
                 revision,
                 breaker_changes: shared.breaker.changes(),
                 partition,
@@ -273,6 +280,7 @@ impl<P: Partition, R: Revision> Worker<P, R> {
         if self.unit.shared.revision.has_changed().unwrap_or(false) {
             self.unit.revision = Arc::clone(&self.unit.shared.revision.borrow_and_update());
             self.sandbox = self.unit.revision.sandbox();
+            self.unit.state = state::committed(&*self.unit.revision, &self.unit.partition);
         }
     }
 
@@ -280,7 +288,7 @@ impl<P: Partition, R: Revision> Worker<P, R> {
     async fn attempt(&mut self, ticket: Ticket<Box<Delivered>>) -> Result<(), Exit> {
         let Self { sandbox, unit } = self;
         let result = {
-            let mut invocation = invocation(&ticket);
+            let mut invocation = invocation(&ticket, unit.state_view());
             unit.spans.begin(&ticket, &mut invocation.trace);
             let mut invoked = std::pin::pin!(sandbox.invoke(invocation));
             loop {
@@ -404,8 +412,8 @@ impl<P: Partition, R: Revision> Owned<P, R> {
         self.log_attempt(&ticket, &completion);
         self.notes.attempted(now, &ticket, &completion);
         self.spans.finished(now, &ticket, &completion);
-        let Completion { outcome, emitted, .. } = completion;
-        self.effects.stage(ticket.position(), emitted);
+        let Completion { outcome, emitted, state, .. } = completion;
+        self.effects.stage(ticket.position(), emitted, state);
         self.handle_at(now, Input::Finished(ticket, outcome));
         self.notes.tried();
     }
@@ -417,6 +425,11 @@ impl<P: Partition, R: Revision> Owned<P, R> {
             self.status.said(ticket, completion, context);
         }
         self.status.failed(ticket, completion, context);
+    }
+
+    /// What the handler of the next event sees of its state.
+    fn state_view(&self) -> Option<StateView> {
+        self.state.as_ref().map(|committed| StateView::new(Arc::clone(committed), self.effects.overlay()))
     }
 
     /// The host could not run the guest: the attempt does not count.
@@ -482,14 +495,20 @@ impl<P: Partition, R: Revision> Owned<P, R> {
 
     /// No more may be settled before the commit under way has ended.
     fn group_is_full(&self) -> bool {
-        self.commit.is_some() && self.dispatcher.settlements() >= limits::GROUP_MAX_EVENTS
+        self.commit.is_some() && self.is_large()
+    }
+
+    /// What is settled is enough for one commit.
+    fn is_large(&self) -> bool {
+        self.dispatcher.settlements() >= limits::GROUP_MAX_EVENTS
+            || self.effects.state_bytes() >= limits::GROUP_MAX_STATE_BYTES
     }
 
     /// Commits what was settled, unless more can join it soon.
     fn commit_if_due(&mut self) {
         let Some(began) = self.group_began else { return };
         if self.tickets.is_empty()
-            || self.dispatcher.settlements() >= limits::GROUP_MAX_EVENTS
+            || self.is_large()
             || self.shared.clock.now().since(began) >= limits::GROUP_MAX_HANDLER_TIME
         {
             self.begin_commit();
@@ -523,6 +542,7 @@ impl<P: Partition, R: Revision> Owned<P, R> {
         match ended {
             Ok(CommitOutcome::Committed) => {
                 self.failures_in_row = 0;
+                self.effects.committed();
                 self.handle_at(now, Input::Committed);
                 self.tally.committed(now);
                 self.spans.commit_ended(now, None);
@@ -644,7 +664,7 @@ async fn fetch<P: Partition>(partition: &mut P, wants: Option<Wants>) -> Result<
     partition.fetch(wanted).await
 }
 
-fn invocation(ticket: &Ticket<Box<Delivered>>) -> Invocation<'_> {
+fn invocation(ticket: &Ticket<Box<Delivered>>, state: Option<StateView>) -> Invocation<'_> {
     let delivered = ticket.payload();
     let event = delivered.event.as_ref().expect("only decoded events are invoked");
     Invocation {
@@ -658,6 +678,7 @@ fn invocation(ticket: &Ticket<Box<Delivered>>) -> Invocation<'_> {
             idempotency_key: delivered.idempotency_key.clone().unwrap_or_default(),
         },
         trace: trace(event),
+        state,
     }
 }
 

@@ -1,4 +1,4 @@
-//! Guests in the real sandbox. What a guest does is in `tests/fixtures/guest.wat`, chosen by the first letter of an
+//! Guests in the real sandbox. What a guest does is in `tests/fixtures/guest.wat` and `state.wat`, chosen by the first letter of an
 //! event's type.
 
 #![allow(clippy::unwrap_used, reason = "tests")]
@@ -9,3 +9,5 @@ mod harness;
 mod loading;
 #[path = "sandbox/running.rs"]
 mod running;
+#[path = "sandbox/state.rs"]
+mod state;

@@ -5,7 +5,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use crate::{Emission, EmitError, Failure};
+use crate::{Emission, EmitError, Failure, State};
 
 /// What the context asks of its surroundings: the runtime's imports, or the test double.
 pub(crate) trait Host {
@@ -18,6 +18,8 @@ pub(crate) trait Host {
     fn attempt(&self) -> u32;
     fn idempotency_key(&self) -> String;
     fn remaining(&self) -> Duration;
+    #[cfg(not(target_family = "wasm"))]
+    fn state(&mut self) -> &mut dyn crate::state::Store;
 }
 
 /// One invocation of a handler: what it can do, and how its event came.
@@ -141,6 +143,28 @@ impl<'a> Context<'a> {
             })
         };
         value.map(parse).transpose()
+    }
+
+    /// What the function remembers, for this partition of this topic.
+    ///
+    /// ```
+    /// use millrace_sdk::{prelude::*, testing};
+    ///
+    /// fn handle(_: Event, cx: &mut Context) -> Result<(), Failure> {
+    ///     let count = cx.state().get_json("count")?.unwrap_or(0) + 1;
+    ///     cx.state().set_json("count", &count)?;
+    ///     Ok(())
+    /// }
+    ///
+    /// let completion = testing::Invocation::new(testing::event("ping", &())).run(handle);
+    /// assert_eq!(completion.state_json("count"), Some(1));
+    /// ```
+    #[must_use]
+    pub fn state(&mut self) -> State<'_> {
+        #[cfg(target_family = "wasm")]
+        return State::new();
+        #[cfg(not(target_family = "wasm"))]
+        State::new(self.host.state())
     }
 
     /// How the event came.

@@ -51,6 +51,11 @@
 //! one, so that `?` does the rest. A panic is printed to standard error, which the host shows, and ends the attempt; it
 //! is tried again in a fresh instance, and then dead-lettered.
 //!
+//! # State
+//!
+//! [`Context::state`] is what a handler remembers from one event to the next. It is written together with everything else that the event led
+//! to, so a value is never ahead of the events that it was made of, nor behind them.
+//!
 //! # Logging
 //!
 //! Use the macros of the `log` crate, re-exported as [`log`]. Those of the `tracing` crate arrive too, if it is a
@@ -62,6 +67,7 @@ mod data;
 mod emission;
 mod event;
 mod failure;
+mod state;
 pub mod testing;
 mod time;
 
@@ -75,6 +81,7 @@ pub use event::{Event, FromEvent};
 pub use failure::{Failure, OrFail};
 pub use log;
 pub use serde_json;
+pub use state::{State, StateError};
 pub use time::{InvalidTimestamp, Timestamp};
 
 /// What nearly every handler needs.

@@ -31,6 +31,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::{Context, Data, EmitError, Event, Failure, FromEvent};
 
@@ -88,7 +89,7 @@ pub fn cloud_event(json: &str) -> Result<Event, InvalidCloudEvent> {
 /// One invocation of a handler, to be set up and run.
 ///
 /// Unless told otherwise it is the first attempt at offset 0 of partition 0 of topic `test`; every topic exists and is
-/// granted; there is no configuration; the ordering key is the event's `partitionkey`, if it has one.
+/// granted; state is granted and empty; there is no configuration; the ordering key is the event's `partitionkey`, if it has one.
 ///
 /// ```
 /// use millrace_sdk::{prelude::*, testing::{self, Invocation}};
@@ -118,6 +119,7 @@ pub struct Invocation {
     remaining: Duration,
     grants: Option<BTreeSet<String>>,
     refusals: BTreeMap<String, EmitError>,
+    state: Option<BTreeMap<String, Vec<u8>>>,
 }
 
 impl Invocation {
@@ -140,6 +142,7 @@ impl Invocation {
             remaining: Duration::from_secs(10),
             grants: None,
             refusals: BTreeMap::new(),
+            state: Some(BTreeMap::new()),
             event,
         }
     }
@@ -270,6 +273,40 @@ impl Invocation {
         self
     }
 
+    /// Stores a value in the function's state, as an earlier event would have. State is granted, whatever was said before.
+    ///
+    /// ```
+    /// use millrace_sdk::{prelude::*, testing};
+    ///
+    /// fn handle(_: Event, cx: &mut Context) -> Result<(), Failure> {
+    ///     assert_eq!(cx.state().get_json("count")?, Some(41));
+    ///     Ok(())
+    /// }
+    ///
+    /// testing::Invocation::new(testing::event("ping", &())).state("count", "41").run(handle).expect_completed();
+    /// ```
+    pub fn state(mut self, key: &str, value: impl Into<Vec<u8>>) -> Self {
+        self.state.get_or_insert_default().insert(key.into(), value.into());
+        self
+    }
+
+    /// Takes the grant of state away.
+    ///
+    /// ```
+    /// use millrace_sdk::{StateError, prelude::*, testing};
+    ///
+    /// fn handle(_: Event, cx: &mut Context) -> Result<(), Failure> {
+    ///     assert_eq!(cx.state().get("count"), Err(StateError::NotGranted));
+    ///     Ok(())
+    /// }
+    ///
+    /// testing::Invocation::new(testing::event("ping", &())).without_state().run(handle).expect_completed();
+    /// ```
+    pub fn without_state(mut self) -> Self {
+        self.state = None;
+        self
+    }
+
     /// Runs a handler. A panic of the handler is a panic of the test.
     ///
     /// ```
@@ -284,16 +321,17 @@ impl Invocation {
     /// assert_eq!(completion.logs[0].message, "got 42");
     /// ```
     pub fn run<E: FromEvent>(&self, handle: impl Fn(E, &mut Context<'_>) -> Result<(), Failure>) -> Completion {
-        let mut host = host::Double { invocation: self, emitted: Vec::new() };
+        let mut host = host::Double { invocation: self, emitted: Vec::new(), state: host::Store(self.state.clone()) };
         let (outcome, logs) = logs::captured(|| {
             let event = E::from_event(self.event.clone())?;
             handle(event, &mut Context::new(&mut host))
         });
-        let mut emitted = host.emitted;
+        let host::Double { mut emitted, state: host::Store(mut state), .. } = host;
         if outcome.is_err() {
             emitted.clear();
+            state.clone_from(&self.state);
         }
-        Completion { outcome, emitted, logs }
+        Completion { outcome, emitted, state: state.unwrap_or_default(), logs }
     }
 }
 
@@ -317,6 +355,8 @@ pub struct Completion {
     pub outcome: Result<(), Failure>,
     /// What it emitted, in order; empty if it failed.
     pub emitted: Vec<Emitted>,
+    /// The state after it, by key; as before if it failed.
+    pub state: BTreeMap<String, Vec<u8>>,
     /// What it logged through the `log` facade, whatever the outcome. Empty if the test has installed a logger of its own.
     pub logs: Vec<LogLine>,
 }
@@ -344,6 +384,30 @@ impl Completion {
             panic!("the handler failed: {failure}");
         }
         self
+    }
+
+    /// A value of the state after it, read as JSON, if there is one.
+    ///
+    /// # Panics
+    /// If it is not JSON of this shape.
+    ///
+    /// ```
+    /// use millrace_sdk::{prelude::*, testing};
+    ///
+    /// fn handle(_: Event, cx: &mut Context) -> Result<(), Failure> {
+    ///     cx.state().set_json("count", &1)?;
+    ///     Ok(())
+    /// }
+    ///
+    /// let completion = testing::Invocation::new(testing::event("ping", &())).run(handle);
+    /// assert_eq!(completion.state_json("count"), Some(1));
+    /// assert_eq!(completion.state_json::<u64>("other"), None);
+    /// ```
+    #[must_use]
+    #[track_caller]
+    pub fn state_json<T: DeserializeOwned>(&self, key: &str) -> Option<T> {
+        let parse = |value: &Vec<u8>| serde_json::from_slice(value);
+        self.state.get(key).map(parse).transpose().expect("the state is JSON of this shape")
     }
 }
 

@@ -6,6 +6,8 @@ use std::sync::Once;
 use std::time::Duration;
 
 use crate::context::Host;
+
+pub(crate) mod state;
 use crate::{Context, Data, EmitError, FromEvent, Timestamp};
 
 /// Generated from `wit/`.

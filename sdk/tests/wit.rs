@@ -10,7 +10,7 @@ fn the_crate_carries_the_contract_of_the_repository() {
     if !repository.exists() {
         return;
     }
-    for file in ["function.wit", "deps/config/store.wit", "deps/logging/logging.wit"] {
+    for file in ["function.wit", "deps/config/store.wit", "deps/keyvalue/store.wit", "deps/logging/logging.wit"] {
         let [ours, theirs] = [sdk.join("wit"), repository.clone()].map(|root| fs::read_to_string(root.join(file)).ok());
         assert!(ours.is_some() && ours == theirs, "copy wit/{file} to sdk/wit/{file}");
     }

@@ -112,6 +112,7 @@ impl Bench {
             name: FunctionName::new("bench", "handler").expect("a name"),
             config: Vec::new(),
             publish: vec![topic("out")],
+            state: false,
             known_topics: Arc::new(|topic| topic.as_str() == "out"),
             limits: GuestLimits::default(),
             reuse: NonZeroU32::new(reuse).expect("at least one event"),
@@ -123,7 +124,7 @@ impl Bench {
     fn invoke<'a>(&self, guest: &mut Guest, events: impl IntoIterator<Item = &'a Handed>) {
         self.runtime.block_on(async {
             for (event, delivery) in events {
-                let invocation = Invocation { event, delivery: delivery.clone(), trace: None };
+                let invocation = Invocation { event, delivery: delivery.clone(), trace: None, state: None };
                 let completion = guest.invoke(invocation).await.expect("an instance is free");
                 let Completion { outcome, emitted, .. } = completion;
                 assert!(outcome == Outcome::Completed && emitted.len() == 1, "it emits one event: {outcome:?}");

@@ -23,6 +23,7 @@ pub mod progress;
 pub mod record;
 pub mod retry;
 pub mod settings;
+pub mod state;
 pub mod time;
 pub mod trace;
 pub mod units;

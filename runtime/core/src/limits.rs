@@ -108,6 +108,8 @@ pub const LOG_DEFAULT_BYTES: u64 = 64 * GIB as u64;
 pub const GROUP_MAX_EVENTS: usize = 250;
 /// Time spent in handlers before what is settled so far is committed.
 pub const GROUP_MAX_HANDLER_TIME: Duration = Duration::from_micros(500);
+/// Bytes of state that settled events have written before they are committed.
+pub const GROUP_MAX_STATE_BYTES: usize = 16 * MIB;
 /// Records of one fetch.
 pub const FETCH_MAX_RECORDS: usize = 1000;
 /// Bytes of one fetch, as a soft bound: one record always comes.
@@ -201,6 +203,18 @@ pub const EMITTED_MAX_EVENTS: usize = 10_000;
 pub const EMITTED_DEFAULT_BYTES: usize = 4 * MIB;
 /// Most bytes emitted per invocation that a manifest can ask for.
 pub const EMITTED_MAX_BYTES: usize = 16 * MIB;
+/// Longest key of a handler's state, in UTF-8.
+pub const STATE_KEY_MAX_BYTES: usize = KIB;
+/// Largest value of a handler's state: well below the largest record, for a log may keep state as records.
+pub const STATE_VALUE_MAX_BYTES: usize = 256 * KIB;
+/// Keys of its state that one invocation writes.
+pub const STATE_WRITES_MAX_KEYS: usize = 1000;
+/// Bytes of keys and values that one invocation writes.
+pub const STATE_WRITES_MAX_BYTES: usize = 4 * MIB;
+/// Keys of one page of a listing that a handler asks for.
+pub const STATE_PAGE_MAX_KEYS: usize = 1000;
+/// Pages that one invocation can list.
+pub const STATE_PAGES_MAX: usize = 1000;
 /// Bytes that one invocation logs when the manifest does not say; what follows is cut.
 pub const LOG_BYTES_DEFAULT: usize = 64 * KIB;
 /// Most logged bytes per invocation that a manifest can ask for.

@@ -101,6 +101,8 @@ pub struct Function {
 pub struct Grants {
     /// Topics that it may emit events to, by name, none twice.
     pub publish: Vec<Topic>,
+    /// Whether it keeps state.
+    pub state: bool,
 }
 
 impl Manifest {

@@ -60,7 +60,7 @@ pub(super) fn unknown(name: &FunctionName, there_are: &[FunctionName]) -> Refusa
 
 impl<B: Broker, R: Revision> Shared<B, R> {
     /// The active function with this name.
-    fn function(&self, name: &FunctionName) -> Result<FunctionInfo, Refusal> {
+    pub(super) fn function(&self, name: &FunctionName) -> Result<FunctionInfo, Refusal> {
         self.registry.function(name).ok_or_else(|| {
             let active: Vec<_> = self.registry.functions().iter().map(|info| info.settings.name.clone()).collect();
             unknown(name, &active)

@@ -51,6 +51,10 @@ impl Revision for Idle {
         &self.0
     }
 
+    fn keeps_state(&self) -> bool {
+        false
+    }
+
     fn sandbox(&self) -> Self {
         idle()
     }

@@ -243,6 +243,41 @@ pub struct SkipAnswer {
     pub partitions: Vec<Skipped>,
 }
 
+/// `GET /v1/functions/{function}/state`: what its handler has stored.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct State {
+    /// By topic, partition and key.
+    pub values: Vec<StateValue>,
+    /// Give it as `after` for what may follow; absent at the end.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub next: Option<String>,
+}
+
+/// One value of a handler's state.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct StateValue {
+    /// The source topic.
+    pub topic: String,
+    /// The partition.
+    pub partition: u32,
+    /// What it is found by.
+    pub key: String,
+    /// The value, if it is UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub value: Option<String>,
+    /// The value in base64, if it is not UTF-8.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub value_base64: Option<String>,
+}
+
+impl StateValue {
+    /// Where it lies among all values of its function.
+    #[must_use]
+    pub fn place(&self) -> String {
+        format!("{}/{}/{}", self.topic, self.partition, self.key)
+    }
+}
+
 /// What was skipped of one partition.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Skipped {

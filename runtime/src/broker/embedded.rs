@@ -1,10 +1,11 @@
 //! The embedded durable log: one directory, one process, everything synced before anybody sees it.
 //!
 //! Where things are: `layout` (the directory and its lock), `preflight` (files looked over before they are opened), `storage`
-//! (the engine), one file per kind of record (`batch`, `index`, `topic`, `start`, `unit`, `keys`, `letter`, `deployment`, `meta`,
+//! (the engine), one file per kind of record (`batch`, `index`, `topic`, `start`, `unit`, `keys`, `letter`, `deployment`, `meta`, `value`, `volume`,
 //! on top of `frame`), `recovery` (what is committed, read back), `state` and `log` (the same in memory), `prepare` (encoding in
 //! the caller's task), `committer` and `group` (the one thread that writes), `subscribe`, `letters`, `decision`, `room`, `clear` and `registry`
-//! (what else it does), `retention` (what may go), `fullness` (what does not), `read` and `partition` (fetching), `catalog`.
+//! (what else it does), `retention` (what may go), `fullness` (what does not), `read` and `partition` (fetching), `values` (state of handlers),
+//! `catalog`.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -27,6 +28,7 @@ pub use self::registry::{DeployError, Deployment, Digest};
 use self::state::{State, UnitState};
 use self::storage::{Disk, Op, Storage, StorageError, Table};
 pub use self::topic::Retention;
+pub use self::values::EmbeddedState;
 use super::{
     Assignment, Broker, CatalogError, Error, KeyBlock, Outgoing, Placement, PublishError, Restored, Subscription,
 };
@@ -63,6 +65,9 @@ mod storage;
 mod subscribe;
 mod topic;
 mod unit;
+mod value;
+mod values;
+mod volume;
 
 #[cfg(test)]
 mod tests;
@@ -83,7 +88,7 @@ pub struct Options {
     pub retention: Retention,
     /// How long resolved and discarded dead letters are kept.
     pub letter_retention: Duration,
-    /// Bytes of records that the log keeps, dead letters among them. At this bound the oldest settled records of all topics
+    /// Bytes that the log keeps: records, dead letters among them, and the state of handlers. At this bound the oldest settled records of all topics
     /// are removed, and then dead letters that are resolved or discarded; when that does not help, publishing is refused.
     /// Commits go on up to a quarter more.
     pub size_max_bytes: u64,
@@ -135,6 +140,16 @@ pub enum OpenError {
     NotALog {
         /// The directory.
         dir: PathBuf,
+    },
+    /// A Millrace that was never released wrote it.
+    #[error(
+        "the log in `{dir}` has format {found}, from before the first release; remove it, or choose another directory"
+    )]
+    OlderFormat {
+        /// The directory.
+        dir: PathBuf,
+        /// Its format.
+        found: u32,
     },
     /// A newer Millrace wrote it.
     #[error("the log in `{dir}` has format {found}, and this Millrace reads up to {supported}; run a newer Millrace")]
@@ -324,7 +339,7 @@ impl EmbeddedLog {
         self.alone(move |committer| committer.retire(&function)).await?
     }
 
-    /// Bytes of records kept.
+    /// Bytes kept of records and of the state of handlers.
     #[must_use]
     pub fn kept_bytes(&self) -> u64 {
         self.state().kept_bytes()

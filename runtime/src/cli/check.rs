@@ -112,7 +112,9 @@ async fn component_flaw(function: &Function, directory: &Path) -> Option<Flaw> {
         Err(e) => return Some(error(format!("{}: {e}", file.display()), "check who may read it".into())),
     }
     match tokio::fs::read(&file).await {
-        Ok(bytes) => component::inspect(Bytes::from(bytes)).await.err().map(|(message, help)| error(message, help)),
+        Ok(bytes) => {
+            component::inspect(Bytes::from(bytes), function).await.err().map(|(message, help)| error(message, help))
+        }
         Err(e) => Some(error(format!("{}: {e}", file.display()), "check who may read it".into())),
     }
 }
@@ -284,7 +286,11 @@ mod tests {
             "is in order: 1 function, with 1 warning",
         ];
         check(&unbuilt, EMPTY_COMPONENT, &expected, Exit::Done).await;
+        let state = wat::parse_str(include_str!("../../../tests/fixtures/state.wat")).unwrap();
+        let grant = "has no such grant: write `grants = { state = true }` into its table of the manifest";
         let module = format!("{good}component = \"a.wasm\"");
+        check(&module, &state, &[grant], Exit::Failed).await;
+        check(&format!("{module}\ngrants.state = true"), &state, &[], Exit::Done).await;
         check(&module, EMPTY_MODULE, &["error: it is a core module"], Exit::Failed).await;
         check(&format!("{good}component = \".\""), EMPTY_MODULE, &["is a directory"], Exit::Failed).await;
     }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use millrace_core::codec::json;
@@ -16,7 +17,7 @@ use serde::Serialize;
 use super::error::{Error, Exit};
 use super::output::Style;
 use super::{Context, dev, format};
-use crate::sandbox::{self, Completion, Delivery, Engine, EngineOptions, Invocation, Sandbox as _};
+use crate::sandbox::{self, Completion, Delivery, Engine, EngineOptions, Invocation, NoState, Sandbox as _, StateView};
 use crate::server;
 
 /// How much is read of an event: the largest with its data in base 64, and the attributes around it.
@@ -54,6 +55,7 @@ struct Answer {
     reason: Option<String>,
     filtered: bool,
     emitted: Vec<Emitted>,
+    state: Vec<Written>,
     logs: Vec<Line>,
     elapsed_seconds: f64,
     memory_bytes: u64,
@@ -64,6 +66,14 @@ struct Emitted {
     topic: String,
     key: Option<String>,
     event: serde_json::Value,
+}
+
+/// A change of the function's state; without a value it was deleted.
+#[derive(Debug, Serialize)]
+struct Written {
+    key: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    value: Option<String>,
 }
 
 #[derive(Debug, Serialize)]
@@ -93,8 +103,10 @@ pub(crate) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Erro
         function.topics.first().ok_or_else(|| Error::failed("the function has no topic", "mend the manifest"))?;
     let delivery =
         Delivery { topic: topic.clone(), partition: 0, offset: 0, key, attempt: args.attempt, idempotency_key };
+    // Of a unit that has never stored anything.
+    let state = function.grants.state.then(|| StateView::new(Arc::new(NoState), Arc::default()));
     let completion = guest
-        .invoke(Invocation { event: &event, delivery, trace: None })
+        .invoke(Invocation { event: &event, delivery, trace: None, state })
         .await
         .map_err(|e| Error::failed(e, "try again; if it stays, lower the memory limit of the function"))?;
     let exit = if completion.outcome == Outcome::Completed { Exit::Done } else { Exit::Failed };
@@ -157,13 +169,13 @@ async fn guest(function: &Function, directory: &Path) -> Result<sandbox::Guest, 
         .map_err(|e| Error::failed(e, "free some memory, then try again"))?;
     let component = engine.load(Bytes::from(bytes)).await.map_err(|e| Error::failed(e, "then build it again"))?;
     let options = server::function_options(function);
-    let function = sandbox::Function::new(&engine, &component, options)
-        .map_err(|e| Error::failed(e, "change the limits in the manifest"))?;
+    let function =
+        sandbox::Function::new(&engine, &component, options).map_err(|e| Error::failed(e, "change the manifest"))?;
     Ok(function.guest())
 }
 
 fn answer(completion: Completion, filtered: bool) -> Answer {
-    let Completion { outcome, emitted, logs, usage } = completion;
+    let Completion { outcome, emitted, state, logs, usage } = completion;
     let (outcome, category, reason) = match outcome {
         Outcome::Completed => ("completed", None, None),
         Outcome::Failed(failure) => ("failed", Some(failure.category.as_str()), Some(failure.reason.to_string())),
@@ -172,6 +184,10 @@ fn answer(completion: Completion, filtered: bool) -> Answer {
         topic: emission.topic.to_string(),
         key: emission.key.map(|key| String::from_utf8_lossy(&key).into_owned()),
         event: serde_json::from_slice(&json::write_event(&emission.event)).unwrap_or_default(),
+    });
+    let state = state.iter().map(|write| Written {
+        key: write.key.to_string(),
+        value: write.value.map(|value| String::from_utf8_lossy(&value).into_owned()),
     });
     let logs = logs.into_iter().map(|line| Line {
         level: line.level.to_string(),
@@ -184,6 +200,7 @@ fn answer(completion: Completion, filtered: bool) -> Answer {
         reason,
         filtered,
         emitted: emitted.collect(),
+        state: state.collect(),
         logs: logs.collect(),
         elapsed_seconds: usage.elapsed.as_secs_f64(),
         memory_bytes: usage.memory_bytes,
@@ -198,6 +215,12 @@ fn show(answer: &Answer, context: &mut Context) -> Result<(), Error> {
     for Emitted { topic, key, event } in &answer.emitted {
         let key = key.as_ref().map_or_else(String::new, |key| format!(" key {key}"));
         console.line(format_args!("emitted to {topic}{key}: {event}"))?;
+    }
+    for Written { key, value } in &answer.state {
+        match value {
+            Some(value) => console.line(format_args!("stored under {key}: {value}"))?,
+            None => console.line(format_args!("deleted {key}"))?,
+        }
     }
     if answer.filtered {
         console.line("The filter says no: outside of this command the handler would not have been called.")?;

@@ -10,6 +10,7 @@ use wasmtime::component;
 use super::bindings::FunctionPre;
 use super::engine::{Engine, Inner};
 use super::host::State;
+use super::keyvalue;
 use super::refusal::{self, Refusal};
 
 /// The SHA-256 of a component's bytes, by which it is known.
@@ -61,6 +62,8 @@ pub(super) struct Loaded {
     pub(super) digest: Digest,
     /// All imports resolved, all types checked.
     pub(super) pre: FunctionPre<State>,
+    /// Whether it imports what a function must be granted state for.
+    pub(super) imports_state: bool,
 }
 
 impl Component {
@@ -114,7 +117,9 @@ impl Inner {
             Some(component) => component,
             None => self.compile(&digest, bytes)?,
         };
-        let loaded = Arc::new(Loaded { digest, pre: self.link(&component)? });
+        let imports_state =
+            component.component_type().imports(&self.wasmtime).any(|(import, _)| import == keyvalue::INTERFACE);
+        let loaded = Arc::new(Loaded { digest, pre: self.link(&component)?, imports_state });
         self.loaded.retain(|_, entry| entry.strong_count() > 0);
         self.loaded.insert(digest, Arc::downgrade(&loaded));
         Ok(Component(loaded))

@@ -11,6 +11,7 @@ use super::emission::{KnownTopics, Outbox};
 use super::engine::Engine;
 use super::guest::Guest;
 use super::host::Shared;
+use super::keyvalue;
 use super::limits::GuestLimits;
 use super::refusal::Refusal;
 
@@ -26,6 +27,8 @@ pub struct FunctionOptions {
     pub config: Vec<(String, String)>,
     /// The topics that it may publish to.
     pub publish: Vec<Topic>,
+    /// Whether it keeps state.
+    pub state: bool,
     /// Answers whether a topic exists.
     pub known_topics: KnownTopics,
     /// What one invocation may use.
@@ -42,6 +45,7 @@ impl fmt::Debug for FunctionOptions {
             .field("name", &self.name)
             .field("config", &config)
             .field("publish", &self.publish)
+            .field("state", &self.state)
             .field("limits", &self.limits)
             .field("reuse", &self.reuse)
             .finish_non_exhaustive()
@@ -64,8 +68,12 @@ impl Function {
     /// Puts a component and its options together.
     ///
     /// # Errors
-    /// [`Refusal::Limits`] if the limits do not let the component start, or are beyond what the engine has.
+    /// [`Refusal::NotGranted`] if the component imports what the options do not grant, [`Refusal::Limits`] if the limits do not let the component start, or are beyond what the engine has.
     pub fn new(engine: &Engine, component: &Component, options: FunctionOptions) -> Result<Self, Refusal> {
+        if component.0.imports_state && !options.state {
+            let fix = "write `grants = { state = true }` into its table of the manifest";
+            return Err(Refusal::NotGranted { import: keyvalue::INTERFACE, fix });
+        }
         check_limits(engine, component, &options.limits)?;
         let mut config = options.config.clone();
         // The sort is stable, so that of equal names the last one stays last.

@@ -21,7 +21,9 @@ use super::emission::{Cause, Emitted};
 use super::engine::Engine;
 use super::failure::{self, TimeIsUp};
 use super::host::{Call, Shared, State};
+use super::keyvalue::Unavailable;
 use super::limits::HANDLES_MAX;
+use super::state::StateBuffer;
 use super::{Completion, Error, Invocation, Sandbox, Usage};
 
 /// Up to this many extension attributes reach a guest without an allocation.
@@ -92,6 +94,7 @@ impl Guest {
             Ended::Returned(Err(failure)) => failure::returned(failure),
             Ended::TimedOut => failure::timed_out(limit, None),
             Ended::Trapped(error) if error.is::<TimeIsUp>() => failure::timed_out(limit, Some(&error)),
+            Ended::Trapped(error) if error.is::<Unavailable>() => return Err(Error(format!("{}", error.root_cause()))),
             Ended::Trapped(error) => match error.downcast_ref::<PoolConcurrencyLimitError>() {
                 Some(full) => return Err(Error(format!("no instance is free: {full}"))),
                 None => failure::trapped(&error, state.limiter.take_refused(), &state.logs.stderr_tail()),
@@ -103,7 +106,7 @@ impl Guest {
 
 impl Sandbox for Guest {
     async fn invoke(&mut self, invocation: Invocation<'_>) -> Result<Completion, Error> {
-        let Invocation { event, delivery, trace } = invocation;
+        let Invocation { event, delivery, trace, state } = invocation;
         let started = Instant::now();
         let deadline = started + self.shared.limits.time;
         self.engine.0.ticker.touch();
@@ -121,7 +124,11 @@ impl Sandbox for Guest {
         };
         let (ended, exports) = match made {
             Ok(exports) => {
-                store.data_mut().begin(Call { cause: Cause::new(event, delivery, trace), emitted: Emitted::default() });
+                store.data_mut().begin(Call {
+                    cause: Cause::new(event, delivery, trace),
+                    emitted: Emitted::default(),
+                    state: state.map(StateBuffer::new),
+                });
                 (handle(&exports, &mut store, event).await, Some(exports))
             }
             Err(ended) => (ended, None),
@@ -132,9 +139,9 @@ impl Sandbox for Guest {
         let logs = state.logs.take();
         let usage = Usage { elapsed: started.elapsed(), memory_bytes: state.limiter.memory_bytes() as u64 };
         let completed = outcome == Outcome::Completed;
-        let emitted = call.filter(|_| completed).map(|call| call.emitted.into_events()).unwrap_or_default();
+        let (emitted, state) = call.filter(|_| completed).map(Call::into_effects).unwrap_or_default();
         self.instance = exports.filter(|_| completed).map(|exports| Instance { store, exports, handled: handled + 1 });
-        Ok(Completion { outcome, emitted, logs, usage })
+        Ok(Completion { outcome, emitted, state, logs, usage })
     }
 }
 

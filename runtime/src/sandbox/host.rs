@@ -4,18 +4,21 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use millrace_core::state::Writes;
 use wasmtime::StoreContextMut;
 use wasmtime::component::{ComponentType, Lift, Linker, Resource, ResourceType, WasmList, WasmStr};
 use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
 
-use super::LogLevel;
 use super::bindings::Delivery;
 use super::bindings::millrace::function::emitter::EmitError;
 use super::bindings::wasi::config::store::Error as ConfigError;
 use super::bindings::wasi::logging::logging::Level;
 use super::emission::{Cause, Draft, Emitted, Outbox};
+use super::keyvalue;
 use super::limits::{EXTENSIONS_MAX, GuestLimits, Limiter, RANDOM_MAX_BYTES, RESOURCES_MAX};
 use super::logs::{Logs, Stream};
+use super::state::StateBuffer;
+use super::{Emission, LogLevel};
 
 /// The package of our own interfaces, with the version that this host has.
 pub(super) const PACKAGE: &str = "millrace:function";
@@ -47,6 +50,15 @@ pub(super) struct Shared {
 pub(super) struct Call {
     pub(super) cause: Cause,
     pub(super) emitted: Emitted,
+    /// What the guest reads and writes of its state, if it may.
+    pub(super) state: Option<StateBuffer>,
+}
+
+impl Call {
+    /// What it did, once it has succeeded.
+    pub(super) fn into_effects(self) -> (Vec<Emission>, Writes) {
+        (self.emitted.into_events(), self.state.map(StateBuffer::into_writes).unwrap_or_default())
+    }
 }
 
 impl State {
@@ -70,7 +82,7 @@ impl State {
         self.call = Some(call);
     }
 
-    fn call_mut(&mut self) -> wasmtime::Result<&mut Call> {
+    pub(super) fn call_mut(&mut self) -> wasmtime::Result<&mut Call> {
         self.call.as_mut().ok_or_else(|| wasmtime::format_err!("no event is being handled"))
     }
 
@@ -107,7 +119,8 @@ pub(super) fn add_to_linker(linker: &mut Linker<State>) -> wasmtime::Result<()> 
     add_delivery(linker)?;
     add_emitter(linker)?;
     add_logging(linker)?;
-    add_config(linker)
+    add_config(linker)?;
+    keyvalue::add_to_linker(linker)
 }
 
 fn add_delivery(linker: &mut Linker<State>) -> wasmtime::Result<()> {

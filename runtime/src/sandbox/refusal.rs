@@ -1,6 +1,7 @@
 //! Why bytes cannot be a handler, each with what to do about it.
 
 use super::host::{PACKAGE, VERSION};
+use super::keyvalue;
 
 /// How to get a component, at the end of many refusals.
 const BUILD: &str = "build the handler for wasm32-wasip2, for example with `millrace build`";
@@ -58,6 +59,14 @@ pub enum Refusal {
         import: String,
         /// What to do.
         fix: String,
+    },
+    /// It imports what its function was not granted.
+    #[error("the component imports `{import}`, and its function has no such grant: {fix}, or take out what needs it")]
+    NotGranted {
+        /// The import with its version.
+        import: &'static str,
+        /// What to write into the manifest.
+        fix: &'static str,
     },
     /// An interface is there, and looks different.
     #[error(
@@ -141,6 +150,7 @@ pub(super) fn check_import(import: &str) -> Result<(), Refusal> {
     let unknown = |fix: &str| Err(Refusal::UnknownImport { import: quoted(import), fix: fix.to_owned() });
     let interface = Interface::parse(import);
     match (interface.package, interface.name) {
+        _ if import == keyvalue::INTERFACE => Ok(()),
         (PACKAGE, "types" | "emitter") if interface.fits(VERSION) => Ok(()),
         (PACKAGE, "types" | "emitter") => Err(Refusal::WrongVersion { name: quoted(import) }),
         ("wasi:logging", "logging") if interface.version == "0.1.0-draft" => Ok(()),
@@ -155,15 +165,19 @@ pub(super) fn check_import(import: &str) -> Result<(), Refusal> {
         ),
         ("wasi:logging", _) => unknown("use `wasi:logging/logging@0.1.0-draft`"),
         ("wasi:config", _) => unknown("use `wasi:config/store@0.2.0-rc.1`"),
+        ("wasi:keyvalue", _) => unknown(
+            "use `wasi:keyvalue/store@0.2.0-draft`: all that one invocation does to its state is one step, so there are no `atomics` and no \
+             `batch`",
+        ),
         (package, _) if package.starts_with("wasi:") && interface.version.starts_with("0.3") => {
             unknown("handlers use WASI 0.2; build for wasm32-wasip2")
         }
         (package, _) if package.starts_with("wasi:") => unknown(
-            "there are `wasi:cli`, `clocks`, `filesystem`, `io`, `random` and `sockets` of WASI 0.2, `wasi:logging` and \
-             `wasi:config`; remove what needs the import",
+            "there are `wasi:cli`, `clocks`, `filesystem`, `io`, `random` and `sockets` of WASI 0.2, `wasi:logging`, \
+             `wasi:config` and `wasi:keyvalue`; remove what needs the import",
         ),
         _ => unknown(
-            "a handler can import `millrace:function/emitter`, `wasi:logging`, `wasi:config` and WASI 0.2 without HTTP; \
+            "a handler can import `millrace:function/emitter`, `wasi:logging`, `wasi:config`, `wasi:keyvalue` and WASI 0.2 without HTTP; \
              remove the dependency, or compose the component with one that exports it",
         ),
     }

@@ -1,5 +1,7 @@
 //! What settlements did, gathered for the next commit.
 
+use std::sync::Arc;
+
 use millrace_core::codec;
 use millrace_core::dispatcher::{DeadLetter, Sealed, Settled, Settlement};
 use millrace_core::intake::{Delivered, Origin};
@@ -7,6 +9,7 @@ use millrace_core::letter::LetterHeaders;
 use millrace_core::name::{FunctionName, Unit};
 use millrace_core::partition;
 use millrace_core::progress::{Position, Stream};
+use millrace_core::state::{Overlay, Writes};
 use millrace_core::time::Timestamp;
 
 use crate::broker::{Commit, Letter, LetterId, Outgoing, Placing};
@@ -15,17 +18,19 @@ use crate::sandbox::Emission;
 /// Effects of settlements since the last seal.
 #[derive(Debug, Default)]
 pub(super) struct Effects {
-    /// What the attempt that just ended emitted: kept only if its event completes.
-    staged: Option<(Position, Vec<Emission>)>,
+    /// What the attempt that just ended emitted and wrote: kept only if its event completes.
+    staged: Option<(Position, Vec<Emission>, Writes)>,
     outputs: Vec<Emission>,
     letters: Vec<Letter>,
     resolved: Vec<LetterId>,
+    /// State that is written and not durable. A guest that runs shares it, and so sees no change of it.
+    overlay: Arc<Overlay>,
 }
 
 impl Effects {
-    /// Holds what an attempt emitted until its event is settled.
-    pub(super) fn stage(&mut self, position: Position, emitted: Vec<Emission>) {
-        self.staged = Some((position, emitted));
+    /// Holds what an attempt emitted and wrote until its event is settled.
+    pub(super) fn stage(&mut self, position: Position, emitted: Vec<Emission>, state: Writes) {
+        self.staged = Some((position, emitted, state));
     }
 
     /// Takes one settlement in.
@@ -38,9 +43,12 @@ impl Effects {
                 return;
             }
             Settlement::Completed => {
-                let (at, emitted) = self.staged.take().expect("an event completes right after its attempt");
+                let (at, emitted, state) = self.staged.take().expect("an event completes right after its attempt");
                 assert_eq!(at, position, "what is staged belongs to the event that completes");
                 self.outputs.extend(emitted);
+                if !state.is_empty() {
+                    Arc::make_mut(&mut self.overlay).stage(state);
+                }
             }
             Settlement::Filtered | Settlement::Duplicate => {}
         }
@@ -60,7 +68,25 @@ impl Effects {
             outputs: std::mem::take(&mut self.outputs).into_iter().map(|emission| outgoing(now, emission)).collect(),
             letters: std::mem::take(&mut self.letters),
             resolved: std::mem::take(&mut self.resolved),
+            state: if self.overlay.is_empty() { Vec::new() } else { Arc::make_mut(&mut self.overlay).seal() },
         }
+    }
+
+    /// The commit under way is durable.
+    pub(super) fn committed(&mut self) {
+        if !self.overlay.is_empty() {
+            Arc::make_mut(&mut self.overlay).committed();
+        }
+    }
+
+    /// State that is written and not durable.
+    pub(super) fn overlay(&self) -> Arc<Overlay> {
+        Arc::clone(&self.overlay)
+    }
+
+    /// Bytes of state that the next commit writes.
+    pub(super) fn state_bytes(&self) -> usize {
+        self.overlay.staged_bytes()
     }
 }
 

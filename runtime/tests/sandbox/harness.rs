@@ -42,6 +42,7 @@ pub(crate) fn options() -> FunctionOptions {
         name: FunctionName::new("shop", "orders").unwrap(),
         config: vec![("b".into(), "old".into()), ("a".into(), "1".into()), ("b".into(), "2".into())],
         publish: vec![topic("out"), topic("gone")],
+        state: false,
         known_topics: Arc::new(|topic| matches!(topic.as_str(), "in" | "out" | "closed")),
         limits: GuestLimits { time: Duration::from_secs(10), memory_bytes: 16 << 20, ..GuestLimits::default() },
         reuse: NonZeroU32::new(1000).unwrap(),
@@ -91,7 +92,7 @@ pub(crate) fn attempt(event: &Event) -> Invocation<'_> {
         idempotency_key: "/shop e-1".into(),
     };
     let trace = TraceContext { parent: "00-1-2-01".into(), state: Some("vendor=1".into()) };
-    Invocation { event, delivery, trace: Some(trace) }
+    Invocation { event, delivery, trace: Some(trace), state: None }
 }
 
 /// Runs an event of this type in a new guest with the usual options.

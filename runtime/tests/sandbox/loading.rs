@@ -63,12 +63,14 @@ async fn a_component_with_any_byte_damaged_does_no_harm() {
 #[tokio::test]
 async fn a_refused_import_is_named_with_the_fix() {
     let import = |name: &str| format!(r#"(component (import "{name}" (instance)))"#);
-    let cases: [(&str, &[&str]); 9] = [
+    let cases: [(&str, &[&str]); 11] = [
         (
             "wasi:http/outgoing-handler@0.2.3",
             &["wasi:http/outgoing-handler@0.2.3", "not available in this version", "emit"],
         ),
-        ("wasi:keyvalue/store@0.2.0-draft", &["wasi:keyvalue/store", "remove what needs"]),
+        ("wasi:keyvalue/store@0.2.0-draft2", &["use `wasi:keyvalue/store@0.2.0-draft`"]),
+        ("wasi:keyvalue/atomics@0.2.0-draft", &["there are no `atomics` and no `batch`"]),
+        ("wasi:blobstore/blobstore@0.2.0-draft", &["wasi:blobstore/blobstore", "remove what needs"]),
         ("wasi:cli/environment@0.3.0", &["wasi:cli/environment@0.3.0", "wasm32-wasip2"]),
         ("wasi:config/store@0.2.0-draft", &["use `wasi:config/store@0.2.0-rc.1`"]),
         ("wasi:logging/logging@0.2.0", &["use `wasi:logging/logging@0.1.0-draft`"]),

@@ -2,13 +2,59 @@
 
 use std::time::Duration;
 
+use std::collections::BTreeMap;
+
 use super::{Emitted, Invocation};
 use crate::context::Host;
-use crate::{Data, Emission, EmitError, Event};
+use crate::{Data, Emission, EmitError, Event, StateError, state};
 
 pub(super) struct Double<'a> {
     pub(super) invocation: &'a Invocation,
     pub(super) emitted: Vec<Emitted>,
+    pub(super) state: Store,
+}
+
+/// The state, if it is granted.
+pub(super) struct Store(pub(super) Option<BTreeMap<String, Vec<u8>>>);
+
+/// The runtime's bounds on a key and on a value, in bytes.
+const STATE_KEY_MAX_BYTES: usize = 1024;
+const STATE_VALUE_MAX_BYTES: usize = 256 * 1024;
+
+impl Store {
+    fn granted(&self, key: &str) -> Result<&BTreeMap<String, Vec<u8>>, StateError> {
+        let state = self.0.as_ref().ok_or(StateError::NotGranted)?;
+        match key.len() {
+            0 => Err(StateError::Refused("the key is empty".into())),
+            1..=STATE_KEY_MAX_BYTES => Ok(state),
+            bytes => Err(StateError::Refused(format!("the key has {bytes} bytes, more than {STATE_KEY_MAX_BYTES}"))),
+        }
+    }
+}
+
+impl state::Store for Store {
+    fn get(&self, key: &str) -> Result<Option<Vec<u8>>, StateError> {
+        Ok(self.granted(key)?.get(key).cloned())
+    }
+
+    fn write(&mut self, key: &str, value: Option<Vec<u8>>) -> Result<(), StateError> {
+        self.granted(key)?;
+        let bytes = value.as_ref().map_or(0, Vec::len);
+        if bytes > STATE_VALUE_MAX_BYTES {
+            let reason = format!("the value has {bytes} bytes, more than {STATE_VALUE_MAX_BYTES}");
+            return Err(StateError::Refused(reason));
+        }
+        let state = self.0.get_or_insert_default();
+        match value {
+            Some(value) => drop(state.insert(key.into(), value)),
+            None => drop(state.remove(key)),
+        }
+        Ok(())
+    }
+
+    fn keys(&self) -> Result<Vec<String>, StateError> {
+        Ok(self.0.as_ref().ok_or(StateError::NotGranted)?.keys().cloned().collect())
+    }
 }
 
 impl Host for Double<'_> {
@@ -56,6 +102,11 @@ impl Host for Double<'_> {
 
     fn remaining(&self) -> Duration {
         self.invocation.remaining
+    }
+
+    #[cfg(not(target_family = "wasm"))]
+    fn state(&mut self) -> &mut dyn state::Store {
+        &mut self.state
     }
 }
 
@@ -118,7 +169,7 @@ fn check(emission: &Emission) -> Result<(), EmitError> {
 #[cfg(test)]
 mod tests {
     use crate::testing::{Invocation, event};
-    use crate::{Context, Emission, EmitError, Event, Failure};
+    use crate::{Context, Emission, EmitError, Event, Failure, StateError};
 
     #[track_caller]
     fn check(emission: &Emission, expected: Result<(), &str>) {
@@ -144,6 +195,35 @@ mod tests {
         check(&emission().extension("", "a"), Err("extension ``: use lower-case letters and digits"));
         check(&emission().extension("subject", "a"), Err("`subject` is not an extension"));
         check(&emission().extension("a", "1").extension("a", "2"), Err("extension `a` is set twice"));
+    }
+
+    #[test]
+    fn state_is_checked_as_the_runtime_does() {
+        let check = |key: &str, value: usize, expected: Result<(), &str>| {
+            let set = |_: Event, cx: &mut Context<'_>| -> Result<(), Failure> {
+                let answer = cx.state().set(key, vec![0; value]);
+                assert_eq!(answer, expected.map_err(|reason| StateError::Refused(reason.into())));
+                Ok(())
+            };
+            Invocation::new(event("ping", &())).run(set).expect_completed();
+        };
+        check("a", 0, Ok(()));
+        check(&"a".repeat(1024), 256 * 1024, Ok(()));
+        check("", 0, Err("the key is empty"));
+        check(&"a".repeat(1025), 0, Err("the key has 1025 bytes, more than 1024"));
+        check("a", 256 * 1024 + 1, Err("the value has 262145 bytes, more than 262144"));
+    }
+
+    #[test]
+    fn what_a_failed_invocation_wrote_is_dropped() {
+        let fail = |_: Event, cx: &mut Context<'_>| -> Result<(), Failure> {
+            cx.state().set("a", "2")?;
+            assert_eq!(cx.state().get("a")?.as_deref(), Some(&b"2"[..]));
+            cx.state().delete("b")?;
+            Err(Failure::rejected("no"))
+        };
+        let completion = Invocation::new(event("ping", &())).state("a", "1").state("b", "1").run(fail);
+        assert_eq!(completion.state.into_values().collect::<Vec<_>>(), [b"1", b"1"]);
     }
 
     #[test]

@@ -1,11 +1,14 @@
 //! A broker whose disk is the world, and which fails as often as the world wants.
 
+use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use bytes::Bytes;
+use bytestring::ByteString;
 use millrace::broker::{
     Assignment, Broker, Commit, CommitOutcome, Error, FetchError, Fetched, Outgoing, Partition, Placement, Placing,
-    PublishError, Subscription, Wanted,
+    PublishError, StateReader, Subscription, Wanted,
 };
 use millrace::clock::Clock;
 use millrace_core::name::Unit;
@@ -148,9 +151,56 @@ impl SimPartition {
     }
 }
 
+/// Reads the disk as it is when the answer comes, sometimes late and sometimes not at all.
+#[derive(Clone, Debug)]
+pub(super) struct SimState {
+    unit: Unit,
+    world: Shared,
+    clock: Clock,
+}
+
+impl SimState {
+    async fn read<T>(self, read: impl FnOnce(&BTreeMap<ByteString, Bytes>) -> T) -> Result<T, Error> {
+        let (failed, delay) = {
+            let mut world = lock(&self.world);
+            world.now = self.clock.now();
+            let (failed_percent, slow_percent) = (world.faults.fetch_failed, world.faults.slow);
+            let failed = world.rng.percent(failed_percent);
+            (failed, if world.rng.percent(slow_percent) { world.rng.between(5, 50) } else { world.rng.below(2) })
+        };
+        tokio::time::sleep(Duration::from_millis(delay)).await;
+        if failed {
+            return Err(Error::Transient("the simulated state cannot be read".into()));
+        }
+        let nothing = BTreeMap::new();
+        Ok(read(lock(&self.world).units.get(&self.unit).map_or(&nothing, |stored| &stored.state)))
+    }
+}
+
+impl StateReader for SimState {
+    fn get(&self, keys: Vec<ByteString>) -> impl Future<Output = Result<Vec<Option<Bytes>>, Error>> + Send + 'static {
+        self.clone().read(move |state| keys.iter().map(|key| state.get(key).cloned()).collect())
+    }
+
+    fn keys(
+        &self,
+        after: Option<ByteString>,
+        max: usize,
+    ) -> impl Future<Output = Result<Vec<ByteString>, Error>> + Send + 'static {
+        let follows = move |key: &&ByteString| after.as_ref().is_none_or(|after| *key > after);
+        self.clone().read(move |state| state.keys().filter(follows).take(max).cloned().collect())
+    }
+}
+
 impl Partition for SimPartition {
+    type State = SimState;
+
     fn unit(&self) -> &Unit {
         &self.unit
+    }
+
+    fn state(&self) -> SimState {
+        SimState { unit: self.unit.clone(), world: Arc::clone(&self.world), clock: self.clock }
     }
 
     async fn fetch(&mut self, wanted: Wanted) -> Result<Fetched, FetchError> {

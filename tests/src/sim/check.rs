@@ -67,6 +67,7 @@ pub(super) fn promise(scenario: &Scenario, before_redrive: &Snapshot, world: &Wo
     accounts_balance(scenario, before_redrive, world)?;
     effects_happen_once(scenario, before_redrive, world)?;
     letters_are_right(scenario, before_redrive)?;
+    state_is_what_completed(scenario, before_redrive, world)?;
     order_is_kept(scenario, before_redrive)?;
     attempts_are_bounded(scenario, world)?;
     healthy_keys_are_not_delayed(scenario, world)
@@ -141,6 +142,46 @@ fn effects_happen_once(scenario: &Scenario, before_redrive: &Snapshot, world: &W
         let redrives = LetterHeaders::read(&letter.record).map_or(0, |headers| headers.redrives);
         let expected = u32::from(redriven && stays);
         ensure(redrives == expected, || format!("letter {id} was redriven {redrives} times, not {expected}"))?;
+    }
+    Ok(())
+}
+
+/// What handlers stored holds each event that completed, once, and in the order of its key; and nothing else.
+fn state_is_what_completed(scenario: &Scenario, before_redrive: &Snapshot, world: &World) -> Result {
+    let times = events(scenario);
+    let died = |id: &str| before_redrive.letters_of(id).next().is_some();
+    let completed = |id: &str| {
+        world.mended || times.get(id).is_some_and(|(_, times)| before_redrive.letters_of(id).count() < *times)
+    };
+    for (unit, stored) in &world.units {
+        let mut expected: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        let here = scenario.published.iter().filter(|item| partition_of(scenario, item) == unit.partition);
+        for item in here.filter(|item| times.contains_key(&*item.id) && completed(&item.id)) {
+            let Some(key) = &item.key else { continue };
+            let ids = expected.entry(key).or_default();
+            if !ids.contains(&&*item.id) {
+                ids.push(&item.id);
+            }
+        }
+        let text = |value: &bytes::Bytes| String::from_utf8_lossy(value).into_owned();
+        let lists: BTreeMap<&str, String> =
+            stored.state.iter().filter_map(|(key, value)| Some((key.strip_prefix("key/")?, text(value)))).collect();
+        ensure(lists.keys().eq(expected.keys()), || format!("{unit}: lists of {lists:?}, not of {expected:?}"))?;
+        for (key, ids) in expected {
+            let mut found: Vec<&str> = lists[key].split_whitespace().collect();
+            let (mut ordered, mut wanted) = (found.clone(), ids.clone());
+            ordered.retain(|id| !died(id));
+            wanted.retain(|id| !died(id));
+            let in_order = scenario.ordering() == Ordering::None || ordered == wanted;
+            ensure(in_order, || format!("{unit}: {key} is {ordered:?}, not {wanted:?}"))?;
+            found.sort_unstable();
+            let mut ids = ids;
+            ids.sort_unstable();
+            ensure(found == ids, || format!("{unit}: {key} holds {found:?}, not {ids:?}"))?;
+        }
+        let seen = stored.state.keys().filter(|key| key.starts_with("seen/")).count();
+        let any = stored.state.contains_key("total");
+        ensure(seen == usize::from(any), || format!("{unit}: {seen} events were seen last"))?;
     }
     Ok(())
 }

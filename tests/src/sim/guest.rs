@@ -4,13 +4,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use millrace::clock::Clock;
-use millrace::sandbox::{Completion, Emission, Error, Invocation, Sandbox, Usage};
+use millrace::sandbox::{Completion, Emission, Error, Invocation, Sandbox, StateBuffer, StateError, Usage};
 use millrace::worker::Revision;
 use millrace_core::event::Event;
 use millrace_core::identity;
 use millrace_core::intake::Intake;
 use millrace_core::name::{FunctionName, Topic};
 use millrace_core::outcome::{Category, Failure, Outcome};
+use millrace_core::state::Writes;
 
 use super::world::{Shared, lock};
 
@@ -70,6 +71,10 @@ impl Revision for SimRevision {
 
     fn intake(&self) -> &Intake {
         &self.intake
+    }
+
+    fn keeps_state(&self) -> bool {
+        true
     }
 
     fn sandbox(&self) -> SimSandbox {
@@ -137,6 +142,8 @@ impl Sandbox for SimSandbox {
         }
         let delay = if plan == Plan::Hang && !mended { 1000 } else { delay };
         tokio::time::sleep(Duration::from_millis(delay)).await;
+        // A handler that fails has written all the same.
+        let written = remember(&invocation).await.map_err(|e| Error(e.to_string()))?;
         let (outcome, emitted, refused) = match plan {
             Plan::Emit(n) => (Outcome::Completed, n, false),
             Plan::Recover(n) if attempt > n || mended => (Outcome::Completed, 1, false),
@@ -147,8 +154,34 @@ impl Sandbox for SimSandbox {
             Plan::Refused => (Outcome::Completed, 1, true),
         };
         let emitted = (0..emitted).map(|index| self.emit(&invocation, index, refused)).collect();
-        Ok(Completion { outcome, emitted, logs: Vec::new(), usage: Usage::default() })
+        let state = if outcome == Outcome::Completed { written.into_writes() } else { Writes::default() };
+        Ok(Completion { outcome, emitted, state, logs: Vec::new(), usage: Usage::default() })
     }
+}
+
+/// Reads what earlier events left, and adds this one: to the count of all, to the list of its key, and as the one that was seen last.
+async fn remember(invocation: &Invocation<'_>) -> Result<StateBuffer, StateError> {
+    let mut state = StateBuffer::new(invocation.state.clone().expect("the simulated function was granted state"));
+    let id = &*invocation.event.id;
+    let total = text(state.get("total").await?);
+    let total = if total.is_empty() { 0 } else { total.parse::<u64>().expect("a count") };
+    state.write("total", Some((total + 1).to_string().as_bytes()))?;
+    if let Some(key) = &invocation.delivery.key {
+        let name = format!("key/{}", text(Some(key.clone())));
+        let earlier = text(state.get(&name).await?);
+        state.write(&name, Some(format!("{earlier} {id}").as_bytes()))?;
+    }
+    state.write(&format!("seen/{id}"), Some(b""))?;
+    let (keys, more) = state.list(None).await?;
+    assert_eq!(more, None, "the state is small");
+    for seen in keys.iter().filter(|key| key.starts_with("seen/") && key[5..] != *id) {
+        state.write(seen, None)?;
+    }
+    Ok(state)
+}
+
+fn text(value: Option<bytes::Bytes>) -> String {
+    value.map_or_else(String::new, |value| String::from_utf8_lossy(&value).into_owned())
 }
 
 fn failed(category: Category) -> Outcome {

@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use millrace::broker::{Commit, KeyBlock, LetterId, LetterStatus, Restored};
+use bytes::Bytes;
+use bytestring::ByteString;
+use millrace::broker::{Commit, KeyBlock, LetterId, LetterStatus, Restored, StateWrite};
 use millrace_core::letter;
 use millrace_core::name::{Topic, Unit};
 use millrace_core::partition;
@@ -27,6 +29,8 @@ pub(super) struct Faults {
 pub(super) struct Stored {
     pub(super) progress: Progress,
     pub(super) keys: Vec<KeyBlock>,
+    /// What the handler stored.
+    pub(super) state: BTreeMap<ByteString, Bytes>,
 }
 
 #[derive(Debug)]
@@ -86,6 +90,13 @@ fn assert_heads_survive(before: &Progress, next: &Progress) {
     }
 }
 
+/// Each handler counts the events that it completes. On the disk the count is that of the settlements, at any time.
+fn assert_state_counts_what_completed(stored: &Stored) {
+    let counted = stored.state.get("total").map_or("0".into(), |total| String::from_utf8_lossy(total));
+    let completed = stored.progress.source.totals.completed + stored.progress.redrive.totals.completed;
+    assert_eq!(counted, completed.to_string(), "the state counts what completed: {:?}", stored.state);
+}
+
 impl World {
     pub(super) fn new(seed: u64, partitions: u32, faults: Faults) -> Self {
         Self {
@@ -137,12 +148,13 @@ impl World {
         assert!(commit.progress.source.resume >= before.source.resume, "the resume point never goes back");
         assert_heads_survive(&before, &commit.progress);
         self.note(format_args!(
-            "commit {unit}: resume {} {:?} outputs {} letters {} keys {}",
+            "commit {unit}: resume {} {:?} outputs {} letters {} keys {} state {}",
             commit.progress.source.resume,
             commit.progress.source.settled_above,
             commit.outputs.len(),
             commit.letters.len(),
-            commit.keys.len()
+            commit.keys.len(),
+            commit.state.len()
         ));
         self.note_settled(unit.partition, &commit.progress);
         for output in commit.outputs {
@@ -159,9 +171,19 @@ impl World {
             assert_eq!(letter.status, LetterStatus::Redriven, "only a redriven letter is resolved by its function");
             letter.status = LetterStatus::Resolved;
         }
-        let stored =
-            self.units.entry(unit).or_insert_with(|| Stored { progress: Progress::default(), keys: Vec::new() });
+        let stored = self.units.entry(unit).or_insert_with(|| Stored {
+            progress: Progress::default(),
+            keys: Vec::new(),
+            state: BTreeMap::new(),
+        });
         stored.progress = commit.progress;
+        for StateWrite { key, value } in commit.state {
+            match value {
+                Some(value) => drop(stored.state.insert(key, value)),
+                None => drop(stored.state.remove(&key)),
+            }
+        }
+        assert_state_counts_what_completed(stored);
         if !commit.keys.is_empty() {
             stored.keys.push(KeyBlock { committed_at: commit.at, keys: commit.keys });
         }

@@ -1,4 +1,5 @@
-//! Tells of flights that are late. The manifest's filter leaves only those that are more than an hour late.
+//! Tells of flights that are late, and the how many-th of its origin each is, which is this function's state. The manifest's filter
+//! leaves only those that are more than an hour late.
 
 use millrace_sdk::prelude::*;
 
@@ -12,8 +13,10 @@ struct Flight {
 
 fn handle(flight: Event<Flight>, cx: &mut Context) -> Result<(), Failure> {
     let Event { subject, time, data: Flight { origin, destination, delay }, .. } = flight;
+    let late = cx.state().get_json(&origin)?.unwrap_or(0) + 1;
+    cx.state().set_json(&origin, &late)?;
     let text = format!("The flight from {origin} to {destination} is {delay} minutes late.");
-    let alert = json!({"origin": origin, "destination": destination, "delay": delay, "text": text});
+    let alert = json!({"origin": origin, "destination": destination, "delay": delay, "late": late, "text": text});
     let mut emission = Emission::json("flight.delayed", &alert)?.key(origin);
     if let Some(subject) = subject {
         emission = emission.subject(subject);
@@ -38,12 +41,13 @@ mod tests {
         let mut flight = event("flight.recorded", &json!({"origin": "DTW", "destination": "LAS", "delay": 66}));
         flight.subject = Some("DTW-LAS".into());
         flight.time = Some(Timestamp::EPOCH);
-        let completion = Invocation::new(flight).grants(["alerts"]).run(handle).expect_completed();
+        let completion = Invocation::new(flight).state("DTW", "6").grants(["alerts"]).run(handle).expect_completed();
         let [alert] = &completion.emitted[..] else { panic!("one alert") };
         assert_eq!((&*alert.topic, alert.key.as_deref()), ("alerts", Some(&b"DTW"[..])));
         assert_eq!((&*alert.event.ty, alert.event.subject.as_deref()), ("flight.delayed", Some("DTW-LAS")));
         assert_eq!(alert.event.time, Some(Timestamp::EPOCH));
         let data: millrace_sdk::serde_json::Value = alert.event.data_json().unwrap();
         assert_eq!(data["text"], "The flight from DTW to LAS is 66 minutes late.");
+        assert_eq!((data["late"].as_u64(), completion.state_json("DTW")), (Some(7), Some(7)));
     }
 }

@@ -77,6 +77,15 @@ pub struct ShipmentArranged {
     pub days: u32,
 }
 
+/// `customer.rewarded` on topic `rewards`.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct CustomerRewarded {
+    /// Who ordered so often.
+    pub customer: String,
+    /// How many orders were paid for so far.
+    pub orders: u64,
+}
+
 /// `customer.notified` on topic `notifications`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct CustomerNotified {

@@ -5,6 +5,8 @@
 
 mod random;
 
+use std::collections::BTreeMap;
+
 use random::Random;
 use serde_json::{Value, json};
 
@@ -13,6 +15,8 @@ const CUSTOMERS: usize = 200;
 const FATES: [(Fate, usize); 5] =
     [(Fate::Declined, 135), (Fate::Busy, 81), (Fate::Rejected, 54), (Fate::Malformed, 30), (Fate::Undeliverable, 12)];
 const ORDERS: usize = 2_700;
+/// Each of a customer's so many paid orders is rewarded.
+const REWARDED_EVERY: usize = 5;
 /// Orders that the web shop sends twice, each half the times as the same event and as a new one.
 const REPEATED: usize = 150;
 /// Events on the same topic that are no orders.
@@ -42,6 +46,8 @@ enum Fate {
 pub struct Sample {
     events: Vec<Value>,
     fates: Vec<Fate>,
+    /// Who placed each order.
+    customers: Vec<String>,
 }
 
 /// Makes the sample.
@@ -56,6 +62,8 @@ pub fn sample() -> Sample {
     for (number, fate) in fates.iter().enumerate() {
         placed.push((number, order(number, *fate, &mut random)));
     }
+    let customer = |(_, event): &(usize, Value)| event["partitionkey"].as_str().unwrap_or_default().to_owned();
+    let customers = placed.iter().map(customer).collect();
     for (nth, number) in repeated(&fates, &mut random).into_iter().enumerate() {
         let mut again = placed[number].1.clone();
         if nth % 2 == 1 {
@@ -72,7 +80,7 @@ pub fn sample() -> Sample {
     for (second, event) in events.iter_mut().enumerate() {
         event["time"] = time(second).into();
     }
-    Sample { events, fates }
+    Sample { events, fates, customers }
 }
 
 /// Orders that complete at the first function can be recognised when they come again.
@@ -159,6 +167,17 @@ impl Sample {
         self.fates.iter().filter(|fate| fates.contains(fate)).count()
     }
 
+    /// How many rewards there are for paid orders.
+    fn rewards(&self) -> usize {
+        let mut paid: BTreeMap<&str, usize> = BTreeMap::new();
+        for (customer, fate) in self.customers.iter().zip(&self.fates) {
+            if matches!(fate, Fate::Delivered | Fate::Busy | Fate::Undeliverable) {
+                *paid.entry(customer).or_default() += 1;
+            }
+        }
+        paid.values().map(|orders| orders / REWARDED_EVERY).sum()
+    }
+
     /// What must be there when all is settled: per topic the events by type, per function the outcomes of what it read.
     #[must_use]
     pub fn expected(&self) -> String {
@@ -176,6 +195,7 @@ impl Sample {
                 "payments": {"payment.charged": charged, "payment.declined": declined},
                 "shipping": {"shipment.arranged": delivered},
                 "notifications": {"customer.notified": delivered + declined},
+                "rewards": {"customer.rewarded": self.rewards()},
             },
             "functions": {
                 "reserve-stock": {
@@ -188,6 +208,9 @@ impl Sample {
                 "arrange-shipping": {
                     "completed": delivered, "filtered": declined, "duplicate": 0,
                     "dead-lettered": {"unknown": undeliverable},
+                },
+                "reward-customer": {
+                    "completed": charged, "filtered": declined, "duplicate": 0, "dead-lettered": none,
                 },
                 "release-stock": {
                     "completed": declined, "filtered": charged, "duplicate": 0, "dead-lettered": none,
@@ -223,6 +246,7 @@ mod tests {
             ("charge-payment", vec!["stock"]),
             ("arrange-shipping", vec!["payments"]),
             ("release-stock", vec!["payments"]),
+            ("reward-customer", vec!["payments"]),
             ("notify-customer", vec!["shipping", "payments"]),
         ];
         for (function, topics) in reads {

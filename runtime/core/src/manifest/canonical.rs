@@ -42,7 +42,10 @@ pub(super) fn function(function: &Function) -> Table {
         ("instance", table([("reuse", count(function.instance.reuse_events))]).into()),
         ("limits", limits(function).into()),
         ("parked", parked(function).into()),
-        ("grants", table([("publish", topics(&function.grants.publish))]).into()),
+        (
+            "grants",
+            table([("publish", topics(&function.grants.publish)), ("state", function.grants.state.into())]).into(),
+        ),
         ("config", table(function.config.iter().map(|(name, value)| (name.as_str(), text(value)))).into()),
         ("dead-letter", table([("deadline", deadlines(function).into())]).into()),
     ]);

@@ -266,19 +266,20 @@ fn read_grants(table: &mut Section<'_, '_, '_>, sources: &[Topic], context: &Con
             format!("the function may publish to `{topic}`, which it also reads: its events can go round for ever");
         s.problems().warning(&place, message, "leave it out, or make sure that the handler ends the round");
     }
-    for later in ["http", "state", "secrets"] {
+    for later in ["http", "secrets"] {
         if s.has(later) {
             let place = s.place_of(later);
             s.problems().error(&place, "this grant is not available in this version", "leave it out");
         }
     }
+    let state = s.flag("state").unwrap_or_default();
     if s.has("config") {
         let place = s.place_of("config");
         s.problems().error(&place, "configuration needs no grant", "move it to `config` of the function");
     }
     s.finish();
     publish.sort_unstable();
-    Grants { publish }
+    Grants { publish, state }
 }
 
 fn read_config(table: &mut Section<'_, '_, '_>) -> BTreeMap<String, String> {

@@ -36,7 +36,7 @@ idempotency = { key = "event.subject", window = "2h", max-keys = 1_000 }
 instance = { reuse = 1 }
 limits = { time = "1s", memory = "16MiB", emitted-events = 10, emitted-bytes = "1MiB", log-bytes = "1KiB" }
 parked = { limit = 10, overflow = "pause" }
-grants = { publish = ["stock", "payments"] }
+grants = { publish = ["stock", "payments"], state = true }
 config = { currency = "EUR", digits = 2, strict = true }
 dead-letter = { deadline.transient = "10m", deadline.unknown = "2h" }
 "#;
@@ -112,6 +112,7 @@ fn every_setting_is_read() {
     assert_eq!(f.limits, limits);
     assert_eq!(f.parked, ParkedPolicy { limit: 10, overflow: Overflow::Pause });
     assert_eq!(f.grants.publish, ["payments".parse().unwrap(), "stock".parse().unwrap()]);
+    assert!(f.grants.state);
     let config: Vec<_> = f.config.iter().map(|(k, v)| (k.as_str(), v.as_str())).collect();
     assert_eq!(config, [("currency", "EUR"), ("digits", "2"), ("strict", "true")]);
     assert_eq!(f.deadlines.of(Category::Transient), s(600));
@@ -290,7 +291,9 @@ fn names_are_checked_where_they_stand() {
             "grants = { http = ['https://example.com'] }",
             &["functions.greet.grants.http: this grant is not available in this version"],
         ),
-        ("grants = { state = true, secrets = ['a'] }", &["grants.state: this grant", "grants.secrets: this grant"]),
+        ("grants = { secrets = ['a'] }", &["grants.secrets: this grant"]),
+        ("grants = { state = 'yes' }", &["grants.state: the text \"yes\" stands where"]),
+        ("grants = { stat = true }", &["grants.stat: unknown key; did you mean `state`?"]),
         ("grants = { config = true }", &["configuration needs no grant"]),
         ("application = 'a'\n[functions.f]\ncomponent = 'c'\ntopics = ['t', 't']", &["`t` is named twice"]),
         (

@@ -73,6 +73,7 @@ async fn fail_first_record(log: &EmbeddedLog, record: &Record) -> u32 {
         outputs: Vec::new(),
         letters: vec![Letter { id: id.clone(), record: headers.seal(record) }],
         resolved: Vec::new(),
+        state: Vec::new(),
     };
     assert_eq!(assignment.partition.commit(commit).await.unwrap(), CommitOutcome::Committed);
     id.partition

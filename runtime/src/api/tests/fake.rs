@@ -3,6 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard};
 
+use bytes::Bytes;
+use bytestring::ByteString;
 use millrace_core::name::{FunctionName, Topic, Unit};
 use millrace_core::partition::partition_of;
 use millrace_core::progress::Stream;
@@ -13,8 +15,8 @@ use super::super::types;
 use super::NOW;
 use crate::broker::{
     Assignment, Broker, Catalog, CatalogError, Commit, CommitOutcome, Error, FetchError, Fetched, Force, LetterAction,
-    LetterId, LetterStatus, Outgoing, Partition, PartitionInfo, Placement, Placing, PublishError, StoredLetter,
-    Subscription, TopicInfo, UnitInfo, Wanted,
+    LetterId, LetterStatus, Outgoing, Partition, PartitionInfo, Placement, Placing, PublishError, StateEntry,
+    StateRange, StateReader, StoredLetter, Subscription, TopicInfo, UnitInfo, Wanted,
 };
 
 #[derive(Debug)]
@@ -38,6 +40,8 @@ pub(super) struct State {
     pub(super) letter_refusal: Option<CatalogError>,
     /// Sizes of the changes of letters so far.
     pub(super) changes: Vec<usize>,
+    /// State of handlers, by key.
+    pub(super) stored: Vec<(Unit, StateEntry)>,
     pub(super) assignments: Vec<mpsc::Sender<Assignment<Broken>>>,
 }
 
@@ -45,9 +49,33 @@ pub(super) struct State {
 #[derive(Debug)]
 pub(super) struct Broken(pub(super) Unit);
 
+/// Its state cannot be read either.
+#[derive(Clone, Debug)]
+pub(super) struct Unreadable;
+
+impl StateReader for Unreadable {
+    fn get(&self, _: Vec<ByteString>) -> impl Future<Output = Result<Vec<Option<Bytes>>, Error>> + Send + 'static {
+        std::future::ready(Err(Error::Fatal("a sync failed".to_owned())))
+    }
+
+    fn keys(
+        &self,
+        _: Option<ByteString>,
+        _: usize,
+    ) -> impl Future<Output = Result<Vec<ByteString>, Error>> + Send + 'static {
+        std::future::ready(Err(Error::Fatal("a sync failed".to_owned())))
+    }
+}
+
 impl Partition for Broken {
+    type State = Unreadable;
+
     fn unit(&self) -> &Unit {
         &self.0
+    }
+
+    fn state(&self) -> Unreadable {
+        Unreadable
     }
 
     async fn fetch(&mut self, _: Wanted) -> Result<Fetched, FetchError> {
@@ -176,6 +204,14 @@ impl Catalog for Fake {
     async fn open_letters(&self, function: &FunctionName) -> Result<u64, CatalogError> {
         let is_open = |letter: &&StoredLetter| letter.function == *function && letter.status == LetterStatus::Open;
         Ok(self.lock().letters.values().filter(is_open).count() as u64)
+    }
+
+    async fn state(&self, unit: &Unit, range: StateRange) -> Result<Vec<StateEntry>, CatalogError> {
+        let state = self.lock();
+        let after = |key: &ByteString| range.after.as_ref().is_none_or(|after| key > after);
+        let wanted = |entry: &&StateEntry| entry.key.starts_with(&*range.prefix) && after(&entry.key);
+        let stored = state.stored.iter().filter(|(of, _)| of == unit).map(|(_, entry)| entry);
+        Ok(stored.filter(wanted).take(range.max).cloned().collect())
     }
 
     async fn act_on_letters(

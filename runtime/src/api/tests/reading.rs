@@ -7,7 +7,7 @@ use millrace_core::time::Timestamp;
 
 use super::super::types::{FunctionStatus, Records, Status, Topics};
 use super::{NOW, Server};
-use crate::broker::UnitInfo;
+use crate::broker::{StateEntry, UnitInfo};
 
 fn record(value: &'static str) -> Record {
     Record {
@@ -198,4 +198,43 @@ async fn the_accounts_of_a_function_are_the_sums_of_its_units() {
     let one: FunctionStatus = server.get("/v1/functions/shop.pay").await.json();
     assert!(!one.balanced);
     assert_eq!(super::super::functions::breaker_name(Phase::HalfOpen), "half-open");
+}
+
+#[tokio::test]
+async fn state_is_listed_over_all_units_page_after_page() {
+    let server = Server::start().await;
+    server.activate("pay").await;
+    server.broker.lock().units = vec![unit(0), unit(2)];
+    let entry = |partition: u32, key: &str, value: &'static [u8]| {
+        (unit(partition).unit, StateEntry { key: key.into(), value: value.into() })
+    };
+    server.broker.lock().stored =
+        vec![entry(0, "c-1", b"1"), entry(0, "c-2", b"2"), entry(0, "d", b"3"), entry(2, "c-3/x", b"\xff")];
+    let list = async |query: &str| {
+        let page: super::super::types::State = server.get(&format!("/v1/functions/shop.pay/state{query}")).await.json();
+        (page.values.iter().map(|value| value.place()).collect::<Vec<_>>().join(" "), page.next, page.values)
+    };
+    let (all, next, values) = list("").await;
+    assert_eq!((&*all, next), ("orders/0/c-1 orders/0/c-2 orders/0/d orders/2/c-3/x", None));
+    assert_eq!((values[0].value.as_deref(), values[0].value_base64.as_deref()), (Some("1"), None));
+    assert_eq!((values[3].value.as_deref(), values[3].value_base64.as_deref()), (None, Some("/w==")));
+    for (query, expected, next) in [
+        ("?limit=2", "orders/0/c-1 orders/0/c-2", Some("orders/0/c-2")),
+        ("?limit=2&after=orders/0/c-2", "orders/0/d orders/2/c-3/x", Some("orders/2/c-3/x")),
+        ("?after=orders/2/c-3/x", "", None),
+        ("?prefix=c-&partition=0", "orders/0/c-1 orders/0/c-2", None),
+        ("?partition=2", "orders/2/c-3/x", None),
+        ("?topic=payments", "", None),
+    ] {
+        let (found, went_on, _) = list(query).await;
+        assert_eq!((&*found, went_on.as_deref()), (expected, next), "{query}");
+    }
+    for (path, expected) in [
+        ("shop.pay/state?after=orders", "400 malformed-request"),
+        ("shop.pay/state?limit=0", "400 malformed-request"),
+        ("shop.pay/state?key=c-1", "400 malformed-request"),
+        ("shop.none/state", "404 unknown-function"),
+    ] {
+        assert_eq!(server.get(&format!("/v1/functions/{path}")).await.summary(), expected, "{path}");
+    }
 }

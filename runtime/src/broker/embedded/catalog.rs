@@ -2,17 +2,18 @@
 
 use std::sync::Arc;
 
-use millrace_core::name::{FunctionName, Topic};
+use millrace_core::name::{FunctionName, Topic, Unit};
 use millrace_core::progress::Stream;
 
 use super::EmbeddedLog;
 use super::decision::Decision;
-use super::letters;
 use super::log::PartitionLog;
 use super::read::{self, Limits, ReadError};
 use super::state::{State, UnitState};
+use super::{letters, values};
 use crate::broker::{
-    Catalog, CatalogError, Error, Fetched, Force, LetterAction, LetterId, StoredLetter, TopicInfo, UnitInfo,
+    Catalog, CatalogError, Error, Fetched, Force, LetterAction, LetterId, StateEntry, StateRange, StoredLetter,
+    TopicInfo, UnitInfo,
 };
 
 /// Soft bound of what one read of a topic answers.
@@ -84,6 +85,11 @@ impl Catalog for EmbeddedLog {
 
     async fn open_letters(&self, function: &FunctionName) -> Result<u64, CatalogError> {
         Ok(self.state().open_letters(function))
+    }
+
+    async fn state(&self, unit: &Unit, range: StateRange) -> Result<Vec<StateEntry>, CatalogError> {
+        let Some(unit) = self.state().unit(unit) else { return Ok(Vec::new()) };
+        Ok(self.blocking(move |state| values::list(state, &unit, &range)).await??)
     }
 
     async fn act_on_letters(

@@ -10,10 +10,11 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::group::{Appended, CommitReply, Group, PublishReply};
 use super::log::PartitionLog;
-use super::meta;
 use super::prepare::{PreparedCommit, Slot};
 use super::state::State;
 use super::storage::{Op, Table};
+use super::volume::Volume;
+use super::{meta, values};
 use crate::broker::{CommitOutcome, Error, PublishError};
 
 /// The newest batches of all partitions that stay in memory.
@@ -134,11 +135,18 @@ impl Committer {
             drop(reply.send(Ok(CommitOutcome::Aborted)));
             return;
         }
-        if let Err(e) = self.check_headroom(&commit, group) {
+        let volume = match self.volume_after(&commit) {
+            Ok(volume) => volume,
+            Err(e) => {
+                drop(reply.send(Err(e)));
+                return;
+            }
+        };
+        if let Err(e) = self.check_headroom(&commit, volume, group) {
             drop(reply.send(Err(e)));
             return;
         }
-        let PreparedCommit { unit, at, progress, unit_value, keys, outputs, letters, resolved, .. } = commit;
+        let PreparedCommit { unit, at, progress, unit_value, keys, outputs, letters, resolved, values, .. } = commit;
         let changes = match self.letter_changes(&unit.unit.function, letters, &resolved) {
             Ok(changes) => changes,
             Err(e) => {
@@ -153,14 +161,24 @@ impl Committer {
         if let Some((key, value)) = keys {
             group.put(Table::Keys, key, value);
         }
+        if !values.is_empty() {
+            group.put_values(&unit, values, volume);
+        }
         group.put(Table::State, super::unit::key(unit.id).to_vec(), unit_value);
         group.answer_committed(unit, progress, reply);
     }
 
+    /// How large the unit's state is after a commit.
+    fn volume_after(&self, commit: &PreparedCommit) -> Result<Volume, Error> {
+        let volume = values::volume_after(&self.state, &commit.unit, &commit.values);
+        volume.map_err(|e| Error::Transient(format!("cannot read keyspace `values` of the log: {e}")))
+    }
+
     /// Commits go on above the log's bound, for they free space, but not for ever.
-    fn check_headroom(&mut self, commit: &PreparedCommit, group: &Group) -> Result<(), Error> {
+    fn check_headroom(&mut self, commit: &PreparedCommit, volume: Volume, group: &Group) -> Result<(), Error> {
         let letters = commit.letters.as_ref().map_or(0, |letters| letters.slot.bytes());
-        let bytes = commit.outputs.iter().map(Slot::bytes).sum::<u64>() + letters;
+        let state = volume.bytes.saturating_sub(commit.unit.volume().bytes);
+        let bytes = commit.outputs.iter().map(Slot::bytes).sum::<u64>() + letters + state;
         let max = self.state.options.size_max_bytes;
         let max = max.saturating_add(max / 4);
         if bytes == 0 || self.has_room(group.bytes() + bytes, max) {
@@ -181,6 +199,9 @@ impl Committer {
         }
         for (function, open) in sealed.open_letters {
             self.state.set_open_letters(function, open);
+        }
+        for (unit, volume) in sealed.volumes {
+            self.state.set_volume(&unit, volume);
         }
         for Appended { log, end, batches } in sealed.appended {
             self.remember(&log, &batches);

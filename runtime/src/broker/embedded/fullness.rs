@@ -20,6 +20,8 @@ enum Holding {
     Unsettled(FunctionName, Topic),
     /// A function's dead letters.
     Letters(FunctionName),
+    /// What a function's handler stored.
+    State(FunctionName),
 }
 
 /// What fills the log most, and the way out.
@@ -46,6 +48,9 @@ impl fmt::Display for Said<'_> {
                 "records of `{topic}` that `{function}` has not settled: see `millrace status {function}` for what holds \
                  it up, take it out of the manifest if nobody needs it"
             ),
+            Holding::State(function) => {
+                write!(f, "state of `{function}`, which only its handler removes: see `millrace state {function}`")
+            }
             Holding::Letters(function) => write!(
                 f,
                 "dead letters of `{function}`, {} of them open: see `millrace dead-letters list --function {function}`, \
@@ -65,6 +70,8 @@ fn holdings(state: &State) -> BTreeMap<Holding, u64> {
         let topic = state.names.dead_letters(function).ok().and_then(|name| state.topic(&name));
         let bytes = topic.map_or(0, |topic| topic.partitions.iter().map(|log| log.info().size_bytes).sum());
         holdings.insert(Holding::Letters(function.clone()), bytes);
+        let state = units.iter().filter(|unit| unit.unit.function == *function).map(|unit| unit.volume().bytes).sum();
+        holdings.insert(Holding::State(function.clone()), state);
     }
     let mut slowest = BTreeMap::<PartitionId, (u64, &UnitState)>::new();
     let active = units.iter().filter(|unit| unit.active.load(Ordering::Relaxed));

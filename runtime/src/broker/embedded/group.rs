@@ -15,6 +15,7 @@ use super::log::{PartitionLog, StoredBatch};
 use super::prepare::Slot;
 use super::state::UnitState;
 use super::storage::{Op, Table};
+use super::volume::{self, Volume};
 use crate::broker::{CommitOutcome, Error, PublishError};
 
 /// Bounds of one group: larger ones gain nothing, and make everybody in it wait.
@@ -34,6 +35,8 @@ pub(super) struct Group {
     bytes: u64,
     /// Counts of open dead letters that change.
     pub(super) open_letters: BTreeMap<FunctionName, u64>,
+    /// Units whose state changes, with how large it is then.
+    volumes: Vec<(Arc<UnitState>, Volume)>,
     published: Vec<(Vec<u64>, PublishReply)>,
     committed: Vec<(Arc<UnitState>, Arc<Progress>, CommitReply)>,
 }
@@ -60,6 +63,7 @@ pub(super) struct Sealed {
     pub(super) ops: Vec<Op>,
     pub(super) appended: Vec<Appended>,
     pub(super) open_letters: BTreeMap<FunctionName, u64>,
+    pub(super) volumes: Vec<(Arc<UnitState>, Volume)>,
     pub(super) replies: Replies,
 }
 
@@ -71,7 +75,7 @@ pub(super) struct Replies {
 }
 
 impl Group {
-    /// Bytes of records in it.
+    /// Bytes of records in it, and by how much state grows.
     pub(super) const fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -108,6 +112,15 @@ impl Group {
         first
     }
 
+    /// Changes a unit's state; `volume` says how large it is then.
+    pub(super) fn put_values(&mut self, unit: &Arc<UnitState>, values: Vec<Op>, volume: Volume) {
+        self.bytes += volume.bytes.saturating_sub(unit.volume().bytes);
+        self.ops.extend(values);
+        let key = volume::key(unit.id);
+        self.put(Table::State, key.to_vec(), volume::encode(&key, volume));
+        self.volumes.push((unit.clone(), volume));
+    }
+
     pub(super) fn answer_published(&mut self, bases: Vec<u64>, reply: PublishReply) {
         self.published.push((bases, reply));
     }
@@ -118,7 +131,7 @@ impl Group {
 
     /// Gives each batch its checksum and its index entry.
     pub(super) fn seal(self) -> Sealed {
-        let Self { pending, mut ops, open_letters, published, committed, .. } = self;
+        let Self { pending, mut ops, open_letters, volumes, published, committed, .. } = self;
         for (function, open) in &open_letters {
             let key = letter::count_key(function);
             let value = letter::encode_count(&key, *open);
@@ -141,7 +154,7 @@ impl Group {
             }
             appended.push(Appended { log, end, batches: stored });
         }
-        Sealed { ops, appended, open_letters, replies: Replies { published, committed } }
+        Sealed { ops, appended, open_letters, volumes, replies: Replies { published, committed } }
     }
 }
 

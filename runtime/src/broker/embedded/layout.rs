@@ -8,7 +8,7 @@ use super::OpenError;
 use super::storage::Disk;
 
 /// The version of all that lies in the directory; raised when an older Millrace could no longer read it.
-const FORMAT: u32 = 1;
+const FORMAT: u32 = 2;
 const FORMAT_FILE: &str = "FORMAT";
 const FORMAT_TEXT: &str = "millrace embedded log, format ";
 const LOCK_FILE: &str = "lock";
@@ -80,6 +80,7 @@ fn check_format(dir: &Path, text: &[u8]) -> Result<(), OpenError> {
     let version = std::str::from_utf8(text).ok().and_then(|t| t.trim_end().strip_prefix(FORMAT_TEXT)?.parse().ok());
     match version {
         Some(FORMAT) => Ok(()),
+        Some(found @ 1..FORMAT) => Err(OpenError::OlderFormat { dir: dir.to_owned(), found }),
         Some(found) if found > FORMAT => Err(OpenError::NewerFormat { dir: dir.to_owned(), found, supported: FORMAT }),
         _ => Err(OpenError::Corrupted {
             dir: dir.to_owned(),

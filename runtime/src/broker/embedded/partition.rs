@@ -14,6 +14,7 @@ use super::prepare;
 use super::read::{self, Limits, Read, ReadError};
 use super::state::UnitState;
 use super::subscribe::Owned;
+use super::values::EmbeddedState;
 use crate::broker::{Commit, CommitOutcome, Error, FetchError, Fetched, Partition, Wanted};
 
 /// One partition of a source topic and its partition of the redrive topic, owned on behalf of one function.
@@ -129,8 +130,14 @@ enum Submission {
 }
 
 impl Partition for EmbeddedPartition {
+    type State = EmbeddedState;
+
     fn unit(&self) -> &Unit {
         &self.unit.unit
+    }
+
+    fn state(&self) -> EmbeddedState {
+        EmbeddedState::new(self.log.clone(), self.unit.clone())
     }
 
     async fn fetch(&mut self, wanted: Wanted) -> Result<Fetched, FetchError> {

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use millrace_core::limits;
 use millrace_core::name::Topic;
 use millrace_core::progress::{Progress, StreamProgress};
 use millrace_core::record::Record;
@@ -11,8 +12,9 @@ use millrace_core::record::Record;
 use super::batch::{BATCH_BYTES, PartitionId, Segment};
 use super::log::PartitionLog;
 use super::state::{State, TopicState, UnitState};
-use super::{keys, unit};
-use crate::broker::{Commit, Letter, LetterId, Outgoing, Placement, Placing, PublishError};
+use super::storage::{Op, Table};
+use super::{keys, unit, value};
+use crate::broker::{Commit, Letter, LetterId, Outgoing, Placement, Placing, PublishError, StateWrite};
 
 /// What the worker may add to a record that goes to a topic of ours: the `millrace-` headers.
 const INTERNAL_RECORD_EXTRA_BYTES: usize = 64 * 1024;
@@ -143,6 +145,8 @@ pub(super) struct PreparedCommit {
     pub(super) outputs: Vec<Slot>,
     pub(super) letters: Option<Letters>,
     pub(super) resolved: Vec<LetterId>,
+    /// Changes of keyspace `values`.
+    pub(super) values: Vec<Op>,
 }
 
 /// Dead letters with their records.
@@ -160,10 +164,11 @@ pub(super) fn commit(
     generation: u64,
     commit: Commit,
 ) -> Result<PreparedCommit, String> {
-    let Commit { at, progress, keys: hashes, outputs, letters, resolved } = commit;
+    let Commit { at, progress, keys: hashes, outputs, letters, resolved, state: writes } = commit;
     assert_follows(unit, &progress);
     let outputs = Slots::of(state, &outputs).map_err(|e| e.to_string())?.slots;
     let letters = if letters.is_empty() { None } else { Some(prepare_letters(state, unit, &letters)?) };
+    let values = writes.into_iter().map(|write| prepare_value(unit, write)).collect::<Result<_, _>>()?;
     let block = (!hashes.is_empty()).then(|| {
         let key = keys::key(unit.id, at, progress.commits);
         (Bytes::copy_from_slice(&key), keys::encode(&key, &hashes))
@@ -178,6 +183,24 @@ pub(super) fn commit(
         outputs,
         letters,
         resolved,
+        values,
+    })
+}
+
+fn prepare_value(unit: &UnitState, StateWrite { key, value }: StateWrite) -> Result<Op, String> {
+    let stored = value::key(unit.id, &key);
+    for (what, bytes, max) in [
+        ("the key", key.len(), limits::STATE_KEY_MAX_BYTES),
+        ("the value", value.as_ref().map_or(0, Bytes::len), limits::STATE_VALUE_MAX_BYTES),
+    ] {
+        if bytes > max {
+            let key = &key[..key.floor_char_boundary(80)];
+            return Err(format!("state `{key}`: {what} has {bytes} bytes, more than {max}"));
+        }
+    }
+    Ok(match value {
+        Some(value) => Op::Put(Table::Values, stored.clone(), value::encode(&stored, &value)),
+        None => Op::Remove(Table::Values, stored),
     })
 }
 

@@ -17,6 +17,7 @@ use super::state::{Recovered, TopicState, UnitState};
 use super::storage::{Storage, StorageError, Table, prefixed};
 use super::topic::{self, TopicRecord};
 use super::unit::{self, UnitRecord};
+use super::volume::{self, Volume};
 use super::{letter, meta};
 
 /// What is wrong with which keyspace.
@@ -100,7 +101,7 @@ fn units(
     names: &Names,
     topics: &BTreeMap<Topic, Arc<TopicState>>,
 ) -> Result<BTreeMap<Unit, Arc<UnitState>>, Damage> {
-    let mut units = BTreeMap::new();
+    let (mut units, mut volumes) = (BTreeMap::new(), volumes(storage)?);
     for (key, value) in entries(storage, Table::State, prefixed(&[unit::TAG]))? {
         let corrupt = |e: Corrupt| Damage::new(Table::State, &e);
         let id = unit::id_of(&key).map_err(corrupt)?;
@@ -114,9 +115,16 @@ fn units(
             return Err(broken("it has settled records that the log does not hold"));
         }
         let state = UnitState::new(id, unit.clone(), [source, redrive], progress, active);
+        state.set_volume(volumes.remove(&id).unwrap_or_default());
         units.insert(unit, Arc::new(state));
     }
     Ok(units)
+}
+
+fn volumes(storage: &dyn Storage) -> Result<BTreeMap<u32, Volume>, Damage> {
+    let volumes = entries(storage, Table::State, prefixed(&[volume::TAG]))?;
+    let volumes = volumes.into_iter().map(|(key, value)| Ok((volume::unit_of(&key)?, volume::decode(&key, &value)?)));
+    volumes.collect::<Result<_, _>>().map_err(|e: Corrupt| Damage::new(Table::State, &e))
 }
 
 fn open_letters(storage: &dyn Storage) -> Result<BTreeMap<FunctionName, u64>, Damage> {

@@ -15,6 +15,7 @@ use super::log::PartitionLog;
 use super::names::Names;
 use super::storage::Storage;
 use super::topic::{Retention, TopicKind, TopicRecord};
+use super::volume::Volume;
 use crate::broker::Error;
 
 /// Shared by all handles of an open log.
@@ -53,6 +54,8 @@ pub(super) struct UnitState {
     pub(super) source: Arc<PartitionLog>,
     pub(super) redrive: Arc<PartitionLog>,
     committed: RwLock<Arc<Progress>>,
+    /// How much state its handler keeps.
+    volume: RwLock<Volume>,
     /// Whether its function reads this topic; what an inactive one has not settled can be removed.
     pub(super) active: AtomicBool,
     owner: Mutex<Owner>,
@@ -79,11 +82,20 @@ impl UnitState {
             source,
             redrive,
             committed: RwLock::new(Arc::new(progress)),
+            volume: RwLock::default(),
             active: AtomicBool::new(active),
             owner: Mutex::new(Owner { generation: 0, revoked: watch::Sender::new(true) }),
             key_window_nanos: AtomicU64::new(0),
             keys_removed_before_nanos: AtomicU64::new(0),
         }
+    }
+
+    pub(super) fn volume(&self) -> Volume {
+        *read(&self.volume)
+    }
+
+    pub(super) fn set_volume(&self, volume: Volume) {
+        *write(&self.volume) = volume;
     }
 
     pub(super) fn committed(&self) -> Arc<Progress> {
@@ -151,7 +163,8 @@ impl State {
     pub(super) fn new(options: Options, storage: Arc<dyn Storage>, recovered: Recovered) -> Self {
         let Recovered { topics, units, open_letters } = recovered;
         let partitions = topics.values().flat_map(|topic| &topic.partitions);
-        let kept = partitions.map(|log| log.info().size_bytes).sum();
+        let records: u64 = partitions.map(|log| log.info().size_bytes).sum();
+        let kept = records + units.values().map(|unit| unit.volume().bytes).sum::<u64>();
         Self {
             names: Names::new(&options.prefix),
             options,
@@ -227,6 +240,13 @@ impl State {
 
     pub(super) fn sub_kept_bytes(&self, bytes: u64) {
         self.kept_bytes.fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// A unit's state is as large as this from now on.
+    pub(super) fn set_volume(&self, unit: &UnitState, volume: Volume) {
+        self.add_kept_bytes(volume.bytes);
+        self.sub_kept_bytes(unit.volume().bytes);
+        unit.set_volume(volume);
     }
 
     /// Refuses once a write has failed.

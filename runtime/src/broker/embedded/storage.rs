@@ -21,10 +21,13 @@ pub(super) enum Table {
     Keys,
     /// Components by digest.
     Components,
+    /// State of handlers.
+    Values,
 }
 
 impl Table {
-    pub(super) const ALL: [Self; 5] = [Self::State, Self::Batches, Self::Index, Self::Keys, Self::Components];
+    pub(super) const ALL: [Self; 6] =
+        [Self::State, Self::Batches, Self::Index, Self::Keys, Self::Components, Self::Values];
 
     pub(super) const fn name(self) -> &'static str {
         match self {
@@ -33,6 +36,7 @@ impl Table {
             Self::Index => "index",
             Self::Keys => "keys",
             Self::Components => "components",
+            Self::Values => "values",
         }
     }
 }
@@ -181,6 +185,10 @@ fn options(table: Table) -> KeyspaceCreateOptions {
     match table {
         Table::Batches | Table::Components => {
             options.max_memtable_size(BATCHES_MEMTABLE_BYTES).with_kv_separation(Some(KvSeparationOptions::default()))
+        }
+        // Most values are small and change often; those of 1 KiB and more are kept apart, so that they are not copied at each merge.
+        Table::Values => {
+            options.max_memtable_size(SMALL_MEMTABLE_BYTES).with_kv_separation(Some(KvSeparationOptions::default()))
         }
         Table::State | Table::Index | Table::Keys => options.max_memtable_size(SMALL_MEMTABLE_BYTES),
     }

@@ -1,24 +1,28 @@
 //! The one place where the bytes of a component are looked into.
 
 use bytes::Bytes;
+use millrace_core::manifest::Function;
 
-use crate::sandbox::{Engine, EngineOptions};
+use crate::sandbox::{self, Engine, EngineOptions};
+use crate::server;
 
 /// Preamble of WebAssembly: magic, then version and layer.
 const MAGIC: &[u8] = b"\0asm";
 const MODULE: &[u8] = &[0x01, 0, 0, 0];
 const COMPONENT: &[u8] = &[0x0d, 0, 0x01, 0];
 
-/// Whether these bytes can be a handler.
+/// Whether these bytes can be a handler of this function, with what it was granted.
 ///
 /// # Errors
 /// What is wrong with them, and what to do about it.
-pub(super) async fn inspect(bytes: Bytes) -> Result<(), (String, String)> {
+pub(super) async fn inspect(bytes: Bytes, function: &Function) -> Result<(), (String, String)> {
     preamble(&bytes).map_err(|(message, help)| (message.to_owned(), help.to_owned()))?;
     let told = |error: String| (error, "build it against this version of Millrace".to_owned());
     let engine = Engine::new(EngineOptions { max_instances: 1, ..EngineOptions::default() });
     let engine = engine.map_err(|error| told(error.to_string()))?;
-    engine.load(bytes).await.map(drop).map_err(|refusal| told(refusal.to_string()))
+    let component = engine.load(bytes).await.map_err(|refusal| told(refusal.to_string()))?;
+    let ready = sandbox::Function::new(&engine, &component, server::function_options(function));
+    ready.map(drop).map_err(|refusal| (refusal.to_string(), "then check again".to_owned()))
 }
 
 fn preamble(bytes: &[u8]) -> Result<(), (&'static str, &'static str)> {

@@ -11,6 +11,7 @@ use millrace_core::outcome::{Category, Failure};
 use millrace_core::policy::{Ordering, ParkedPolicy, RetryPolicy};
 use millrace_core::progress::{Progress, Stream};
 use millrace_core::record::Record;
+use millrace_core::state::Writes;
 
 use super::*;
 use crate::sandbox::Usage;
@@ -78,7 +79,13 @@ impl Machine {
         let event = ticket.payload().event.clone().unwrap();
         let emission = |topic: &&str| Emission { topic: topic.parse().unwrap(), key: None, event: event.clone() };
         let emitted = topics.iter().map(emission).collect();
-        let completion = Completion { outcome: outcome.clone(), emitted, logs: Vec::new(), usage: Usage::default() };
+        let completion = Completion {
+            outcome: outcome.clone(),
+            emitted,
+            state: Writes::default(),
+            logs: Vec::new(),
+            usage: Usage::default(),
+        };
         self.spans.finished(self.now, &ticket, &completion);
         self.handle(Input::Finished(ticket, outcome));
         context

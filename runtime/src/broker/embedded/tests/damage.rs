@@ -5,9 +5,9 @@ use millrace_core::progress::KeyHash;
 
 use super::super::{EmbeddedLog, OpenError};
 use super::support::*;
-use crate::broker::{Broker, Catalog, Force, LetterAction};
+use crate::broker::{Assignment, Broker, Catalog, Force, LetterAction, Partition, StateEntry, StateRange};
 
-type Content = (Vec<Vec<(u64, String)>>, Vec<(u64, String)>, u64, Vec<u128>);
+type Content = (Vec<Vec<(u64, String)>>, Vec<(u64, String)>, u64, Vec<u128>, Vec<StateEntry>);
 
 /// Everything that can be read, or the first error.
 async fn content(log: &EmbeddedLog) -> Result<Content, String> {
@@ -28,9 +28,11 @@ async fn content(log: &EmbeddedLog) -> Result<Content, String> {
     let letters = log.letters(&pay, None, 100).await.map_err(|e| e.to_string())?;
     let letters = letters.into_iter().map(|l| (l.id.offset, format!("{:?}", l.status))).collect();
     let mut receiver = log.subscribe(subscription("shop.pay", &["orders"])).await.map_err(|e| e.to_string())?;
-    let restored = receiver.try_recv().map_err(|e| e.to_string())?.restored;
+    let Assignment { restored, partition, .. } = receiver.try_recv().map_err(|e| e.to_string())?;
+    let range = StateRange { max: 100, max_bytes: 1 << 20, ..StateRange::default() };
+    let state = Catalog::state(log, partition.unit(), range).await.map_err(|e| e.to_string())?;
     let keys = restored.keys.iter().flat_map(|b| b.keys.iter().map(|k| k.0)).collect();
-    Ok((topics, letters, restored.progress.commits, keys))
+    Ok((topics, letters, restored.progress.commits, keys, state))
 }
 
 /// A log with something of each kind.
@@ -47,6 +49,8 @@ async fn fill(log: &EmbeddedLog, rounds: u64) {
         let mut next = commit(&progress);
         next.outputs = vec![outgoing("orders", 1, &value)];
         next.keys = vec![KeyHash(round.into())];
+        next.state =
+            vec![state_write(&format!("key {}", round % 4), Some(&value)), state_write("small", Some(&value[..1]))];
         next.letters = vec![letter(progress.source.resume - 1, "dead")];
         commits(&mut assignment.partition, next).await;
     }

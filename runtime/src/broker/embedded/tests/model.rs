@@ -1,12 +1,18 @@
 //! The log against a model of vectors: any sequence of publishing, committing, removing and restarting.
 
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use bytestring::ByteString;
 use millrace_core::progress::{KeyHash, Progress};
 use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::super::{EmbeddedLog, EmbeddedPartition};
 use super::support::*;
-use crate::broker::{Broker, Catalog, CommitOutcome, Force, LetterAction, LetterStatus, Partition};
+use crate::broker::{
+    Broker, Catalog, CommitOutcome, Force, LetterAction, LetterStatus, Partition, StateReader, StateWrite,
+};
 
 const PARTITIONS: usize = 3;
 
@@ -20,6 +26,8 @@ enum Step {
         settled: u64,
         outputs: usize,
         letter: bool,
+        /// Keys of the state that are written, or deleted.
+        state: BTreeMap<u8, bool>,
     },
     /// A commit that is refused.
     Refused {
@@ -41,8 +49,10 @@ fn any_step() -> impl Strategy<Value = Step> {
     let partition = 0..PARTITIONS;
     prop_oneof![
         4 => proptest::collection::vec(0..PARTITIONS, 1..20).prop_map(Step::Publish),
-        6 => (partition.clone(), 0..8u64, 0..3usize, any::<bool>())
-            .prop_map(|(partition, settled, outputs, letter)| Step::Commit { partition, settled, outputs, letter }),
+        6 => (partition.clone(), 0..8u64, 0..3usize, any::<bool>(), proptest::collection::btree_map(0..6u8, any::<bool>(), 0..4))
+            .prop_map(|(partition, settled, outputs, letter, state)| {
+                Step::Commit { partition, settled, outputs, letter, state }
+            }),
         1 => partition.clone().prop_map(|partition| Step::Refused { partition }),
         1 => Just(Step::Redrive),
         2 => (partition, any::<bool>()).prop_map(|(partition, completes)| Step::Redriven { partition, completes }),
@@ -56,6 +66,7 @@ fn any_step() -> impl Strategy<Value = Step> {
 struct ModelUnit {
     progress: Progress,
     keys: Vec<u128>,
+    state: BTreeMap<ByteString, Bytes>,
 }
 
 struct Model {
@@ -115,12 +126,14 @@ impl Model {
     async fn apply(&mut self, step: Step) {
         match step {
             Step::Publish(partitions) => self.publish(partitions).await,
-            Step::Commit { partition, settled, outputs, letter } => {
-                self.commit(partition, settled, outputs, letter).await;
+            Step::Commit { partition, settled, outputs, letter, state } => {
+                let state = self.write_state(partition, state);
+                self.commit(partition, settled, outputs, letter, state).await;
             }
             Step::Refused { partition } => {
                 let mut refused = commit(&after(&self.units[partition].progress, 0));
                 refused.outputs = vec![outgoing("out", 0, "never"), outgoing("nowhere", 0, "never")];
+                refused.state = vec![state_write("key 1", Some("never"))];
                 let outcome = self.owned[partition].commit(refused).await.unwrap();
                 assert!(matches!(outcome, CommitOutcome::Refused { .. }));
             }
@@ -147,11 +160,27 @@ impl Model {
         self.log().publish(records).await.unwrap();
     }
 
-    async fn commit(&mut self, partition: usize, settled: u64, outputs: usize, letter: bool) {
+    fn write_state(&mut self, partition: usize, keys: BTreeMap<u8, bool>) -> Vec<StateWrite> {
+        let mut writes = Vec::new();
+        for (key, written) in keys {
+            let key = ByteString::from(format!("key {key}"));
+            let value = written.then(|| Bytes::from(self.value()));
+            let state = &mut self.units[partition].state;
+            match &value {
+                Some(value) => drop(state.insert(key.clone(), value.clone())),
+                None => drop(state.remove(&key)),
+            }
+            writes.push(StateWrite { key, value });
+        }
+        writes
+    }
+
+    async fn commit(&mut self, partition: usize, settled: u64, outputs: usize, letter: bool, state: Vec<StateWrite>) {
         let resume = self.units[partition].progress.source.resume;
         let settled = settled.min(self.orders[partition].len() as u64 - resume);
         let mut progress = after(&self.units[partition].progress, settled);
         let mut next = commit(&progress);
+        next.state = state;
         if letter && settled > 0 {
             progress.source.totals.completed -= 1;
             progress.source.totals.dead_lettered += 1;
@@ -230,6 +259,16 @@ impl Model {
         for (info, unit) in units.iter().zip(&self.units) {
             assert_eq!(info.progress, unit.progress);
         }
+        for (partition, unit) in self.owned.iter().zip(&self.units) {
+            assert_eq!(stored(self.log(), partition.unit()).await, unit.state);
+            let keys: Vec<_> = unit.state.keys().cloned().chain(["key none".into()]).collect();
+            let values: Vec<_> = unit.state.values().cloned().map(Some).chain([None]).collect();
+            assert_eq!(partition.state().get(keys.clone()).await.unwrap(), values);
+            let after = keys.first().filter(|_| !unit.state.is_empty()).cloned();
+            let follows: Vec<_> = unit.state.keys().skip(1).take(2).cloned().collect();
+            assert_eq!(partition.state().keys(after, 2).await.unwrap(), follows);
+        }
+        assert_eq!(self.log().kept_bytes(), size(self.log()).await, "all that is kept is counted");
     }
 }
 

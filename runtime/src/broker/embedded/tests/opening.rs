@@ -60,9 +60,12 @@ fn a_directory_of_other_files_is_left_alone() {
 fn a_newer_format_is_named() {
     let dir = tempfile::tempdir().unwrap();
     drop(EmbeddedLog::open(options(dir.path())).unwrap());
-    fs::write(dir.path().join("FORMAT"), "millrace embedded log, format 2\n").unwrap();
+    fs::write(dir.path().join("FORMAT"), "millrace embedded log, format 3\n").unwrap();
     let error = refusal(options(dir.path()));
-    assert!(matches!(error, OpenError::NewerFormat { found: 2, supported: 1, .. }), "{error}");
+    assert!(matches!(error, OpenError::NewerFormat { found: 3, supported: 2, .. }), "{error}");
+    fs::write(dir.path().join("FORMAT"), "millrace embedded log, format 1\n").unwrap();
+    let error = refusal(options(dir.path()));
+    assert!(matches!(error, OpenError::OlderFormat { found: 1, .. }), "{error}");
     fs::write(dir.path().join("FORMAT"), "millrace embedded log, format x\n").unwrap();
     let error = refusal(options(dir.path()));
     assert!(matches!(error, OpenError::Corrupted { .. }) && error.to_string().contains("`FORMAT`"), "{error}");

@@ -1,5 +1,6 @@
 //! What the tests share: a log in a directory that is thrown away, short ways to say things, a storage that fails.
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -7,7 +8,8 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use millrace_core::name::{FunctionName, Topic};
+use bytestring::ByteString;
+use millrace_core::name::{FunctionName, Topic, Unit};
 use millrace_core::progress::{Progress, Stream};
 use millrace_core::record::{Headers, Record};
 use millrace_core::time::Timestamp;
@@ -17,7 +19,7 @@ use super::super::storage::{Op, Storage, StorageError, Table, Visit};
 use super::super::{EmbeddedLog, EmbeddedPartition, Options};
 use crate::broker::{
     Assignment, Broker, Catalog, Commit, CommitOutcome, Error, Fetched, Letter, LetterId, Outgoing, Partition, Placing,
-    StartAt, Subscription, Wanted,
+    StartAt, StateRange, StateWrite, Subscription, Wanted,
 };
 use crate::clock::Clock;
 
@@ -52,7 +54,7 @@ pub(super) fn empty() -> TempDir {
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
         content.write(&path);
     }
-    for keyspace in ["1", "2", "3", "4", "5"] {
+    for keyspace in ["1", "2", "3", "4", "5", "6"] {
         std::fs::create_dir_all(dir.path().join("log/keyspaces").join(keyspace).join("tables")).unwrap();
     }
     dir
@@ -187,11 +189,42 @@ pub(super) fn commit(progress: &Progress) -> Commit {
         outputs: Vec::new(),
         letters: Vec::new(),
         resolved: Vec::new(),
+        state: Vec::new(),
     }
 }
 
 pub(super) async fn commits(partition: &mut EmbeddedPartition, commit: Commit) {
     assert_eq!(partition.commit(commit).await.unwrap(), CommitOutcome::Committed);
+}
+
+pub(super) fn state_write(key: &str, value: Option<&str>) -> StateWrite {
+    StateWrite { key: key.into(), value: value.map(|value| Bytes::copy_from_slice(value.as_bytes())) }
+}
+
+/// All that a unit's handler stored, read in small pages.
+pub(super) async fn stored(log: &EmbeddedLog, unit: &Unit) -> BTreeMap<ByteString, Bytes> {
+    let mut found = BTreeMap::new();
+    let mut range = StateRange { max: 2, max_bytes: 1 << 20, ..StateRange::default() };
+    loop {
+        let page = Catalog::state(log, unit, range.clone()).await.unwrap();
+        let Some(last) = page.last() else { return found };
+        range.after = Some(last.key.clone());
+        found.extend(page.into_iter().map(|entry| (entry.key, entry.value)));
+    }
+}
+
+/// Bytes of all records and all state, counted anew.
+pub(super) async fn size(log: &EmbeddedLog) -> u64 {
+    let topics = log.topics().await.unwrap();
+    let records: u64 = topics.iter().flat_map(|topic| &topic.partitions).map(|partition| partition.size_bytes).sum();
+    let mut state = 0;
+    let everything = vec![0]..vec![u8::MAX; 5];
+    let count = |key: &[u8], value: Bytes| {
+        state += (key.len() - 4 + value.len()) as u64;
+        std::ops::ControlFlow::Continue(())
+    };
+    log.0.state.storage.scan(Table::Values, everything, &mut { count }).unwrap();
+    records + state
 }
 
 pub(super) fn letter_id(offset: u64) -> LetterId {

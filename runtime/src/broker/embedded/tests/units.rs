@@ -4,7 +4,7 @@ use millrace_core::progress::{KeyHash, ParkedHead, Position, Progress, Stream};
 use millrace_core::time::Timestamp;
 
 use super::support::*;
-use crate::broker::{Broker, Catalog, CommitOutcome, FetchError, KeyBlock, Partition, StartAt, Wanted};
+use crate::broker::{Broker, Catalog, CommitOutcome, FetchError, KeyBlock, Partition, StartAt, StateReader, Wanted};
 
 #[tokio::test]
 async fn a_subscription_assigns_each_partition_and_makes_the_topics_it_needs() {
@@ -253,4 +253,59 @@ async fn a_removed_offset_is_gone() {
     let error = partition.fetch(wanted(0)).await.unwrap_err();
     assert!(matches!(error, FetchError::Gone { stream: Stream::Source, wanted: 0, earliest: 2 }), "{error}");
     assert_eq!(texts(&partition.fetch(wanted(2)).await.unwrap()), numbered(2, &["c"]));
+}
+
+#[tokio::test]
+async fn state_is_committed_with_all_else_or_not_at_all() {
+    let (dir, log) = orders().await;
+    let mut assignment = assigned(&log, "shop.pay").await;
+    let (unit, reader) = (assignment.partition.unit().clone(), assignment.partition.state());
+    let progress = after(&assignment.restored.progress, 0);
+    let mut next = commit(&progress);
+    next.state = vec![state_write("a", Some("1")), state_write("b", Some("2"))];
+    commits(&mut assignment.partition, next).await;
+    let values = |keys: [&str; 3]| reader.get(keys.map(Into::into).to_vec());
+    let shown =
+        |values: Vec<Option<bytes::Bytes>>| values.into_iter().map(|v| v.map_or(0, |v| v[0])).collect::<Vec<_>>();
+    assert_eq!(shown(values(["b", "none", "a"]).await.unwrap()), [b'2', 0, b'1']);
+
+    // What is refused, or comes from one who has lost the partition, changes nothing.
+    let progress = after(&progress, 0);
+    let mut refused = commit(&progress);
+    refused.state = vec![state_write("a", Some(&"x".repeat(256 * 1024 + 1)))];
+    let outcome = assignment.partition.commit(refused).await.unwrap();
+    let reason = "state `a`: the value has 262145 bytes, more than 262144".to_owned();
+    assert_eq!(outcome, CommitOutcome::Refused { reason });
+    let mut newer = assigned(&log, "shop.pay").await;
+    let mut late = commit(&progress);
+    late.state = vec![state_write("a", None)];
+    assert_eq!(assignment.partition.commit(late.clone()).await.unwrap(), CommitOutcome::Aborted);
+    assert_eq!(stored(&log, &unit).await.len(), 2);
+
+    commits(&mut newer.partition, late).await;
+    let other = assigned(&log, "shop.other").await.partition.unit().clone();
+    drop((reader, assignment, newer));
+    let log = reopen(&dir, log);
+    assert_eq!(stored(&log, &unit).await.into_keys().collect::<Vec<_>>(), ["b"]);
+    assert!(stored(&log, &other).await.is_empty(), "nobody shares state");
+    assert_eq!(log.kept_bytes(), size(&log).await);
+}
+
+#[tokio::test]
+async fn state_is_not_read_before_it_is_durable() {
+    let (dir, log) = orders().await;
+    drop(log);
+    let (log, gate) = Gate::open_on(dir.path());
+    let mut assignment = assigned(&log, "shop.pay").await;
+    let unit = assignment.partition.unit().clone();
+    let mut next = commit(&after(&assignment.restored.progress, 0));
+    next.state = vec![state_write("a", Some("1"))];
+    gate.set_open(false);
+    let committing = tokio::spawn(assignment.partition.commit(next));
+    let reader = assignment.partition.state();
+    assert_eq!(reader.get(vec!["a".into()]).await.unwrap(), [None]);
+    assert!(stored(&log, &unit).await.is_empty());
+    gate.set_open(true);
+    assert_eq!(committing.await.unwrap().unwrap(), CommitOutcome::Committed);
+    assert_eq!(reader.get(vec!["a".into()]).await.unwrap(), [Some("1".into())]);
 }
