@@ -13,6 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use bytes::Bytes;
 use millrace_core::limits;
 use millrace_core::name::{FunctionName, Topic};
 use millrace_core::time::Timestamp;
@@ -23,12 +24,12 @@ use self::layout::Directory;
 use self::names::Names;
 pub use self::partition::EmbeddedPartition;
 use self::prepare::Slots;
-pub use self::registry::{DeployError, Deployment, Digest};
+pub use self::registry::Digest;
 use self::state::{State, UnitState};
 use self::storage::{Disk, Op, Storage, StorageError, Table};
-pub use self::topic::Retention;
 use super::{
-    Assignment, Broker, CatalogError, Error, KeyBlock, Outgoing, Placement, PublishError, Restored, Subscription,
+    Assignment, Broker, Catalog, CatalogError, DeployError, Deployment, Error, KeyBlock, Log, Outgoing, Placement,
+    PublishError, Restored, Retention, Subscription, frame,
 };
 use crate::clock::Clock;
 
@@ -38,7 +39,6 @@ mod clear;
 mod committer;
 mod decision;
 mod deployment;
-mod frame;
 mod fullness;
 mod group;
 mod index;
@@ -408,6 +408,51 @@ impl Broker for EmbeddedLog {
         self.0.subscriptions.lock().unwrap_or_else(PoisonError::into_inner).insert(function, sender);
         Ok(receiver)
     }
+}
+
+/// How often retention runs.
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(5);
+
+impl Log for EmbeddedLog {
+    async fn make_topic(
+        &self,
+        topic: Topic,
+        partitions: u32,
+        retention: Option<Retention>,
+    ) -> Result<(), CatalogError> {
+        self.create_topic(topic.clone(), partitions).await?;
+        match retention {
+            Some(own) => self.set_retention(topic, (own != Retention::default()).then_some(own)).await,
+            None => Ok(()),
+        }
+    }
+
+    async fn deployments(&self) -> Result<Vec<Deployment>, Error> {
+        Self::deployments(self).await
+    }
+
+    async fn append_deployment(
+        &self,
+        function: FunctionName,
+        previous: u64,
+        content: Bytes,
+    ) -> Result<u64, DeployError> {
+        Self::append_deployment(self, function, previous, content).await
+    }
+
+    async fn retire(&self, function: FunctionName) -> Result<(), Error> {
+        Self::retire(self, function).await
+    }
+
+    async fn run(&self) -> Error {
+        tokio::select! {
+            error = self.failed() => error,
+            error = self.maintain(MAINTENANCE_INTERVAL) => error,
+        }
+    }
+
+    /// Nobody else waits for a log of one process; it closes with its last handle.
+    async fn close(&self, _: Duration) {}
 }
 
 /// For each unit its blocks of idempotency keys.
