@@ -11,7 +11,7 @@
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 command=${1:-}
-dir=${2:-$here/../../target/kafka}
+dir=${2:-$(cd "$here/../.." && pwd)/target/kafka}
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/millrace-kafka
 version=$(sed -n '/<artifactId>kafka_/,/<version>/s/.*<version>\(.*\)<.*/\1/p' "$here/pom.xml")
 libs=$cache/$version
