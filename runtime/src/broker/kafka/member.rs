@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
 use millrace_core::limits;
@@ -196,10 +196,7 @@ impl Member {
     fn turn(&mut self) -> Result<(), Error> {
         self.poll()?;
         let mut commits = Vec::new();
-        let mut next = match self.requests.recv_timeout(POLL_INTERVAL) {
-            Ok(request) => Some(request),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        };
+        let mut next = self.requests.recv_timeout(POLL_INTERVAL).ok();
         while let Some(request) = next {
             match request {
                 Request::Wake => {}

@@ -90,7 +90,7 @@ fn write(writer: &mut Writer, mut group: Vec<Batch>) {
                 index < end
             });
             let batch = group.remove(at_fault.expect("the record that is refused is one of the group's"));
-            let error = refusal(&batch, index + batch.records.len() - end, reason);
+            let error = refusal(&batch, index + batch.records.len() - end, &reason);
             drop(batch.reply.send(Err(error)));
             if !group.is_empty() {
                 write(writer, group);
@@ -129,7 +129,7 @@ fn attempt(writer: &mut Writer, records: &[Placed]) -> Ended {
     ended
 }
 
-fn refusal(batch: &Batch, index: usize, reason: String) -> PublishError {
+fn refusal(batch: &Batch, index: usize, reason: &str) -> PublishError {
     let Placed { topic, record, .. } = &batch.records[index];
     match topic.parse() {
         Ok(topic) if reason.contains("MessageSizeTooLarge") => {

@@ -185,7 +185,7 @@ fn delivered(producer: &BaseProducer<Deliveries>, count: usize, deadline: Instan
             Ok(offset) => offsets[delivery.number] = Some(offset),
             // The others of its request fail with it; the one that is at fault says more.
             Err(code) if failed.is_none_or(|(_, earlier)| !is_content(earlier)) => {
-                failed = Some((delivery.number, code))
+                failed = Some((delivery.number, code));
             }
             Err(_) => {}
         }

@@ -101,7 +101,7 @@ fn read_independently(bootstrap: &str, topic: &str) -> BTreeMap<i32, Vec<String>
         .unwrap();
     let mut list = rdkafka::TopicPartitionList::new();
     (0..PARTITIONS).for_each(|partition| {
-        list.add_partition_offset(topic, partition.cast_signed(), rdkafka::Offset::Beginning).unwrap()
+        list.add_partition_offset(topic, partition.cast_signed(), rdkafka::Offset::Beginning).unwrap();
     });
     consumer.assign(&list).unwrap();
     let (mut found, mut ended) = (BTreeMap::<i32, Vec<String>>::new(), 0);
