@@ -34,7 +34,49 @@ pub fn program() -> PathBuf {
     built
 }
 
-/// A running `millrace dev`; killed when dropped.
+/// A Kafka of a test's own; stopped when dropped.
+#[derive(Debug)]
+pub struct Kafka {
+    directory: tempfile::TempDir,
+    /// Where it listens.
+    pub bootstrap: String,
+}
+
+impl Kafka {
+    /// Starts one, or says loudly that there is none to be had.
+    ///
+    /// # Panics
+    /// If there is none although there must be one.
+    #[must_use]
+    #[expect(clippy::print_stderr, reason = "whoever reads the output of the tests must see that this one did not run")]
+    pub fn start() -> Option<Self> {
+        let directory = tempfile::tempdir().expect("a directory");
+        let started = Self::script("start", &directory);
+        if !started.status.success() {
+            assert!(std::env::var_os("KAFKA_REQUIRED").is_none(), "there is no Kafka to test on: {started:?}");
+            eprintln!(
+                "##### SKIPPED: there is no Kafka to test on: {} #####",
+                String::from_utf8_lossy(&started.stderr)
+            );
+            return None;
+        }
+        let bootstrap = String::from_utf8_lossy(&started.stdout).trim().to_owned();
+        Some(Self { directory, bootstrap })
+    }
+
+    fn script(what: &str, directory: &tempfile::TempDir) -> std::process::Output {
+        let mut command = Command::new(root().join("tests/kafka/kafka.sh"));
+        command.arg(what).arg(directory.path().join("kafka")).output().expect("the script can be run")
+    }
+}
+
+impl Drop for Kafka {
+    fn drop(&mut self) {
+        drop(Self::script("stop", &self.directory));
+    }
+}
+
+/// A running `millrace dev` or `millrace serve`; killed when dropped.
 #[derive(Debug)]
 pub struct Dev {
     child: Child,
@@ -72,12 +114,31 @@ impl Dev {
         let directory = root().join("guest-examples").join(application);
         let mut command = Command::new(program());
         command.arg("dev").arg(directory).arg("--data").arg(data).args(["--listen", "127.0.0.1:0", "--no-watch"]);
+        Self::ready(configure(&mut command), application)
+    }
+
+    /// Starts an instance of an application of the guest examples on Kafka, and waits until it is ready.
+    ///
+    /// # Panics
+    /// If it does not start; what it says is shown.
+    #[must_use]
+    pub fn serve(application: &str, data: &Path, bootstrap: &str) -> Self {
+        let directory = root().join("guest-examples").join(application);
+        let mut command = Command::new(program());
+        command.arg("serve").arg(directory).arg("--data").arg(data).args(["--listen", "127.0.0.1:0"]);
+        command.args(["--log-level", "error", "--set", "kafka.properties.session.timeout.ms=6000"]);
+        command.arg("--set").arg(format!("kafka.bootstrap={bootstrap}"));
+        Self::ready(&mut command, application)
+    }
+
+    /// Starts it, and waits until it is ready.
+    fn ready(command: &mut Command, application: &str) -> Self {
         // A collector of whoever runs the tests is not to be disturbed.
         for variable in ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] {
             command.env_remove(variable);
         }
         #[expect(clippy::zombie_processes, reason = "the process that did not start has ended")]
-        let mut child = configure(&mut command).stdout(Stdio::piped()).spawn().expect("the binary can be started");
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("the binary can be started");
         let output = child.stdout.take().expect("it has an output");
         let mut said = String::new();
         let mut lines = BufReader::new(output).lines();
@@ -88,7 +149,7 @@ impl Dev {
                 return Self { child, url: format!("http://{address}"), _output: lines };
             }
         }
-        panic!("`millrace dev {application}` did not start (are the guests built? `make guests`):\n{said}");
+        panic!("`{application}` did not start (are the guests built? `make guests`):\n{said}");
     }
 
     /// Asks it to stop with SIGTERM, and waits until it has; says whether it ended well.
@@ -243,10 +304,12 @@ impl Api {
         let mut all = Vec::new();
         for partition in 0..partitions {
             let mut records: Vec<Value> = Vec::new();
+            let mut from = 0;
             loop {
-                let from = records.len();
                 let url = format!("{url}/v1/topics/{topic}/events?partition={partition}&from={from}&limit=1000");
                 let mut page = self.get(&url).await;
+                // Not every offset has a record.
+                from = page["next"][0]["offset"].as_u64().expect("a number");
                 let page = page["records"].as_array_mut().expect("records");
                 if page.is_empty() {
                     break;
