@@ -51,9 +51,21 @@ demo: build guests
 	@source $(ENV)
 	exec $(TARGET_DIR)/debug/millrace demo guest-examples/orders
 
+# The Kafka tests use the cluster that KAFKA_BOOTSTRAP names, or one that is started for them.
 test: guests
 	$(call step,running all tests)
 	@source $(ENV)
+	if [ -z "$${KAFKA_BOOTSTRAP:-}" ]; then
+	  kafka=$$(mktemp -d)
+	  trap 'tests/kafka/kafka.sh stop "$$kafka"' EXIT
+	  if KAFKA_BOOTSTRAP=$$(tests/kafka/kafka.sh start "$$kafka"); then
+	    export KAFKA_BOOTSTRAP
+	  elif [ -n "$${KAFKA_REQUIRED:-}" ]; then
+	    echo 'there is no Kafka to test on; the reason is above' >&2; exit 1
+	  else
+	    printf '\n##### SKIPPED: there is no Kafka to test on, for the reason above; its tests do nothing #####\n\n' >&2
+	  fi
+	fi
 	cargo test --workspace --no-fail-fast || {
 	  echo 'tests failed; each failure above names its test: run it alone with cargo test --workspace NAME' >&2; exit 1; }
 

@@ -30,6 +30,11 @@ need_program() {
   fi
 }
 
+# What the tests on a real Kafka need, and nothing else does.
+want_program() {
+  (need_program "$@") || say "without $1 there is no Kafka to test on, and the tests on it are skipped"
+}
+
 is_wanted() { [[ $("$@" rustc --version 2>/dev/null) == "rustc $wanted "* ]]; }
 
 # Rust, possibly under another name of its toolchain: `stable` is 1.95.0 for a while.
@@ -55,6 +60,12 @@ need_rust() {
     die "Rust $wanted could not be installed; run: rustup toolchain install $wanted"
 }
 
+# For librdkafka, which is C with a part in C++.
 need_program cc gcc libc6-dev
+need_program c++ g++
+need_program make make
+# For the Kafka that tests use.
+want_program java openjdk-17-jre-headless
+want_program mvn maven
 need_rust
 sdk/wasm-target.sh

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::str::FromStr;
+use std::time::Duration;
 
 use bytes::Bytes;
 use bytestring::ByteString;
@@ -16,6 +17,10 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
 pub mod embedded;
+mod frame;
+#[cfg(feature = "kafka")]
+pub mod kafka;
+mod progress;
 
 /// The host could not act.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -460,6 +465,17 @@ pub enum CatalogError {
     Broker(#[from] Error),
 }
 
+#[cfg(feature = "kafka")]
+impl CatalogError {
+    /// The same, where nothing but the host can be at fault.
+    fn into_broker(self) -> Error {
+        match self {
+            Self::Broker(error) => error,
+            error => Error::Transient(error.to_string()),
+        }
+    }
+}
+
 /// Listing and administration. Reads see only what is durable.
 pub trait Catalog: Send + Sync + 'static {
     /// All topics, by name.
@@ -525,4 +541,79 @@ pub enum Force {
     No,
     /// Any.
     Yes,
+}
+
+/// What a process asks of its log, beside what its workers and people ask.
+pub trait Log: Broker + Catalog {
+    /// Makes a topic unless it exists with this number of partitions. Its records are kept for as long as the retention says,
+    /// and where it says nothing, for as long as the log says.
+    fn make_topic(
+        &self,
+        topic: Topic,
+        partitions: u32,
+        retention: Retention,
+    ) -> impl Future<Output = Result<(), CatalogError>> + Send;
+
+    /// All deployments of all functions, by function and number.
+    fn deployments(&self) -> impl Future<Output = Result<Vec<Deployment>, Error>> + Send;
+
+    /// Stores a deployment that builds on number `previous` (0 for the first); answers with its number. Durable when it
+    /// returns.
+    fn append_deployment(
+        &self,
+        function: FunctionName,
+        previous: u64,
+        content: Bytes,
+    ) -> impl Future<Output = Result<u64, DeployError>> + Send;
+
+    /// Nobody runs this function any more: nothing need be kept for it. Its progress stays, should it come back. Says whether
+    /// anything was kept.
+    fn retire(&self, function: FunctionName) -> impl Future<Output = Result<bool, Error>> + Send;
+
+    /// Does what is due every few seconds, until the log cannot go on, and says why: the process must stop then.
+    fn run(&self) -> impl Future<Output = Error> + Send;
+
+    /// Lets others go on with what this process owned, once its workers have ended. Takes no longer than `within`.
+    fn close(&self, within: Duration) -> impl Future<Output = ()> + Send;
+}
+
+/// How long records are kept after every active function has settled them. A record that an active function has not
+/// settled is kept whatever this says.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Retention {
+    /// Batches whose newest record is older are removed; none keeps them for ever. Kept in whole milliseconds.
+    pub max_age: Option<Duration>,
+    /// While the topic has more bytes, its oldest batches are removed; none sets no bound.
+    pub max_bytes: Option<u64>,
+}
+
+/// One deployment of a function.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Deployment {
+    /// Whose it is.
+    pub function: FunctionName,
+    /// 1 for the function's first, and one more for each.
+    pub number: u64,
+    /// What was stored.
+    pub content: Bytes,
+}
+
+/// Why a deployment was not stored.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum DeployError {
+    /// Somebody else deployed meanwhile.
+    #[error(
+        "function `{function}` has deployment {latest} by now, and this one builds on {expected}: look at it, then try again"
+    )]
+    Conflict {
+        /// The function.
+        function: FunctionName,
+        /// What the proposal builds on.
+        expected: u64,
+        /// What is there.
+        latest: u64,
+    },
+    /// The log could not act.
+    #[error(transparent)]
+    Broker(#[from] Error),
 }

@@ -21,6 +21,8 @@ mod invoke;
 mod new;
 mod output;
 mod publish;
+#[cfg(feature = "kafka")]
+mod serve;
 mod state;
 mod status;
 mod tail;
@@ -85,6 +87,9 @@ struct Global {
 enum Command {
     /// Run an application on this machine, with an embedded log
     Dev(dev::Args),
+    /// Run applications on Kafka, beside any number of other instances
+    #[cfg(feature = "kafka")]
+    Serve(serve::Args),
     /// Run one handler on one event, without a log
     Invoke(invoke::Args),
     /// Run an application on its sample events, and check what comes out
@@ -156,9 +161,13 @@ pub fn main() -> ExitCode {
 /// The threads that do the work: as many as the configuration says, if the command runs functions.
 fn runtime(command: &Command) -> std::io::Result<tokio::runtime::Runtime> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    if let Command::Dev(args) = command
-        && let Some(threads) = args.threads()
-    {
+    let threads = match command {
+        Command::Dev(args) => args.threads(),
+        #[cfg(feature = "kafka")]
+        Command::Serve(args) => args.threads(),
+        _ => None,
+    };
+    if let Some(threads) = threads {
         builder.worker_threads(threads.get());
     }
     builder.enable_all().build()
@@ -178,6 +187,8 @@ async fn run(command: Command, mut context: Context) -> Exit {
 async fn dispatch(command: Command, context: &mut Context) -> Result<Exit, Error> {
     match command {
         Command::Dev(args) => Box::pin(dev::run(args, context)).await,
+        #[cfg(feature = "kafka")]
+        Command::Serve(args) => Box::pin(serve::run(args, context)).await,
         Command::Invoke(args) => until_interrupted(invoke::run(&args, context)).await,
         Command::Demo(args) => demo::run(&args, context).await,
         Command::New(args) => new::run(&args, context).await,

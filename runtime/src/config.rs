@@ -3,6 +3,7 @@
 //! Resolved once at start into plain values. Every setting has one row in `config/table.rs`, which gives its key in the
 //! file, its name in the environment (`http.listen` is `MILLRACE_HTTP_LISTEN`), its default and its line in the sample.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
@@ -26,6 +27,10 @@ pub const FILE_NAME: &str = "millrace-config.toml";
 pub const DEFAULT_LISTEN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 6455);
 /// What the names of our environment variables begin with.
 pub const ENVIRONMENT_PREFIX: &str = "MILLRACE_";
+/// What the keys of properties of librdkafka begin with.
+const PROPERTIES: &str = "kafka.properties.";
+/// The same in the environment.
+const PROPERTIES_VARIABLE: &str = "MILLRACE_KAFKA_PROPERTIES_";
 /// The environment variable that names the file to read.
 pub const FILE_VARIABLE: &str = "MILLRACE_CONFIG";
 /// The environment variable that tells the command line which server to ask; nothing to a server itself.
@@ -48,6 +53,8 @@ pub struct Config {
     pub topics: Topics,
     /// The embedded log.
     pub storage: Storage,
+    /// Kafka, for `millrace serve`.
+    pub kafka: Kafka,
     /// What is logged, and how.
     pub log: Log,
     /// Where spans go.
@@ -86,6 +93,19 @@ pub struct Storage {
     pub max_bytes: u64,
     /// How long resolved and discarded dead letters are kept.
     pub letter_retention: Duration,
+}
+
+/// Kafka, for `millrace serve`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Kafka {
+    /// Addresses of brokers, `host:port` with commas between.
+    pub bootstrap: String,
+    /// Tells this instance from the others, and stays the same when it starts again; random if there is none.
+    pub instance: Option<String>,
+    /// Copies of each topic that the runtime makes; none leaves it to the broker.
+    pub replication: Option<u16>,
+    /// Properties passed to librdkafka as they are.
+    pub properties: BTreeMap<String, String>,
 }
 
 /// What is logged, and how.
@@ -136,7 +156,7 @@ impl Default for Config {
             data: PathBuf::from(".millrace"),
             prefix: DEFAULT_PREFIX.to_owned(),
             threads: std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN),
-            drain: Duration::from_secs(10),
+            drain: Duration::from_secs(25),
             http: Http {
                 listen: DEFAULT_LISTEN,
                 hosts: Vec::new(),
@@ -151,6 +171,12 @@ impl Default for Config {
             storage: Storage {
                 max_bytes: limits::LOG_DEFAULT_BYTES,
                 letter_retention: limits::DEAD_LETTER_DEFAULT_RETENTION,
+            },
+            kafka: Kafka {
+                bootstrap: "127.0.0.1:9092".to_owned(),
+                instance: None,
+                replication: None,
+                properties: BTreeMap::new(),
             },
             log: Log { format: LogFormat::Human, level: tracing::Level::INFO },
             otlp: Otlp {
@@ -346,6 +372,12 @@ impl Building {
             .into_iter()
             .filter(|(n, _)| n.starts_with(ENVIRONMENT_PREFIX) && n != FILE_VARIABLE && n != CLIENT_VARIABLE);
         for (name, value) in ours {
+            // The names of librdkafka's properties have dots, and neither hyphens nor underscores.
+            if let Some(property) = name.strip_prefix(PROPERTIES_VARIABLE).filter(|property| !property.is_empty()) {
+                let property = property.to_ascii_lowercase().replace('_', ".");
+                given.push(Given::new(name, format!("{PROPERTIES}{property}"), value));
+                continue;
+            }
             match SETTINGS.iter().find(|setting| setting.variable() == name) {
                 Some(setting) => given.push(Given::new(name, setting.key, value)),
                 None => {
@@ -362,6 +394,10 @@ impl Building {
     /// Sets what was given; relative paths start from `base`.
     fn apply(&mut self, given: Vec<Given>, base: &Path) {
         for Given { origin, key, value } in given {
+            if let Some(property) = key.strip_prefix(PROPERTIES).filter(|property| !property.is_empty()) {
+                self.config.kafka.properties.insert(property.to_owned(), value);
+                continue;
+            }
             let Some(setting) = SETTINGS.iter().find(|setting| setting.key == key) else {
                 let known: Vec<&str> = SETTINGS.iter().map(|setting| setting.key).collect();
                 self.problems.push(format!("{origin}: {key}: unknown key; {}", suggestion(&key, &known)));

@@ -10,13 +10,15 @@ use bytes::Bytes;
 use millrace_core::expression::{Filter, KeyExpression};
 use millrace_core::intake::Intake;
 use millrace_core::limits;
-use millrace_core::manifest::{Function, Manifest, Retention};
+use millrace_core::manifest::{self, Function, Manifest};
 use millrace_core::name::{FunctionName, Topic};
 use millrace_core::units::rounded;
 
 use crate::api::{Api, ApiOptions};
-use crate::broker::embedded::{self, DeployError, EmbeddedLog, OpenError};
-use crate::broker::{self, Catalog, CatalogError};
+use crate::broker::embedded::{self, EmbeddedLog, OpenError};
+#[cfg(feature = "kafka")]
+use crate::broker::kafka::{self, KafkaLog};
+use crate::broker::{self, CatalogError, DeployError, Deployment as Deployed, Log, Retention};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::registry::{Deployment, Registry};
@@ -25,8 +27,8 @@ use crate::telemetry::{self, Exporter};
 use crate::worker::Revision;
 use crate::worker::feed::Feed;
 
-/// How often retention runs.
-const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(5);
+/// How long others are waited for after everything was drained, such as for the group that a function leaves.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// A revision of a function on the real sandbox.
 #[derive(Debug)]
@@ -137,10 +139,10 @@ pub enum StageError {
 }
 
 /// A running process: log, sandbox, functions.
-pub struct Server {
-    log: Arc<EmbeddedLog>,
+pub struct Server<L: Log = EmbeddedLog> {
+    log: Arc<L>,
     engine: Engine,
-    registry: Registry<EmbeddedLog, Staged>,
+    registry: Registry<L, Staged>,
     clock: Clock,
     config: Config,
     /// Topics that exist, for whoever asks in the middle of an invocation.
@@ -152,7 +154,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Opens the log and prepares the sandbox. Blocks on the disk.
+    /// Opens the embedded log and prepares the sandbox. Blocks on the disk.
     ///
     /// # Errors
     /// If the log cannot be opened or the sandbox not be prepared.
@@ -160,7 +162,7 @@ impl Server {
         let clock = Clock::system();
         let options = embedded::Options {
             prefix: config.prefix.clone(),
-            retention: embedded::Retention {
+            retention: Retention {
                 max_age: Some(config.topics.retention_age),
                 max_bytes: Some(config.topics.retention_bytes),
             },
@@ -169,14 +171,41 @@ impl Server {
             clock,
             ..embedded::Options::new(config.data.join("log"))
         };
+        Self::start(config, clock, move || Ok(EmbeddedLog::open(options)?)).await
+    }
+}
+
+#[cfg(feature = "kafka")]
+impl Server<KafkaLog> {
+    /// Connects to Kafka and prepares the sandbox.
+    ///
+    /// # Errors
+    /// If no broker answers, a property is wrong, or the sandbox cannot be prepared.
+    pub async fn connect(config: Config) -> Result<Self, StartError> {
+        let clock = Clock::system();
+        let options = kafka::Options {
+            prefix: config.prefix.clone(),
+            instance: config.kafka.instance.clone(),
+            replication: config.kafka.replication,
+            properties: config.kafka.properties.clone(),
+            clock,
+            ..kafka::Options::new(&config.kafka.bootstrap)
+        };
+        Self::start(config, clock, move || Ok(KafkaLog::open(options)?)).await
+    }
+}
+
+impl<L: Log> Server<L> {
+    async fn start(
+        config: Config,
+        clock: Clock,
+        open: impl FnOnce() -> Result<L, StartError> + Send + 'static,
+    ) -> Result<Self, StartError> {
         let engine = EngineOptions { cache_dir: Some(config.data.join("compiled")), ..EngineOptions::default() };
-        let opening = tokio::task::spawn_blocking(move || {
-            let log = EmbeddedLog::open(options)?;
-            Ok::<_, StartError>((log, Engine::new(engine)?))
-        });
+        let opening = tokio::task::spawn_blocking(move || Ok::<_, StartError>((open()?, Engine::new(engine)?)));
         let (log, engine) = opening.await.map_err(|e| broker::Error::Fatal(e.to_string()))??;
         let log = Arc::new(log);
-        let deployed = log.deployments().await?.into_iter().map(|d| (d.function, (d.number, d.content))).collect();
+        let deployed = latest(log.deployments().await?);
         let (tracing, exporter) = telemetry::start(&config.otlp);
         let server = Self {
             registry: Registry::new(Arc::clone(&log), clock).with_tracing(tracing),
@@ -194,7 +223,7 @@ impl Server {
 
     /// The functions that run here.
     #[must_use]
-    pub fn registry(&self) -> &Registry<EmbeddedLog, Staged> {
+    pub fn registry(&self) -> &Registry<L, Staged> {
         &self.registry
     }
 
@@ -205,7 +234,7 @@ impl Server {
 
     /// The log, for whoever reads it from within the process.
     #[must_use]
-    pub fn log(&self) -> &EmbeddedLog {
+    pub fn log(&self) -> &L {
         &self.log
     }
 
@@ -235,18 +264,21 @@ impl Server {
         }
         let mut made = Vec::new();
         for topic in manifest.mentioned_topics() {
+            let partitions = existing.get(topic.as_str()).copied().or(wanted(topic));
+            let own = settings(topic).map(|settings| settings.retention).unwrap_or_default();
+            // What it does not say is the configuration's to say.
+            let retention = if own == manifest::Retention::default() {
+                Retention::default()
+            } else {
+                Retention {
+                    max_age: own.age.or(Some(self.config.topics.retention_age)),
+                    max_bytes: own.size_bytes.or(Some(self.config.topics.retention_bytes)),
+                }
+            };
+            self.log.make_topic(topic.clone(), partitions.unwrap_or(self.config.topics.partitions), retention).await?;
             if !existing.contains_key(topic.as_str()) {
-                let partitions = wanted(topic).unwrap_or(self.config.topics.partitions);
-                self.log.create_topic(topic.clone(), partitions).await?;
                 made.push(topic.to_string());
             }
-            let retention = settings(topic).map(|settings| settings.retention).unwrap_or_default();
-            // What it does not say is the configuration's to say.
-            let retention = (retention != Retention::default()).then_some(embedded::Retention {
-                max_age: retention.age.or(Some(self.config.topics.retention_age)),
-                max_bytes: retention.size_bytes.or(Some(self.config.topics.retention_bytes)),
-            });
-            self.log.set_retention(topic.clone(), retention).await?;
         }
         self.look_at_topics().await?;
         Ok(made)
@@ -335,7 +367,20 @@ impl Server {
             return Ok(*number);
         }
         let previous = latest.map_or(0, |(number, _)| *number);
-        let number = self.log.append_deployment(function.name.clone(), previous, content.clone()).await?;
+        let number = match self.log.append_deployment(function.name.clone(), previous, content.clone()).await {
+            Err(DeployError::Conflict { .. }) => {
+                // Another instance was quicker, with the same as a rule.
+                *deployed = self::latest(self.log.deployments().await?);
+                match deployed.get(&function.name) {
+                    Some((number, said)) if *said == content => *number,
+                    latest => {
+                        let previous = latest.map_or(0, |(number, _)| *number);
+                        self.log.append_deployment(function.name.clone(), previous, content.clone()).await?
+                    }
+                }
+            }
+            number => number?,
+        };
         deployed.insert(function.name.clone(), (number, content));
         Ok(number)
     }
@@ -376,8 +421,7 @@ impl Server {
         let failed = tokio::select! {
             () = stop => None,
             _ = failure.wait_for(Option::is_some) => None,
-            error = self.log.failed() => Some(error),
-            error = self.log.maintain(MAINTENANCE_INTERVAL) => Some(error),
+            error = self.log.run() => Some(error),
         };
         if let Some(error) = failed {
             // Until the last request is answered, the API says so.
@@ -386,6 +430,7 @@ impl Server {
         let failed = failure.borrow_and_update().clone();
         drop(stopping);
         self.registry.drain(self.config.drain).await;
+        self.log.close(CLOSE_TIMEOUT).await;
         if let Err(error) = serving.await {
             tracing::error!(%error, "The server ended abruptly.");
         }
@@ -395,6 +440,11 @@ impl Server {
         }
         failed.map_or(Ok(()), Err)
     }
+}
+
+/// The latest deployment of each function: its number and what it says.
+fn latest(deployments: Vec<Deployed>) -> BTreeMap<FunctionName, (u64, Bytes)> {
+    deployments.into_iter().map(|d| (d.function, (d.number, d.content))).collect()
 }
 
 /// How a function takes records in.

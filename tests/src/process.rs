@@ -35,7 +35,49 @@ pub fn program() -> PathBuf {
     built
 }
 
-/// A running `millrace dev`; killed when dropped.
+/// A Kafka of a test's own; stopped when dropped.
+#[derive(Debug)]
+pub struct Kafka {
+    directory: tempfile::TempDir,
+    /// Where it listens.
+    pub bootstrap: String,
+}
+
+impl Kafka {
+    /// Starts one, or says loudly that there is none to be had.
+    ///
+    /// # Panics
+    /// If there is none although there must be one.
+    #[must_use]
+    #[expect(clippy::print_stderr, reason = "whoever reads the output of the tests must see that this one did not run")]
+    pub fn start() -> Option<Self> {
+        let directory = tempfile::tempdir().expect("a directory");
+        let started = Self::script("start", &directory);
+        if !started.status.success() {
+            assert!(std::env::var_os("KAFKA_REQUIRED").is_none(), "there is no Kafka to test on: {started:?}");
+            eprintln!(
+                "##### SKIPPED: there is no Kafka to test on: {} #####",
+                String::from_utf8_lossy(&started.stderr)
+            );
+            return None;
+        }
+        let bootstrap = String::from_utf8_lossy(&started.stdout).trim().to_owned();
+        Some(Self { directory, bootstrap })
+    }
+
+    fn script(what: &str, directory: &tempfile::TempDir) -> std::process::Output {
+        let mut command = Command::new(root().join("tests/kafka/kafka.sh"));
+        command.arg(what).arg(directory.path().join("kafka")).output().expect("the script can be run")
+    }
+}
+
+impl Drop for Kafka {
+    fn drop(&mut self) {
+        drop(Self::script("stop", &self.directory));
+    }
+}
+
+/// A running `millrace dev` or `millrace serve`; killed when dropped.
 #[derive(Debug)]
 pub struct Dev {
     child: Child,
@@ -71,8 +113,24 @@ impl Dev {
     #[must_use]
     pub fn start_with(application: &str, data: &Path, configure: impl FnOnce(&mut Command) -> &mut Command) -> Self {
         let mut command = dev(application, data);
-        configure(command.arg("--no-watch")).stdout(Stdio::piped());
-        let mut child = command.spawn().expect("the binary can be started");
+        configure(command.arg("--no-watch"));
+        Self::started(&mut command)
+    }
+
+    /// Starts an instance of an application of the guest examples on Kafka, and waits until it is ready.
+    ///
+    /// # Panics
+    /// If it does not start; what it says is shown.
+    #[must_use]
+    pub fn serve(application: &str, data: &Path, bootstrap: &str) -> Self {
+        let mut command = on("serve", application, data);
+        command.args(["--log-level", "error", "--set", "kafka.properties.session.timeout.ms=6000"]);
+        command.arg("--set").arg(format!("kafka.bootstrap={bootstrap}"));
+        Self::started(&mut command)
+    }
+
+    fn started(command: &mut Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).spawn().expect("the binary can be started");
         let output = child.stdout.take().expect("it has an output");
         Self::ready(child, output)
     }
@@ -106,7 +164,7 @@ impl Dev {
                 return Self { child, url: format!("http://{address}"), output: read_on(lines) };
             }
         }
-        panic!("`millrace dev` did not start (are the guests built? `make guests`):\n{said}");
+        panic!("it did not start (are the guests built? `make guests`):\n{said}");
     }
 
     /// What it says after it is ready until a line holds this text, with that line.
@@ -167,8 +225,12 @@ impl Drop for Dev {
 
 /// `millrace dev` on an application of the guest examples, or in a directory of its own.
 fn dev(application: &str, data: &Path) -> Command {
+    on("dev", application, data)
+}
+
+fn on(subcommand: &str, application: &str, data: &Path) -> Command {
     let mut command = Command::new(program());
-    command.arg("dev").arg(root().join("guest-examples").join(application));
+    command.arg(subcommand).arg(root().join("guest-examples").join(application));
     command.arg("--data").arg(data).args(["--listen", "127.0.0.1:0"]);
     // A collector of whoever runs the tests is not to be disturbed.
     for variable in ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] {
@@ -297,10 +359,12 @@ impl Api {
         let mut all = Vec::new();
         for partition in 0..partitions {
             let mut records: Vec<Value> = Vec::new();
+            let mut from = 0;
             loop {
-                let from = records.len();
                 let url = format!("{url}/v1/topics/{topic}/events?partition={partition}&from={from}&limit=1000");
                 let mut page = self.get(&url).await;
+                // Not every offset has a record.
+                from = page["next"][0]["offset"].as_u64().expect("a number");
                 let page = page["records"].as_array_mut().expect("records");
                 if page.is_empty() {
                     break;

@@ -14,6 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use bytes::Bytes;
 use millrace_core::limits;
 use millrace_core::name::{FunctionName, Topic};
 use millrace_core::time::Timestamp;
@@ -24,13 +25,13 @@ use self::layout::Directory;
 use self::names::Names;
 pub use self::partition::EmbeddedPartition;
 use self::prepare::Slots;
-pub use self::registry::{DeployError, Deployment, Digest};
+pub use self::registry::Digest;
 use self::state::{State, UnitState};
 use self::storage::{Disk, Op, Storage, StorageError, Table};
-pub use self::topic::Retention;
 pub use self::values::EmbeddedState;
 use super::{
-    Assignment, Broker, CatalogError, Error, KeyBlock, Outgoing, Placement, PublishError, Restored, Subscription,
+    Assignment, Broker, Catalog, CatalogError, DeployError, Deployment, Error, KeyBlock, Log, Outgoing, Placement,
+    PublishError, Restored, Retention, Subscription, frame,
 };
 use crate::clock::Clock;
 
@@ -40,7 +41,6 @@ mod clear;
 mod committer;
 mod decision;
 mod deployment;
-mod frame;
 mod fullness;
 mod group;
 mod index;
@@ -424,6 +424,43 @@ impl Broker for EmbeddedLog {
         self.0.subscriptions.lock().unwrap_or_else(PoisonError::into_inner).insert(function, sender);
         Ok(receiver)
     }
+}
+
+/// How often retention runs.
+const MAINTENANCE_INTERVAL: Duration = Duration::from_secs(5);
+
+impl Log for EmbeddedLog {
+    async fn make_topic(&self, topic: Topic, partitions: u32, retention: Retention) -> Result<(), CatalogError> {
+        self.create_topic(topic.clone(), partitions).await?;
+        self.set_retention(topic, (retention != Retention::default()).then_some(retention)).await
+    }
+
+    async fn deployments(&self) -> Result<Vec<Deployment>, Error> {
+        Self::deployments(self).await
+    }
+
+    async fn append_deployment(
+        &self,
+        function: FunctionName,
+        previous: u64,
+        content: Bytes,
+    ) -> Result<u64, DeployError> {
+        Self::append_deployment(self, function, previous, content).await
+    }
+
+    async fn retire(&self, function: FunctionName) -> Result<bool, Error> {
+        Self::retire(self, function).await
+    }
+
+    async fn run(&self) -> Error {
+        tokio::select! {
+            error = self.failed() => error,
+            error = self.maintain(MAINTENANCE_INTERVAL) => error,
+        }
+    }
+
+    /// Nobody else waits for a log of one process; it closes with its last handle.
+    async fn close(&self, _: Duration) {}
 }
 
 /// For each unit its blocks of idempotency keys.

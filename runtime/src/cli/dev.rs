@@ -235,7 +235,7 @@ fn configure(flags: &Flags, directory: &Path, context: &mut Context) -> Result<C
 }
 
 /// Ends with the first Ctrl-C or SIGTERM; a second one ends the process at once, which loses nothing.
-fn stop_signal() -> Result<impl Future<Output = ()> + Send, Error> {
+pub(super) fn stop_signal() -> Result<impl Future<Output = ()> + Send, Error> {
     use tokio::signal::unix::{SignalKind, signal};
     let listen = |kind| signal(kind).map_err(|e| Error::file("the signals of this process", &e));
     let (mut interrupt, mut terminate) = (listen(SignalKind::interrupt())?, listen(SignalKind::terminate())?);

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use millrace_core::limits;
-use millrace_core::name::check_prefix;
+use millrace_core::name::{check_label, check_prefix};
 use millrace_core::settings::suggestion;
 use millrace_core::units::{InvalidQuantity, Period, Size};
 
@@ -37,7 +37,7 @@ impl Setting {
 const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// All settings, in the order of the sample.
-pub(super) const SETTINGS: [Setting; 19] = [
+pub(super) const SETTINGS: [Setting; 22] = [
     Setting {
         key: "data.directory",
         about: "The directory that holds everything durable. Only one process can use it at a time.\n\
@@ -152,6 +152,34 @@ pub(super) const SETTINGS: [Setting; 19] = [
         show: |c| Some(quoted(Period(c.drain))),
         example: None,
         apply: |c, text, _| set(&mut c.drain, duration(text, MILLISECOND..=Duration::from_secs(3600))),
+    },
+    Setting {
+        key: "kafka.bootstrap",
+        about: "Addresses of brokers for `millrace serve`, with commas between.",
+        show: |c| Some(quoted(&c.kafka.bootstrap)),
+        example: None,
+        apply: |c, text, _| set(&mut c.kafka.bootstrap, filled(text).map(str::to_owned)),
+    },
+    Setting {
+        key: "kafka.instance",
+        about: "Tells this instance from the others. One that stays the same when the process starts again, such as the name of a\n\
+                pod, lets it take the place of its predecessor at once. Without it, random.",
+        show: |c| c.kafka.instance.as_ref().map(quoted),
+        example: Some("\"millrace-0\""),
+        apply: |c, text, _| {
+            check_label("an instance", text).map_err(|e| e.to_string())?;
+            c.kafka.instance = Some(text.to_owned());
+            Ok(())
+        },
+    },
+    Setting {
+        key: "kafka.replication",
+        about: "Copies of each topic that the runtime makes. Without it, as many as the broker makes by default.\n\
+                Properties of librdkafka, such as security.protocol, are set in a table of their own, [kafka.properties], or as\n\
+                MILLRACE_KAFKA_PROPERTIES_SECURITY_PROTOCOL. Those that the promise rests on are refused.",
+        show: |c| c.kafka.replication.map(|replication| replication.to_string()),
+        example: Some("3"),
+        apply: |c, text, _| set(&mut c.kafka.replication, count(text, 1..=100).map(Some)),
     },
     Setting {
         key: "log.format",

@@ -11,41 +11,10 @@ use super::deployment;
 use super::frame::{Decoder, Encoder};
 use super::state::State;
 use super::storage::{Op, Table, prefixed};
-use crate::broker::Error;
+use crate::broker::{DeployError, Deployment, Error};
 
 /// The SHA-256 of a component.
 pub type Digest = [u8; 32];
-
-/// One deployment of a function.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Deployment {
-    /// Whose it is.
-    pub function: FunctionName,
-    /// 1 for the function's first, and one more for each.
-    pub number: u64,
-    /// What was stored.
-    pub content: Bytes,
-}
-
-/// Why a deployment was not stored.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum DeployError {
-    /// Somebody else deployed meanwhile.
-    #[error(
-        "function `{function}` has deployment {latest} by now, and this one builds on {expected}: look at it, then try again"
-    )]
-    Conflict {
-        /// The function.
-        function: FunctionName,
-        /// What the proposal builds on.
-        expected: u64,
-        /// What is there.
-        latest: u64,
-    },
-    /// The log could not act.
-    #[error(transparent)]
-    Broker(#[from] Error),
-}
 
 const COMPONENT: &str = "component";
 const COMPONENT_VERSION: u8 = 1;

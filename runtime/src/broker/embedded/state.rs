@@ -14,9 +14,10 @@ use super::Options;
 use super::log::PartitionLog;
 use super::names::Names;
 use super::storage::Storage;
-use super::topic::{Retention, TopicKind, TopicRecord};
+use super::topic::{TopicKind, TopicRecord};
 use super::volume::Volume;
 use crate::broker::Error;
+use crate::broker::Retention;
 
 /// Shared by all handles of an open log.
 pub(super) struct State {

@@ -15,9 +15,9 @@ use super::prepare;
 use super::start::PartitionStart;
 use super::state::{TopicState, UnitState};
 use super::storage::{Op, Table};
-use super::topic::{self, Retention, TopicKind, TopicRecord};
+use super::topic::{self, TopicKind, TopicRecord};
 use super::unit;
-use crate::broker::{CatalogError, Error, StartAt};
+use crate::broker::{CatalogError, Error, Retention, StartAt};
 
 /// More partitions serve nobody on one machine, and each costs a little memory.
 pub(super) const PARTITIONS_MAX: u32 = 1024;

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use millrace_core::name::Topic;
 
 use super::frame::{Corrupt, Decoder, Encoder};
+use crate::broker::Retention;
 
 const KIND: &str = "topic";
 const VERSION: u8 = 1;
@@ -37,16 +38,6 @@ impl TopicKind {
             Self::Redrive => 2,
         }
     }
-}
-
-/// How long records are kept after every active function has settled them. A record that an active function has not
-/// settled is kept whatever this says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Retention {
-    /// Batches whose newest record is older are removed; none keeps them for ever. Kept in whole milliseconds.
-    pub max_age: Option<Duration>,
-    /// While the topic has more bytes, its oldest batches are removed; none sets no bound.
-    pub max_bytes: Option<u64>,
 }
 
 /// A topic as it is stored.

@@ -1,14 +1,12 @@
 //! Units with their committed progress. Keyspace `state`, key `u` and the unit's number (u32, big endian).
 
-use std::ops::Range;
-
 use bytes::Bytes;
 use millrace_core::name::{FunctionName, Topic, Unit};
-use millrace_core::outcome::Category;
-use millrace_core::progress::{ParkedHead, Position, Progress, Stream, StreamProgress, Totals};
+use millrace_core::progress::{ParkedHead, Position, Progress, Stream};
 use millrace_core::time::Timestamp;
 
 use super::frame::{Corrupt, Decoder, Encoder};
+use crate::broker::progress::{category, code, put_stream, take_stream};
 
 const KIND: &str = "unit";
 const VERSION: u8 = 1;
@@ -70,43 +68,6 @@ impl UnitRecord {
     }
 }
 
-/// Ranges are written as the gap before and the length, so that they take few bytes.
-fn put_stream(encoder: &mut Encoder, stream: &StreamProgress) {
-    encoder.varint(stream.start);
-    encoder.varint(stream.resume);
-    encoder.varint(stream.settled_above.len() as u64);
-    let mut end = stream.resume;
-    for range in &stream.settled_above {
-        encoder.varint(range.start.wrapping_sub(end));
-        encoder.varint(range.end.wrapping_sub(range.start));
-        end = range.end;
-    }
-    let Totals { completed, filtered, duplicate, dead_lettered, skipped, not_a_record } = stream.totals;
-    for total in [completed, filtered, duplicate, dead_lettered, skipped, not_a_record] {
-        encoder.varint(total);
-    }
-}
-
-fn take_stream(decoder: &mut Decoder<'_>) -> Result<StreamProgress, Corrupt> {
-    let (start, resume, ranges) = (decoder.varint()?, decoder.varint()?, decoder.varint()?);
-    let mut settled_above = Vec::new();
-    let mut end = resume;
-    for _ in 0..ranges {
-        let from = end.wrapping_add(decoder.varint()?);
-        end = from.wrapping_add(decoder.varint()?);
-        settled_above.push(Range { start: from, end });
-    }
-    let totals = Totals {
-        completed: decoder.varint()?,
-        filtered: decoder.varint()?,
-        duplicate: decoder.varint()?,
-        dead_lettered: decoder.varint()?,
-        skipped: decoder.varint()?,
-        not_a_record: decoder.varint()?,
-    };
-    Ok(StreamProgress { start, resume, settled_above, totals })
-}
-
 fn put_head(encoder: &mut Encoder, head: &ParkedHead) {
     encoder.u8(match head.position.stream {
         Stream::Source => 0,
@@ -130,22 +91,16 @@ fn take_head(decoder: &mut Decoder<'_>) -> Result<ParkedHead, Corrupt> {
     let first_failed_at = Timestamp::from_nanos(decoder.varint()?);
     let due_at = Timestamp::from_nanos(decoder.varint()?);
     let found = decoder.u8()?;
-    let category = Category::ALL.into_iter().find(|c| code(*c) == found);
-    let category = category.ok_or_else(|| decoder.damaged("a category is unknown"))?;
+    let category = category(found).ok_or_else(|| decoder.damaged("a category is unknown"))?;
     Ok(ParkedHead { position, attempts, first_failed_at, due_at, category })
-}
-
-const fn code(category: Category) -> u8 {
-    match category {
-        Category::Transient => 0,
-        Category::Invalid => 1,
-        Category::Rejected => 2,
-        Category::Unknown => 3,
-    }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ops::Range;
+
+    use millrace_core::outcome::Category;
+    use millrace_core::progress::{StreamProgress, Totals};
     use proptest::prelude::*;
 
     use super::*;

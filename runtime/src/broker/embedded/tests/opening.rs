@@ -3,8 +3,9 @@ use std::path::Path;
 
 use bytes::Bytes;
 
-use super::super::{DeployError, Deployment, EmbeddedLog, OpenError, Options};
+use super::super::{EmbeddedLog, OpenError, Options};
 use super::support::*;
+use crate::broker::{DeployError, Deployment};
 
 fn refusal(options: Options) -> OpenError {
     EmbeddedLog::open(options).unwrap_err()

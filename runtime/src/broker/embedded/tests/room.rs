@@ -3,8 +3,9 @@ use std::time::Duration;
 use millrace_core::progress::KeyHash;
 use millrace_core::time::Timestamp;
 
-use super::super::{EmbeddedLog, Options, Retention};
+use super::super::{EmbeddedLog, Options};
 use super::support::*;
+use crate::broker::Retention;
 use crate::broker::{Broker, Catalog, Error, Force, LetterAction, Partition, PublishError};
 
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);

@@ -1,0 +1,345 @@
+//! Apache Kafka as the log: any number of instances, effects exactly once.
+//!
+//! Per function one thread with one member of its consumer group and one transactional producer (`member.rs`). A commit group is one
+//! transaction (`writer.rs`): outputs, dead letters, idempotency keys, and the position with all of the unit's progress as its
+//! metadata (`metadata.rs`). The broker checks in it that the member still is one, so a zombie commits nothing.
+
+use std::collections::BTreeMap;
+use std::hash::{BuildHasher, Hasher};
+use std::sync::mpsc::SyncSender;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use millrace_core::name::{FunctionName, Topic};
+use rdkafka::admin::AdminClient;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+
+use self::clients::{
+    Clients, Quiet, REQUEST_TIMEOUT, Shared, check_property, lock, partition_counts, unreachable_broker,
+};
+use self::letters::Letters;
+use self::member::commit::choose;
+use self::member::{Joining, Request};
+use self::names::Names;
+pub use self::partition::KafkaPartition;
+use self::publisher::Publisher;
+use self::reading::Reading;
+use self::record::Placed;
+use super::{
+    Assignment, Broker, CatalogError, DeployError, Deployment, Error, Log, Outgoing, Placement, PublishError,
+    Retention, Subscription,
+};
+use crate::clock::Clock;
+
+mod base64;
+mod catalog;
+mod clients;
+mod keys;
+mod letters;
+mod member;
+mod metadata;
+mod names;
+mod native;
+mod partition;
+mod publisher;
+mod reading;
+mod record;
+mod registry;
+mod restore;
+mod start;
+mod status;
+#[cfg(test)]
+mod tests;
+mod topics;
+mod values;
+mod writer;
+
+/// Between two looks for a topic that was just made.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// How a log is opened.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Addresses of brokers, `host:port` with commas between.
+    pub bootstrap: String,
+    /// What everything of ours begins with.
+    pub prefix: String,
+    /// Tells this instance from the others, and stays the same when it starts again; random if there is none.
+    pub instance: Option<String>,
+    /// Copies of each topic that the runtime makes; none leaves it to the broker.
+    pub replication: Option<u16>,
+    /// Properties passed to librdkafka. Those that the promise rests on are refused.
+    pub properties: BTreeMap<String, String>,
+    /// Tells the time of changes made by people.
+    pub clock: Clock,
+}
+
+impl Options {
+    /// The defaults: prefix `millrace`, a random instance, the broker's replication, the system's clock.
+    #[must_use]
+    pub fn new(bootstrap: impl Into<String>) -> Self {
+        Self {
+            bootstrap: bootstrap.into(),
+            prefix: "millrace".to_owned(),
+            instance: None,
+            replication: None,
+            properties: BTreeMap::new(),
+            clock: Clock::system(),
+        }
+    }
+}
+
+/// A cluster that is used. Cheap to clone.
+#[derive(Clone)]
+pub struct KafkaLog(Arc<Inner>);
+
+struct Inner {
+    options: Options,
+    clients: Arc<Clients>,
+    /// Sees open transactions, and what topics there are.
+    observer: Shared<Quiet>,
+    reading: Reading,
+    admin: AdminClient<Quiet>,
+    publisher: Publisher,
+    members: Mutex<BTreeMap<FunctionName, SyncSender<Request>>>,
+    letters: Mutex<BTreeMap<FunctionName, Arc<Mutex<Letters>>>>,
+    /// What the process must stop for.
+    failure: watch::Sender<Option<Error>>,
+    /// Each thread of a function has a copy, so that their end can be waited for.
+    running: Mutex<Option<mpsc::Sender<()>>>,
+    ended: tokio::sync::Mutex<mpsc::Receiver<()>>,
+}
+
+impl std::fmt::Debug for KafkaLog {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KafkaLog").field("bootstrap", &self.0.options.bootstrap).finish_non_exhaustive()
+    }
+}
+
+impl KafkaLog {
+    /// Connects to a cluster. Blocks until a broker has answered.
+    ///
+    /// # Errors
+    /// If a property is wrong, or no broker answers.
+    pub fn open(options: Options) -> Result<Self, Error> {
+        let instance = options.instance.clone().unwrap_or_else(random_instance);
+        for name in options.properties.keys() {
+            check_property(name).map_err(|reason| Error::Fatal(format!("kafka.properties: {reason}")))?;
+        }
+        let names = Names::new(&options.prefix, &instance);
+        let (bootstrap, properties) = (options.bootstrap.clone(), options.properties.clone());
+        let clients = Arc::new(Clients { bootstrap, properties, names });
+        let observer = Arc::new(clients.observer()?);
+        partition_counts(&observer, None)
+            .map_err(|e| Error::Transient(format!("no broker answers at `{}`: {e}", options.bootstrap)))?;
+        let (running, ended) = mpsc::channel(1);
+        Ok(Self(Arc::new(Inner {
+            reading: Reading::new(&clients)?,
+            admin: clients.admin()?,
+            publisher: Publisher::start(Arc::clone(&clients))?,
+            options,
+            clients,
+            observer,
+            members: Mutex::default(),
+            letters: Mutex::default(),
+            failure: watch::Sender::new(None),
+            running: Mutex::new(Some(running)),
+            ended: tokio::sync::Mutex::new(ended),
+        })))
+    }
+
+    fn clients(&self) -> &Arc<Clients> {
+        &self.0.clients
+    }
+
+    fn reading(&self) -> &Reading {
+        &self.0.reading
+    }
+
+    fn admin(&self) -> &AdminClient<Quiet> {
+        &self.0.admin
+    }
+
+    fn publisher(&self) -> &Publisher {
+        &self.0.publisher
+    }
+
+    fn clock(&self) -> Clock {
+        self.0.options.clock
+    }
+
+    /// As Kafka writes it: -1 for what the broker says.
+    fn replication(&self) -> i32 {
+        self.0.options.replication.map_or(-1, i32::from)
+    }
+
+    fn member(&self, function: &FunctionName) -> Option<SyncSender<Request>> {
+        lock(&self.0.members).get(function).cloned()
+    }
+
+    fn letters_of(&self, function: &FunctionName) -> Arc<Mutex<Letters>> {
+        Arc::clone(lock(&self.0.letters).entry(function.clone()).or_default())
+    }
+
+    /// All topics with their partitions. Blocks.
+    fn partition_counts(&self) -> Result<BTreeMap<String, u32>, Error> {
+        partition_counts(&self.0.observer, None)
+    }
+
+    /// The partitions of a topic, if there is such a one. Blocks.
+    fn partition_count(&self, topic: &str) -> Result<Option<u32>, Error> {
+        Ok(partition_counts(&self.0.observer, Some(topic))?.get(topic).copied())
+    }
+
+    /// Waits until topics that were just made are known to all who are asked. Blocks.
+    fn wait_for_topics(&self, topics: &[Topic]) -> Result<(), Error> {
+        let deadline = Instant::now() + REQUEST_TIMEOUT;
+        for topic in topics {
+            while self.partition_count(topic.as_str())?.is_none() {
+                if Instant::now() >= deadline {
+                    return Err(Error::Transient(format!("topic `{topic}` was made, and no broker knows of it yet")));
+                }
+                std::thread::park_timeout(LOOK_AGAIN);
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a partition ends, open transactions included. Blocks.
+    fn end(&self, topic: &str, partition: u32) -> Result<u64, Error> {
+        use rdkafka::consumer::Consumer as _;
+        let watermarks = self.0.observer.fetch_watermarks(topic, clients::signed(partition), REQUEST_TIMEOUT);
+        let (_, end) = watermarks.map_err(|e| unreachable_broker("find the end of a topic", &e))?;
+        Ok(u64::try_from(end).unwrap_or_default())
+    }
+
+    /// Chooses partitions. Blocks.
+    fn place(&self, records: Vec<Outgoing>) -> Result<Vec<Placed>, PublishError> {
+        let mut counts = BTreeMap::new();
+        let mut placed = Vec::with_capacity(records.len());
+        for (index, Outgoing { topic, placing, record }) in records.into_iter().enumerate() {
+            let unknown = || PublishError::UnknownTopic { index, topic: topic.clone() };
+            if !counts.contains_key(topic.as_str()) {
+                let count = self.partition_count(topic.as_str())?.ok_or_else(unknown)?;
+                counts.insert(topic.to_string(), count);
+            }
+            let partition = choose(placing, counts[topic.as_str()]).ok_or_else(unknown)?;
+            let (size_bytes, max_bytes) = (record.size_bytes(), millrace_core::limits::EVENT_MAX_BYTES);
+            if size_bytes > max_bytes {
+                return Err(PublishError::TooLarge { index, topic, size_bytes, max_bytes });
+            }
+            placed.push(Placed { topic: topic.to_string(), partition, record });
+        }
+        Ok(placed)
+    }
+
+    /// The sources of a subscription with their partitions. Blocks.
+    fn sources(&self, subscription: &Subscription) -> Result<BTreeMap<Topic, u32>, Error> {
+        let mut sources = BTreeMap::new();
+        for topic in &subscription.topics {
+            let count = self.partition_count(topic.as_str())?.ok_or_else(|| {
+                let fix = "create it before a function reads it, for example by naming it in the manifest";
+                Error::Transient(format!("there is no topic `{topic}`: {fix}"))
+            })?;
+            sources.insert(topic.clone(), count);
+        }
+        Ok(sources)
+    }
+}
+
+/// Enough to tell instances apart.
+fn random_instance() -> String {
+    let number = std::hash::RandomState::new().build_hasher().finish();
+    format!("{number:016x}")
+}
+
+impl Broker for KafkaLog {
+    type Partition = KafkaPartition;
+
+    async fn publish(&self, records: Vec<Outgoing>) -> Result<Vec<Placement>, PublishError> {
+        if records.is_empty() {
+            return Ok(Vec::new());
+        }
+        let log = self.clone();
+        let placing = tokio::task::spawn_blocking(move || log.place(records)).await;
+        let placed = placing.map_err(|e| Error::Transient(format!("publishing was interrupted: {e}")))??;
+        self.0.publisher.publish(placed).await
+    }
+
+    async fn subscribe(&self, subscription: Subscription) -> Result<mpsc::Receiver<Assignment<KafkaPartition>>, Error> {
+        let wanted = subscription.clone();
+        let (sources, existing) = self
+            .blocking(move |log| Ok((log.sources(&wanted)?, log.partition_counts()?)))
+            .await
+            .map_err(CatalogError::into_broker)?;
+        let window = self.clock().now().since(subscription.keys_since);
+        let needed = topics::needed(&self.0.clients, &subscription.function, &sources, window)?;
+        topics::make(&self.0.admin, self.replication(), &needed, &existing).await?;
+        let siblings = sources.values().map(|count| *count as usize).sum::<usize>().max(1);
+        let (wanted, function) = (subscription.clone(), subscription.function.clone());
+        let begin = move |log: &Self| {
+            log.wait_for_topics(&needed.into_iter().map(|one| one.name).collect::<Vec<_>>())?;
+            Ok(start::decide(&log.0.clients, &log.0.observer, &wanted, &sources)?)
+        };
+        self.blocking(begin).await.map_err(CatalogError::into_broker)?;
+        let (assignments, receiver) = mpsc::channel(siblings);
+        let running = lock(&self.0.running).clone();
+        let running = running.ok_or_else(|| Error::Fatal("the log is closed".to_owned()))?;
+        let (clients, observer) = (Arc::clone(&self.0.clients), Arc::clone(&self.0.observer));
+        let member = member::start(Joining {
+            clients,
+            observer,
+            subscription,
+            assignments,
+            siblings,
+            runtime: Handle::current(),
+            failure: self.0.failure.clone(),
+            _running: running,
+        })?;
+        lock(&self.0.members).insert(function, member);
+        Ok(receiver)
+    }
+}
+
+impl Log for KafkaLog {
+    async fn make_topic(&self, topic: Topic, partitions: u32, retention: Retention) -> Result<(), CatalogError> {
+        self.make(topic, partitions, retention).await
+    }
+
+    async fn deployments(&self) -> Result<Vec<Deployment>, Error> {
+        self.deployments_there_are().await
+    }
+
+    async fn append_deployment(
+        &self,
+        function: FunctionName,
+        previous: u64,
+        content: Bytes,
+    ) -> Result<u64, DeployError> {
+        self.deploy(function, previous, content).await
+    }
+
+    /// Kafka keeps records by its own settings, whoever reads them.
+    async fn retire(&self, _: FunctionName) -> Result<bool, Error> {
+        Ok(false)
+    }
+
+    /// What Kafka needs done, its brokers do, and whatever happens to them is waited out.
+    async fn run(&self) -> Error {
+        let mut failure = self.0.failure.subscribe();
+        let failed = failure.wait_for(Option::is_some).await.ok().and_then(|failure| failure.clone());
+        failed.unwrap_or_else(|| Error::Fatal("the log was closed".to_owned()))
+    }
+
+    /// Waits until all functions have left their groups. What has not left in time is taken away by the broker.
+    async fn close(&self, within: Duration) {
+        drop(lock(&self.0.running).take());
+        lock(&self.0.members).clear();
+        let mut ended = self.0.ended.lock().await;
+        if tokio::time::timeout(within, ended.recv()).await.is_err() {
+            tracing::warn!("Not every function has left its group in time.");
+        }
+    }
+}

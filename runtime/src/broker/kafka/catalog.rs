@@ -1,0 +1,291 @@
+//! Listing and administration.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use millrace_core::letter;
+use millrace_core::limits::{LETTERS_AT_ONCE, PARTITIONS_MAX};
+use millrace_core::name::{FunctionName, Topic, Unit};
+use millrace_core::progress::Stream;
+use tokio::sync::oneshot;
+
+use super::KafkaLog;
+use super::letters::Letters;
+use super::member::commit::changed;
+use super::member::{Committed, Request, committed};
+use super::record::Placed;
+use super::status::StatusChange;
+use super::{restore, topics, values};
+use crate::broker::{
+    Catalog, CatalogError, Error, Fetched, Force, LetterAction, LetterId, LetterStatus, PartitionInfo, PublishError,
+    Retention, StateEntry, StateRange, StoredLetter, TopicInfo, UnitInfo,
+};
+
+impl Catalog for KafkaLog {
+    async fn topics(&self) -> Result<Vec<TopicInfo>, CatalogError> {
+        self.blocking(|log| {
+            let mut topics = Vec::new();
+            for (name, partitions) in log.partition_counts()? {
+                // The broker's own, such as `__consumer_offsets`.
+                if name.starts_with("__") {
+                    continue;
+                }
+                let info = |partition| {
+                    let (earliest, next) = log.reading().bounds(&name, partition)?;
+                    Ok(PartitionInfo { earliest, next, size_bytes: 0 })
+                };
+                let partitions = (0..partitions).map(info).collect::<Result<_, Error>>()?;
+                topics.push(TopicInfo { internal: log.clients().names.is_reserved(&name), partitions, name });
+            }
+            Ok(topics)
+        })
+        .await
+    }
+
+    async fn create_topic(&self, topic: Topic, partitions: u32) -> Result<(), CatalogError> {
+        self.make(topic, partitions, Retention::default()).await
+    }
+
+    async fn read(
+        &self,
+        topic: &Topic,
+        partition: u32,
+        offset: u64,
+        max_records: usize,
+    ) -> Result<Fetched, CatalogError> {
+        let topic = topic.clone();
+        self.blocking(move |log| {
+            let count =
+                log.partition_count(topic.as_str())?.ok_or_else(|| CatalogError::UnknownTopic(topic.clone()))?;
+            if partition >= count {
+                return Err(CatalogError::UnknownPartition(topic, partition));
+            }
+            let page = log.reading().page(topic.as_str(), partition, offset, max_records)?;
+            Ok(Fetched { stream: Stream::Source, records: page.records, next: page.next })
+        })
+        .await
+    }
+
+    async fn units(&self, function: &FunctionName) -> Result<Vec<UnitInfo>, CatalogError> {
+        let name = function.clone();
+        let wanted = self.blocking(move |log| Ok(units_of(log, &name)?)).await?;
+        let found = match self.ask_member(function, wanted.clone()).await {
+            Some(found) => found?,
+            None => {
+                let name = function.clone();
+                self.blocking(move |log| {
+                    let outsider = log.clients().outsider(&log.clients().names.group(&name))?;
+                    Ok(committed(&outsider, &name, &wanted)?)
+                })
+                .await?
+            }
+        };
+        let name = function.clone();
+        self.blocking(move |log| {
+            Ok(found.into_iter().map(|one| describe(log, &name, one)).collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    async fn letters(
+        &self,
+        function: &FunctionName,
+        after: Option<&LetterId>,
+        max: usize,
+    ) -> Result<Vec<StoredLetter>, CatalogError> {
+        let (name, after) = (function.clone(), after.cloned());
+        self.with_letters(function, move |log, letters| {
+            let found = letters.after(after.as_ref(), max);
+            Ok(found.iter().map(|(id, entry)| entry.stored(log, &name, id)).collect::<Result<_, _>>()?)
+        })
+        .await
+    }
+
+    async fn letter(&self, function: &FunctionName, id: &LetterId) -> Result<StoredLetter, CatalogError> {
+        let (name, id) = (function.clone(), id.clone());
+        self.with_letters(function, move |log, letters| {
+            let entry = letters.get(&id).ok_or_else(|| CatalogError::UnknownLetter(name.clone(), id.clone()))?;
+            Ok(entry.stored(log, &name, &id)?)
+        })
+        .await
+    }
+
+    async fn open_letters(&self, function: &FunctionName) -> Result<u64, CatalogError> {
+        self.with_letters(function, |_, letters| Ok(letters.open())).await
+    }
+
+    async fn state(&self, unit: &Unit, range: StateRange) -> Result<Vec<StateEntry>, CatalogError> {
+        let unit = unit.clone();
+        self.blocking(move |log| {
+            let (function, source, partition) = (&unit.function, &unit.topic, unit.partition);
+            let topic = log.clients().names.state(function, source).map_err(|e| Error::Fatal(e.to_string()))?;
+            if log.partition_count(topic.as_str())?.is_none_or(|count| partition >= count) {
+                return Ok(Vec::new());
+            }
+            let found = restore::values(log.clients(), function, source, &[partition])?;
+            Ok(found.get(&partition).map(|found| values::list(found, &range)).unwrap_or_default())
+        })
+        .await
+    }
+
+    async fn act_on_letters(
+        &self,
+        function: &FunctionName,
+        ids: &[LetterId],
+        action: LetterAction,
+        force: Force,
+    ) -> Result<(), CatalogError> {
+        let ids: Vec<LetterId> = ids.iter().cloned().collect::<BTreeSet<_>>().into_iter().collect();
+        let name = function.clone();
+        let looked_at = ids.clone();
+        self.with_letters(function, move |_, letters| {
+            looked_at.iter().try_for_each(|id| look_at(letters, &name, id, force))
+        })
+        .await?;
+        for step in ids.chunks(LETTERS_AT_ONCE) {
+            let (name, step, action) = (function.clone(), step.to_vec(), action.clone());
+            let records = self
+                .with_letters(function, move |log, letters| {
+                    let acting = step.iter().map(|id| act(log, letters, &name, id, &action));
+                    Ok(acting.collect::<Result<Vec<_>, CatalogError>>()?.concat())
+                })
+                .await?;
+            self.publisher().publish(records).await.map_err(|e| match e {
+                PublishError::Broker(error) => CatalogError::Broker(error),
+                error => CatalogError::Broker(Error::Transient(error.to_string())),
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a letter may change.
+fn look_at(letters: &Letters, function: &FunctionName, id: &LetterId, force: Force) -> Result<(), CatalogError> {
+    let (function, id) = (function.clone(), id.clone());
+    match letters.get(&id) {
+        None => Err(CatalogError::UnknownLetter(function, id)),
+        Some(entry) if entry.status != LetterStatus::Open && force == Force::No => {
+            Err(CatalogError::NotOpen { function, id, status: entry.status })
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+/// What one action writes.
+fn act(
+    log: &KafkaLog,
+    letters: &Letters,
+    function: &FunctionName,
+    id: &LetterId,
+    action: &LetterAction,
+) -> Result<Vec<Placed>, CatalogError> {
+    let invalid = |e: millrace_core::name::InvalidName| CatalogError::Broker(Error::Fatal(e.to_string()));
+    let (names, now) = (&log.clients().names, log.clock().now());
+    let statuses = names.statuses(function).map_err(invalid)?;
+    let change = match action {
+        LetterAction::Redrive => StatusChange::Redriven,
+        LetterAction::Resolve(note) => StatusChange::Resolved(note.clone()),
+        LetterAction::Discard(reason) => StatusChange::Discarded(reason.clone()),
+    };
+    let mut records = vec![changed(statuses.as_str(), id, now, &change)];
+    if *action == LetterAction::Redrive {
+        let entry = letters.get(id).ok_or_else(|| CatalogError::UnknownLetter(function.clone(), id.clone()))?;
+        let mut record = letter::redriven(&entry.stored(log, function, id)?.record);
+        record.timestamp = now;
+        let topic = names.redrive(function, &id.topic).map_err(invalid)?;
+        records.push(Placed { topic: topic.to_string(), partition: id.partition, record });
+    }
+    Ok(records)
+}
+
+/// The units of a function: the partitions of its redrive topics are those of its sources.
+fn units_of(log: &KafkaLog, function: &FunctionName) -> Result<Vec<(Topic, u32)>, Error> {
+    let mut units = Vec::new();
+    for (name, count) in log.partition_counts()? {
+        if let Some(source) = log.clients().names.source_of_redrive(function, &name) {
+            units.extend((0..count).map(|partition| (source.clone(), partition)));
+        }
+    }
+    units.sort();
+    Ok(units)
+}
+
+/// Its position, and what lies before it. What follows the position and is no record, such as the mark of a transaction, is
+/// nothing to wait for.
+fn describe(log: &KafkaLog, function: &FunctionName, found: Committed) -> Result<UnitInfo, Error> {
+    let Committed { topic, partition, progress } = found;
+    let progress = progress.unwrap_or_default();
+    let redrives = log.clients().names.redrive(function, &topic).map_err(|e| Error::Fatal(e.to_string()))?;
+    let left = |topic: &str, resume: u64| {
+        let page = log.reading().page(topic, partition, resume, 1)?;
+        let oldest = page.records.first().map(|(_, record)| record.timestamp);
+        let end = if oldest.is_some() { log.reading().bounds(topic, partition)?.1 } else { resume };
+        Ok::<_, Error>((end, oldest))
+    };
+    let (source_next, oldest_unsettled_at) = left(topic.as_str(), progress.source.resume)?;
+    let (redrive_next, _) = left(redrives.as_str(), progress.redrive.resume)?;
+    let unit = Unit { function: function.clone(), topic, partition };
+    Ok(UnitInfo { unit, progress, source_next, oldest_unsettled_at, redrive_next })
+}
+
+impl KafkaLog {
+    /// Makes a topic unless it exists with this number of partitions.
+    pub(super) async fn make(&self, topic: Topic, partitions: u32, retention: Retention) -> Result<(), CatalogError> {
+        let name = topic.clone();
+        let existing = self.blocking(move |log| Ok(log.partition_count(name.as_str())?)).await?;
+        match existing {
+            Some(existing) if existing == partitions => return Ok(()),
+            Some(existing) => return Err(CatalogError::PartitionCount { topic, existing, wanted: partitions }),
+            None => {}
+        }
+        let refuse = |reason| Err(CatalogError::Broker(Error::Transient(reason)));
+        if self.clients().names.is_reserved(topic.as_str()) {
+            return refuse(format!("topic `{topic}` would begin with the runtime's own prefix: choose another name"));
+        }
+        if !(1..=PARTITIONS_MAX).contains(&partitions) {
+            return refuse(format!(
+                "topic `{topic}` cannot have {partitions} partitions: ask for 1 to {PARTITIONS_MAX}"
+            ));
+        }
+        topics::make_for_events(self.admin(), self.replication(), topic.clone(), partitions, retention).await?;
+        self.blocking(move |log| Ok(log.wait_for_topics(&[topic])?)).await
+    }
+
+    /// Asks the thread of a function that runs here.
+    async fn ask_member(
+        &self,
+        function: &FunctionName,
+        wanted: Vec<(Topic, u32)>,
+    ) -> Option<Result<Vec<Committed>, Error>> {
+        let member = self.member(function)?;
+        let (reply, answer) = oneshot::channel();
+        member.try_send(Request::Committed(wanted, reply)).ok()?;
+        answer.await.ok()
+    }
+
+    /// Looks at a function's letters as they are now.
+    async fn with_letters<T: Send + 'static>(
+        &self,
+        function: &FunctionName,
+        look: impl FnOnce(&Self, &Letters) -> Result<T, CatalogError> + Send + 'static,
+    ) -> Result<T, CatalogError> {
+        let function = function.clone();
+        self.blocking(move |log| {
+            let letters = log.letters_of(&function);
+            let mut letters = super::clients::lock(&letters);
+            letters.catch_up(log, &function)?;
+            look(log, &letters)
+        })
+        .await
+    }
+
+    /// Does something that waits for the broker.
+    pub(super) async fn blocking<T: Send + 'static>(
+        &self,
+        action: impl FnOnce(&Self) -> Result<T, CatalogError> + Send + 'static,
+    ) -> Result<T, CatalogError> {
+        let log = Self(Arc::clone(&self.0));
+        let result = tokio::task::spawn_blocking(move || action(&log)).await;
+        result.map_err(|e| CatalogError::Broker(Error::Transient(format!("asking Kafka was interrupted: {e}"))))?
+    }
+}

@@ -1,0 +1,347 @@
+//! librdkafka's clients and how they are configured.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use millrace_core::limits;
+use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::message::{DeliveryResult, Message};
+use rdkafka::producer::{BaseProducer, ProducerContext};
+use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{ClientContext, TopicPartitionList};
+
+use super::names::Names;
+use crate::broker::Error;
+
+/// The longest wait for one answer of the broker.
+pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// A killed instance's open transaction holds back readers for this long.
+const TRANSACTION_TIMEOUT_MS: u32 = 10_000;
+/// What a record takes in a request beside its key, value and headers, and some more.
+const RECORD_OVERHEAD_BYTES: usize = 64 * limits::KIB;
+
+/// Properties of librdkafka that are ours, because the promise rests on them, with the reason.
+const OURS: [(&str, &str); 18] = [
+    ("bootstrap.servers", "it is the setting kafka.bootstrap"),
+    ("metadata.broker.list", "it is the setting kafka.bootstrap"),
+    ("group.id", "it follows from the prefix and the function's name"),
+    ("group.instance.id", "instances come and go"),
+    ("enable.auto.commit", "positions are committed with the effects of their events"),
+    ("auto.commit.enable", "positions are committed with the effects of their events"),
+    ("enable.auto.offset.store", "positions are committed with the effects of their events"),
+    ("isolation.level", "what is not committed must not be handled"),
+    ("auto.offset.reset", "a position that is gone waits for an operator"),
+    ("enable.partition.eof", "the runtime decides where it is needed"),
+    ("transactional.id", "it follows from the prefix, the function's name and kafka.instance"),
+    ("transaction.timeout.ms", "others wait that long for an instance that was killed"),
+    ("enable.idempotence", "a record would be written twice"),
+    ("acks", "a record could be lost"),
+    ("request.required.acks", "a record could be lost"),
+    ("message.timeout.ms", "it follows from the time-out of transactions"),
+    ("delivery.timeout.ms", "it follows from the time-out of transactions"),
+    ("partitioner", "the runtime chooses partitions"),
+];
+
+/// Checks a property that somebody wants to pass to librdkafka.
+///
+/// # Errors
+/// If it is one that the promise rests on.
+pub(super) fn check_property(name: &str) -> Result<(), String> {
+    match OURS.iter().find(|(ours, _)| *ours == name) {
+        Some((_, reason)) => Err(format!("`{name}` cannot be changed: {reason}; leave it out")),
+        None => Ok(()),
+    }
+}
+
+/// Makes clients.
+#[derive(Clone, Debug)]
+pub(super) struct Clients {
+    pub(super) bootstrap: String,
+    /// Given by an operator, over ours.
+    pub(super) properties: BTreeMap<String, String>,
+    pub(super) names: Names,
+}
+
+impl Clients {
+    /// Ours, then the operator's, then what the promise rests on.
+    fn config(&self, tuned: &[(&str, &str)], fixed: &[(&str, &str)]) -> ClientConfig {
+        let mut config = ClientConfig::new();
+        config.set("client.id", "millrace");
+        for (name, value) in tuned {
+            config.set(*name, *value);
+        }
+        // The other protocol knows neither of these.
+        let consumer_protocol = self.properties.get("group.protocol").is_some_and(|protocol| protocol == "consumer");
+        if consumer_protocol {
+            for name in ["partition.assignment.strategy", "session.timeout.ms", "heartbeat.interval.ms"] {
+                config.remove(name);
+            }
+        }
+        for (name, value) in &self.properties {
+            config.set(name, value);
+        }
+        config.set("bootstrap.servers", &self.bootstrap);
+        for (name, value) in fixed {
+            config.set(*name, *value);
+        }
+        config
+    }
+
+    /// A member of a function's group, not subscribed yet.
+    pub(super) fn member(&self, group: &str, context: MemberContext) -> Result<BaseConsumer<MemberContext>, Error> {
+        let tuned = [
+            ("partition.assignment.strategy", "cooperative-sticky"),
+            ("session.timeout.ms", "10000"),
+            ("heartbeat.interval.ms", "2000"),
+            ("fetch.queue.backoff.ms", "2"),
+            ("fetch.wait.max.ms", "500"),
+            ("queued.min.messages", "4000"),
+            ("queued.max.messages.kbytes", "8192"),
+        ];
+        let fixed = [
+            ("group.id", group),
+            ("enable.auto.commit", "false"),
+            ("enable.auto.offset.store", "false"),
+            ("isolation.level", "read_committed"),
+            ("auto.offset.reset", "error"),
+        ];
+        made(BaseConsumer::from_config_and_context(&self.config(&tuned, &fixed), context))
+    }
+
+    /// Reads partitions that it is told to, of nobody's group. It tells where a partition ends.
+    pub(super) fn reader(&self) -> Result<BaseConsumer<Quiet>, Error> {
+        let tuned =
+            [("fetch.queue.backoff.ms", "2"), ("fetch.wait.max.ms", "10"), ("queued.max.messages.kbytes", "16384")];
+        let group = self.names.readers();
+        let fixed = [
+            ("group.id", group.as_str()),
+            ("enable.auto.commit", "false"),
+            ("enable.auto.offset.store", "false"),
+            ("isolation.level", "read_committed"),
+            ("auto.offset.reset", "error"),
+            ("enable.partition.eof", "true"),
+        ];
+        made(BaseConsumer::from_config_and_context(&self.config(&tuned, &fixed), Quiet))
+    }
+
+    /// Asks where partitions end, transactions that are still open included.
+    pub(super) fn observer(&self) -> Result<BaseConsumer<Quiet>, Error> {
+        let fixed = [("isolation.level", "read_uncommitted")];
+        made(BaseConsumer::from_config_and_context(&self.config(&[], &fixed), Quiet))
+    }
+
+    /// Asks for what a group committed, without being in it.
+    pub(super) fn outsider(&self, group: &str) -> Result<BaseConsumer<Quiet>, Error> {
+        let fixed = [("group.id", group), ("enable.auto.commit", "false"), ("isolation.level", "read_committed")];
+        made(BaseConsumer::from_config_and_context(&self.config(&[], &fixed), Quiet))
+    }
+
+    pub(super) fn producer(&self, transactional_id: &str) -> Result<BaseProducer<Deliveries>, Error> {
+        let largest = (limits::DEAD_LETTER_MAX_BYTES + RECORD_OVERHEAD_BYTES).to_string();
+        let tuned = [("linger.ms", "0.5"), ("message.max.bytes", largest.as_str())];
+        let timeout = TRANSACTION_TIMEOUT_MS.to_string();
+        let fixed = [
+            ("transactional.id", transactional_id),
+            ("transaction.timeout.ms", timeout.as_str()),
+            ("message.timeout.ms", timeout.as_str()),
+        ];
+        made(BaseProducer::from_config_and_context(&self.config(&tuned, &fixed), Deliveries::default()))
+    }
+
+    /// Makes topics and looks at their settings.
+    pub(super) fn admin(&self) -> Result<rdkafka::admin::AdminClient<Quiet>, Error> {
+        made(rdkafka::admin::AdminClient::from_config_and_context(&self.config(&[], &[]), Quiet))
+    }
+}
+
+/// A client that cannot be made is configured wrongly; trying again does not help.
+fn made<T>(made: KafkaResult<T>) -> Result<T, Error> {
+    made.map_err(|error| match error {
+        KafkaError::ClientConfig(_, description, name, value) => {
+            Error::Fatal(format!("kafka.properties: `{name}` cannot be `{value}`: {description}"))
+        }
+        error => Error::Fatal(format!("a client of Kafka cannot be made: {error}")),
+    })
+}
+
+/// How many partitions each of some topics has, as the broker says; none where there is no such topic.
+pub(super) fn partition_counts<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    topic: Option<&str>,
+) -> Result<BTreeMap<String, u32>, Error> {
+    let metadata =
+        consumer.fetch_metadata(topic, REQUEST_TIMEOUT).map_err(|e| unreachable_broker("list topics", &e))?;
+    let there = metadata.topics().iter().filter(|topic| topic.error().is_none());
+    Ok(there.map(|topic| (topic.name().to_owned(), u32::try_from(topic.partitions().len()).unwrap_or(0))).collect())
+}
+
+/// The broker could not be asked.
+pub(super) fn unreachable_broker(what: &str, error: &KafkaError) -> Error {
+    Error::Transient(format!("Kafka cannot be asked to {what}: {error}"))
+}
+
+/// A list of partitions, each with an offset that fits.
+pub(super) fn partitions<'a>(wanted: impl IntoIterator<Item = (&'a str, u32, rdkafka::Offset)>) -> TopicPartitionList {
+    let mut list = TopicPartitionList::new();
+    for (topic, partition, offset) in wanted {
+        let added = list.add_partition_offset(topic, signed(partition), offset);
+        added.expect("a position in Kafka is not negative and fits its numbers");
+    }
+    list
+}
+
+/// Kafka's numbers of partitions have a sign.
+pub(super) fn signed(partition: u32) -> i32 {
+    i32::try_from(partition).expect("Kafka has no partition of so large a number")
+}
+
+/// Kafka's numbers of partitions have a sign.
+pub(super) fn unsigned(partition: i32) -> u32 {
+    u32::try_from(partition).unwrap_or_default()
+}
+
+/// An offset of ours in Kafka's form.
+pub(super) fn at(offset: u64) -> rdkafka::Offset {
+    rdkafka::Offset::Offset(i64::try_from(offset).unwrap_or(i64::MAX))
+}
+
+/// Says what librdkafka has to say where it does not frighten: it reports each broken connection as an error, and mends it.
+fn log(level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
+    use rdkafka::config::RDKafkaLogLevel as Level;
+    match level {
+        Level::Emerg | Level::Alert | Level::Critical => tracing::error!(facility, message, "librdkafka"),
+        Level::Error | Level::Warning => tracing::info!(facility, message, "librdkafka"),
+        Level::Notice | Level::Info | Level::Debug => tracing::debug!(facility, message, "librdkafka"),
+    }
+}
+
+/// A client that has nothing to tell.
+#[derive(Clone, Debug)]
+pub(super) struct Quiet;
+
+impl ClientContext for Quiet {
+    fn log(&self, level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
+        log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "librdkafka");
+    }
+}
+
+impl ConsumerContext for Quiet {}
+
+/// A change of what a member owns, as the group's coordinator wants it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Change {
+    Assigned(Vec<(String, u32)>),
+    Revoked(Vec<(String, u32)>),
+}
+
+/// Keeps changes for the thread that polls: it acts on them when `poll` has returned, not within.
+#[derive(Debug, Default)]
+pub(super) struct MemberContext(Mutex<VecDeque<Change>>);
+
+impl MemberContext {
+    pub(super) fn next_change(&self) -> Option<Change> {
+        lock(&self.0).pop_front()
+    }
+}
+
+impl ClientContext for MemberContext {
+    fn log(&self, level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
+        log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "librdkafka");
+    }
+}
+
+impl ConsumerContext for MemberContext {
+    fn rebalance(&self, _: &BaseConsumer<Self>, error: RDKafkaRespErr, list: &mut TopicPartitionList) {
+        let elements = list.elements();
+        let units =
+            elements.iter().map(|element| (element.topic().to_owned(), unsigned(element.partition()))).collect();
+        let assigned = error == RDKafkaRespErr::RD_KAFKA_RESP_ERR__ASSIGN_PARTITIONS;
+        lock(&self.0).push_back(if assigned { Change::Assigned(units) } else { Change::Revoked(units) });
+    }
+}
+
+/// What became of each record sent, by its number.
+#[derive(Debug, Default)]
+pub(super) struct Deliveries(Mutex<Vec<Delivery>>);
+
+/// What became of a record.
+#[derive(Debug)]
+pub(super) struct Delivery {
+    pub(super) number: usize,
+    /// Its offset.
+    pub(super) result: Result<u64, RDKafkaErrorCode>,
+}
+
+impl Deliveries {
+    pub(super) fn take(&self) -> Vec<Delivery> {
+        std::mem::take(&mut *lock(&self.0))
+    }
+}
+
+impl ClientContext for Deliveries {
+    fn log(&self, level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
+        log(level, facility, message);
+    }
+
+    fn error(&self, error: KafkaError, reason: &str) {
+        tracing::debug!(%error, reason, "librdkafka");
+    }
+}
+
+impl ProducerContext for Deliveries {
+    type DeliveryOpaque = usize;
+
+    fn delivery(&self, result: &DeliveryResult<'_>, number: usize) {
+        let result = match result {
+            Ok(message) => Ok(u64::try_from(message.offset()).unwrap_or_default()),
+            Err((error, _)) => Err(error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail)),
+        };
+        lock(&self.0).push(Delivery { number, result });
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Consumers that several threads hold.
+pub(super) type Shared<C> = Arc<BaseConsumer<C>>;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn properties_that_would_break_the_promise_are_refused_by_name() {
+        for name in ["isolation.level", "enable.auto.commit", "transactional.id", "acks"] {
+            let refused = check_property(name).unwrap_err();
+            assert!(refused.starts_with(&format!("`{name}` cannot be changed: ")), "{refused}");
+        }
+        for name in ["security.protocol", "sasl.password", "fetch.wait.max.ms", "group.protocol"] {
+            assert_eq!(check_property(name), Ok(()));
+        }
+    }
+
+    #[test]
+    fn a_property_that_librdkafka_does_not_know_is_named() {
+        let clients = Clients {
+            bootstrap: "127.0.0.1:1".to_owned(),
+            properties: [("fetch.wiat.max.ms".to_owned(), "1".to_owned())].into(),
+            names: Names::new("millrace", "a"),
+        };
+        let error = clients.observer().map(drop).unwrap_err();
+        assert!(!error.is_transient());
+        assert!(error.to_string().contains("`fetch.wiat.max.ms` cannot be `1`"), "{error}");
+    }
+}

@@ -1,0 +1,494 @@
+//! The thread of one function: a member of its group, its producer, and the units that it owns.
+//!
+//! One thread polls, serves changes of the group, and commits. So what a commit's positions are checked against is read
+//! after all changes that are known here, and no change comes between.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+use millrace_core::limits;
+use millrace_core::name::{FunctionName, Topic, Unit};
+use millrace_core::progress::{Progress, StreamProgress};
+use rdkafka::Offset;
+use rdkafka::consumer::{BaseConsumer, Consumer, RebalanceProtocol};
+use rdkafka::error::KafkaError;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::clients::{
+    Change, Clients, MemberContext, Quiet, REQUEST_TIMEOUT, Shared, at, partitions, signed, unreachable_broker,
+    unsigned,
+};
+use super::partition::{self, Inbox, KafkaPartition};
+use super::values::KafkaState;
+use super::writer::Writer;
+use super::{metadata, native, restore};
+use crate::broker::{Assignment, Commit, CommitOutcome, Error, Restored, Subscription};
+
+pub(super) mod commit;
+
+/// How often the group's events are looked for when nothing else happens.
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
+/// Before something that the broker refused is tried again.
+const PAUSE: Duration = Duration::from_millis(500);
+/// How long leaving the group may take.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Commits and wake-ups that may wait: one commit of each unit, and some more.
+const QUEUE_REQUESTS: usize = 2 * limits::PARTITIONS_MAX as usize;
+
+/// What the thread is asked for.
+pub(super) enum Request {
+    /// A queue is no longer empty.
+    Wake,
+    /// A commit of one unit.
+    Commit(Box<Pending>),
+    /// What is committed for these partitions, whoever owns them.
+    Committed(Vec<(Topic, u32)>, oneshot::Sender<Result<Vec<Committed>, Error>>),
+}
+
+/// A commit on its way.
+pub(super) struct Pending {
+    pub(super) unit: (Topic, u32),
+    pub(super) epoch: u64,
+    pub(super) commit: Commit,
+    pub(super) metadata: String,
+    pub(super) reply: oneshot::Sender<Result<CommitOutcome, Error>>,
+}
+
+/// A committed position.
+pub(super) struct Committed {
+    pub(super) topic: Topic,
+    pub(super) partition: u32,
+    /// None if nothing is committed.
+    pub(super) progress: Option<Progress>,
+}
+
+/// What a member is made of.
+pub(super) struct Joining {
+    pub(super) clients: Arc<Clients>,
+    pub(super) observer: Shared<Quiet>,
+    pub(super) subscription: Subscription,
+    pub(super) assignments: mpsc::Sender<Assignment<KafkaPartition>>,
+    /// Units of the function in all.
+    pub(super) siblings: usize,
+    pub(super) runtime: Handle,
+    /// What the process must stop for.
+    pub(super) failure: watch::Sender<Option<Error>>,
+    /// Dropped when the thread has ended.
+    pub(super) _running: mpsc::Sender<()>,
+}
+
+/// A unit that is owned now.
+struct Owned {
+    epoch: u64,
+    revoked: watch::Sender<bool>,
+    inbox: Arc<Inbox>,
+    /// Commits so far: the next one has one more.
+    commits: u64,
+    state: KafkaState,
+}
+
+/// The clients, which are replaced together.
+struct Consumers {
+    source: Shared<MemberContext>,
+    /// Not in the group: its partitions follow those of `source`, and its positions are part of theirs.
+    redrive: Shared<MemberContext>,
+}
+
+struct Member {
+    joining: Joining,
+    consumers: Consumers,
+    writer: Writer,
+    owned: BTreeMap<(Topic, u32), Owned>,
+    /// Partitions of topics that records go to, and when they were asked for.
+    counts: (BTreeMap<String, u32>, Instant),
+    epoch: u64,
+    requests: Receiver<Request>,
+    sender: SyncSender<Request>,
+}
+
+/// Starts the thread, and answers with the way to ask it.
+pub(super) fn start(joining: Joining) -> Result<SyncSender<Request>, Error> {
+    let (sender, requests) = sync_channel(QUEUE_REQUESTS);
+    let consumers = consumers(&joining, &sender)?;
+    let id = joining.clients.names.transactional_id(&joining.subscription.function);
+    let writer = Writer::new(Arc::clone(&joining.clients), id);
+    let name = format!("kafka-{}", joining.subscription.function.function());
+    let counts = (BTreeMap::new(), Instant::now());
+    let (owned, asking) = (BTreeMap::new(), sender.clone());
+    let member = Member { joining, consumers, writer, owned, counts, epoch: 0, requests, sender };
+    let bug = Bug(member.joining.failure.clone());
+    let thread = std::thread::Builder::new().name(name).spawn(move || {
+        member.run();
+        drop(bug);
+    });
+    thread.map_err(|e| Error::Fatal(format!("no thread can be started: {e}")))?;
+    Ok(asking)
+}
+
+/// A bug in the thread stops the process, as one in a worker does.
+struct Bug(watch::Sender<Option<Error>>);
+
+impl Drop for Bug {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.send_replace(Some(Error::Fatal("a thread of Kafka's ended abruptly".to_owned())));
+        }
+    }
+}
+
+fn consumers(joining: &Joining, requests: &SyncSender<Request>) -> Result<Consumers, Error> {
+    let Joining { clients, subscription, .. } = joining;
+    let mut source = clients.member(&clients.names.group(&subscription.function), MemberContext::default())?;
+    let wake = requests.clone();
+    // Whoever cannot be woken has enough to do already.
+    source.set_nonempty_callback(move || drop(wake.try_send(Request::Wake)));
+    let redrive = clients.member(&clients.names.readers(), MemberContext::default())?;
+    Ok(Consumers { source: Arc::new(source), redrive: Arc::new(redrive) })
+}
+
+impl Member {
+    fn run(mut self) {
+        let name = self.function().clone();
+        let mut joined = false;
+        while !self.joining.assignments.is_closed() {
+            let turn = if joined { self.turn() } else { self.join().map(|()| joined = true) };
+            if let Err(error) = turn {
+                if let Error::Fatal(_) = error {
+                    self.joining.failure.send_replace(Some(error));
+                    break;
+                }
+                tracing::warn!(function = %name, %error, "Its clients of Kafka are replaced.");
+                self.lose_all();
+                match consumers(&self.joining, &self.sender) {
+                    Ok(consumers) => close(std::mem::replace(&mut self.consumers, consumers)),
+                    Err(error) => tracing::error!(function = %name, %error, "Its clients of Kafka cannot be made."),
+                }
+                joined = false;
+                std::thread::park_timeout(PAUSE);
+            }
+        }
+        self.lose_all();
+        while let Ok(request) = self.requests.try_recv() {
+            // Dropping a commit answers that its unit is lost.
+            drop(request);
+        }
+        let Self { consumers, writer, joining, .. } = self;
+        close(consumers);
+        drop((writer, joining));
+        tracing::debug!(function = %name, "It has left its group.");
+    }
+
+    fn function(&self) -> &FunctionName {
+        &self.joining.subscription.function
+    }
+
+    /// Fences whoever has the same identity, then joins the group.
+    fn join(&mut self) -> Result<(), Error> {
+        if !self.writer.is_ready() {
+            self.writer.renew()?;
+        }
+        let topics: Vec<&str> = self.joining.subscription.topics.iter().map(Topic::as_str).collect();
+        self.consumers.source.subscribe(&topics).map_err(|e| unreachable_broker("subscribe", &e))
+    }
+
+    /// Serves what happened in the group, waits for requests, and does what they ask.
+    fn turn(&mut self) -> Result<(), Error> {
+        self.poll()?;
+        let mut commits = Vec::new();
+        let mut next = self.requests.recv_timeout(POLL_INTERVAL).ok();
+        while let Some(request) = next {
+            match request {
+                Request::Wake => {}
+                Request::Commit(pending) => commits.push(*pending),
+                Request::Committed(wanted, reply) => drop(reply.send(self.committed(&wanted))),
+            }
+            next = self.requests.try_recv().ok();
+        }
+        if !commits.is_empty() {
+            self.poll()?;
+            self.commit(commits)?;
+        }
+        Ok(())
+    }
+
+    /// Serves all events of both consumers.
+    fn poll(&mut self) -> Result<(), Error> {
+        let (source, redrive) = (Arc::clone(&self.consumers.source), Arc::clone(&self.consumers.redrive));
+        loop {
+            let idle = serve(&source)?;
+            match source.context().next_change() {
+                Some(Change::Assigned(units)) => self.assigned(units)?,
+                Some(Change::Revoked(units)) => self.revoked(units)?,
+                None if idle => break,
+                None => {}
+            }
+        }
+        while !serve(&redrive)? {}
+        Ok(())
+    }
+
+    fn assigned(&mut self, units: Vec<(String, u32)>) -> Result<(), Error> {
+        let mut wanted = Vec::new();
+        for (topic, partition) in units {
+            let topic = Topic::new(topic).map_err(|e| Error::Fatal(e.to_string()))?;
+            wanted.push((topic, partition));
+        }
+        let committed = self.committed(&wanted)?;
+        let (mut source, mut redrive) = (Vec::new(), Vec::new());
+        let mut restoring = BTreeMap::<Topic, Vec<Restoring>>::new();
+        for Committed { topic, partition, progress } in committed {
+            let progress = match progress {
+                Some(progress) => progress,
+                None => self.beginning(&topic, partition)?,
+            };
+            let unit = Unit { function: self.function().clone(), topic: topic.clone(), partition };
+            let redrives = self.joining.clients.names.redrive(&unit.function, &topic);
+            let redrives = redrives.map_err(|e| Error::Fatal(e.to_string()))?;
+            let logs = [(&self.consumers.source, topic.as_str()), (&self.consumers.redrive, redrives.as_str())];
+            let inbox = Arc::new(Inbox::new(logs, partition)?);
+            source.push((topic.clone(), partition, progress.source.resume));
+            redrive.push((redrives, partition, progress.redrive.resume));
+            self.epoch += 1;
+            let (revoked, state) = (watch::Sender::new(false), KafkaState::default());
+            let mine = KafkaPartition {
+                unit,
+                epoch: self.epoch,
+                inbox: Arc::clone(&inbox),
+                requests: self.sender.clone(),
+                observer: Arc::clone(&self.joining.observer),
+                expected: [Some(progress.source.resume), Some(progress.redrive.resume)],
+                last: millrace_core::progress::Stream::Source,
+                metadata_bytes: 0,
+                state: state.clone(),
+            };
+            let owned = Owned { epoch: self.epoch, revoked, inbox, commits: progress.commits, state };
+            let one = Restoring { partition: mine, progress, revoked: owned.revoked.subscribe() };
+            restoring.entry(topic.clone()).or_default().push(one);
+            self.own((topic, partition), owned);
+        }
+        assign(&self.consumers.source, &source)?;
+        add(&self.consumers.redrive, &redrive)?;
+        tracing::info!(function = %self.function(), partitions = source.len(), "Partitions were assigned.");
+        for (topic, units) in restoring {
+            self.restore(topic, units);
+        }
+        Ok(())
+    }
+
+    fn own(&mut self, unit: (Topic, u32), owned: Owned) {
+        if let Some(earlier) = self.owned.insert(unit, owned) {
+            earlier.lose();
+        }
+    }
+
+    fn revoked(&mut self, units: Vec<(String, u32)>) -> Result<(), Error> {
+        let mut lost = Vec::new();
+        for (topic, partition) in units {
+            let topic = Topic::new(topic).map_err(|e| Error::Fatal(e.to_string()))?;
+            if let Some(owned) = self.owned.remove(&(topic.clone(), partition)) {
+                owned.lose();
+            }
+            lost.push((topic, partition));
+        }
+        tracing::info!(function = %self.function(), partitions = lost.len(), "Partitions were revoked.");
+        unassign(&self.consumers.source, &lost)?;
+        let names = &self.joining.clients.names;
+        let redrives = lost
+            .iter()
+            .filter_map(|(topic, partition)| Some((names.redrive(self.function(), topic).ok()?, *partition)));
+        let redrives: Vec<_> = redrives.collect();
+        remove(&self.consumers.redrive, &redrives)
+    }
+
+    fn lose_all(&mut self) {
+        std::mem::take(&mut self.owned).into_values().for_each(Owned::lose);
+    }
+
+    /// What is committed and stable. What somebody else committed, such as an operator's tool, is a position without
+    /// progress.
+    fn committed(&self, wanted: &[(Topic, u32)]) -> Result<Vec<Committed>, Error> {
+        committed(&self.consumers.source, self.function(), wanted)
+    }
+
+    /// A partition without a position was added after its function began to read the topic.
+    fn beginning(&self, topic: &Topic, partition: u32) -> Result<Progress, Error> {
+        let watermarks = self.joining.observer.fetch_watermarks(topic.as_str(), signed(partition), REQUEST_TIMEOUT);
+        let (earliest, _) = watermarks.map_err(|e| unreachable_broker("find the beginning of a topic", &e))?;
+        Ok(progress_from(u64::try_from(earliest).unwrap_or_default()))
+    }
+
+    /// Reads what units remember, while this thread goes on, and hands them over.
+    fn restore(&self, topic: Topic, units: Vec<Restoring>) {
+        let (clients, assignments) = (Arc::clone(&self.joining.clients), self.joining.assignments.clone());
+        let (function, since) = (self.function().clone(), self.joining.subscription.keys_since);
+        let siblings = self.joining.siblings;
+        self.joining.runtime.spawn_blocking(move || {
+            let began = Instant::now();
+            let partitions: Vec<u32> = units.iter().map(|unit| unit.partition.unit.partition).collect();
+            let (mut keys, mut values) = loop {
+                let keys = restore::keys(&clients, &function, &topic, &partitions, since);
+                let found = keys.and_then(|keys| Ok((keys, restore::values(&clients, &function, &topic, &partitions)?)));
+                match found {
+                    Ok(found) => break found,
+                    Err(error) if units.iter().all(Restoring::is_lost) || assignments.is_closed() => {
+                        tracing::debug!(%function, %topic, %error, "What was to be restored is lost.");
+                        return;
+                    }
+                    Err(error) => tracing::warn!(%function, %topic, %error, "Idempotency keys and state could not be read; it is tried again."),
+                }
+                std::thread::park_timeout(PAUSE);
+            };
+            let count: usize = keys.values().flatten().map(|block| block.keys.len()).sum();
+            tracing::info!(%function, %topic, partitions = partitions.len(), keys = count, took = ?began.elapsed(), "Restored.");
+            for Restoring { partition, progress, revoked } in units {
+                let keys = keys.remove(&partition.unit.partition).unwrap_or_default();
+                partition.state.restore(values.remove(&partition.unit.partition).unwrap_or_default());
+                let assignment = Assignment { partition, restored: Restored { progress, keys }, siblings, revoked };
+                if assignments.blocking_send(assignment).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+}
+
+/// A unit whose worker cannot start yet.
+struct Restoring {
+    partition: KafkaPartition,
+    progress: Progress,
+    revoked: watch::Receiver<bool>,
+}
+
+impl Restoring {
+    fn is_lost(&self) -> bool {
+        *self.revoked.borrow()
+    }
+}
+
+impl Owned {
+    /// Nothing of it can be committed from now on.
+    fn lose(self) {
+        self.revoked.send_replace(true);
+        self.inbox.close();
+    }
+}
+
+/// Progress of a unit that never ran.
+pub(super) fn progress_from(offset: u64) -> Progress {
+    let source = StreamProgress { start: offset, resume: offset, ..StreamProgress::default() };
+    Progress { source, ..Progress::default() }
+}
+
+/// What a group committed.
+pub(super) fn committed<C: rdkafka::consumer::ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    function: &FunctionName,
+    wanted: &[(Topic, u32)],
+) -> Result<Vec<Committed>, Error> {
+    let list = partitions(wanted.iter().map(|(topic, partition)| (topic.as_str(), *partition, Offset::Invalid)));
+    let found = consumer.committed_offsets(list, REQUEST_TIMEOUT);
+    let found = found.map_err(|e| unreachable_broker("tell what is committed", &e))?;
+    let mut all = Vec::with_capacity(wanted.len());
+    for element in found.elements() {
+        element.error().map_err(|e| unreachable_broker("tell what is committed", &e))?;
+        let topic = Topic::new(element.topic().to_owned()).map_err(|e| Error::Fatal(e.to_string()))?;
+        let partition = unsigned(element.partition());
+        let progress = match element.offset() {
+            Offset::Offset(offset) => {
+                let offset = u64::try_from(offset).unwrap_or_default();
+                let unit = Unit { function: function.clone(), topic: topic.clone(), partition };
+                Some(match metadata::decode(&unit, element.metadata()) {
+                    Ok(progress) if progress.source.resume == offset => progress,
+                    Ok(_) => progress_from(offset),
+                    Err(error) => {
+                        tracing::warn!(%unit, offset, %error, "The position was set by somebody else; accounts begin there.");
+                        progress_from(offset)
+                    }
+                })
+            }
+            _ => None,
+        };
+        all.push(Committed { topic, partition, progress });
+    }
+    Ok(all)
+}
+
+/// Serves one event, and says whether there was none.
+fn serve(consumer: &BaseConsumer<MemberContext>) -> Result<bool, Error> {
+    match consumer.poll(Duration::ZERO) {
+        None => Ok(true),
+        Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => Err(Error::Transient(error.to_string())),
+        Some(Err(error)) => {
+            tracing::debug!(%error, "librdkafka");
+            Ok(false)
+        }
+        // It would be missing among those of its partition.
+        Some(Ok(_)) => Err(Error::Transient("a record came outside of its partition's queue".to_owned())),
+    }
+}
+
+type Places = [(Topic, u32, u64)];
+
+fn list(places: &Places) -> rdkafka::TopicPartitionList {
+    partitions(places.iter().map(|(topic, partition, offset)| (topic.as_str(), *partition, at(*offset))))
+}
+
+/// Takes up what the coordinator assigned.
+fn assign(consumer: &BaseConsumer<MemberContext>, places: &Places) -> Result<(), Error> {
+    let assigned = match consumer.rebalance_protocol() {
+        RebalanceProtocol::Cooperative => consumer.incremental_assign(&list(places)),
+        RebalanceProtocol::Eager | RebalanceProtocol::None => consumer.assign(&list(places)),
+    };
+    assigned.map_err(|e| unreachable_broker("assign partitions", &e))
+}
+
+fn unassign(consumer: &BaseConsumer<MemberContext>, lost: &[(Topic, u32)]) -> Result<(), Error> {
+    let unassigned = match consumer.rebalance_protocol() {
+        RebalanceProtocol::Cooperative => consumer.incremental_unassign(&without_offsets(lost)),
+        RebalanceProtocol::Eager | RebalanceProtocol::None => consumer.unassign(),
+    };
+    unassigned.map_err(|e| unreachable_broker("give partitions back", &e))
+}
+
+fn without_offsets(lost: &[(Topic, u32)]) -> rdkafka::TopicPartitionList {
+    partitions(lost.iter().map(|(topic, partition)| (topic.as_str(), *partition, Offset::Invalid)))
+}
+
+/// A consumer outside of a group is told all changes.
+fn add(consumer: &BaseConsumer<MemberContext>, places: &Places) -> Result<(), Error> {
+    if places.is_empty() {
+        return Ok(());
+    }
+    consumer.incremental_assign(&list(places)).map_err(|e| unreachable_broker("read redriven records", &e))
+}
+
+fn remove(consumer: &BaseConsumer<MemberContext>, lost: &[(Topic, u32)]) -> Result<(), Error> {
+    if lost.is_empty() {
+        return Ok(());
+    }
+    consumer.incremental_unassign(&without_offsets(lost)).map_err(|e| unreachable_broker("read redriven records", &e))
+}
+
+/// Leaves the group, within a bound.
+fn close(consumers: Consumers) {
+    for consumer in [consumers.source, consumers.redrive] {
+        partition::close(consumer, CLOSE_TIMEOUT, |consumer| {
+            while let Some(change) = consumer.context().next_change() {
+                let (Change::Assigned(units) | Change::Revoked(units)) = change;
+                let units =
+                    units.into_iter().filter_map(|(topic, partition)| Some((Topic::new(topic).ok()?, partition)));
+                if let Err(error) = unassign(consumer, &units.collect::<Vec<_>>()) {
+                    tracing::debug!(%error, "librdkafka");
+                }
+            }
+        });
+    }
+}
+
+/// Whether what was read of a member can be sent.
+fn is_member(consumer: &BaseConsumer<MemberContext>) -> bool {
+    !consumer.assignment_lost() && native::is_member(consumer)
+}

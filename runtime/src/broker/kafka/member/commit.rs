@@ -1,0 +1,240 @@
+//! Commits of several units as one transaction.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use millrace_core::name::Unit;
+use millrace_core::record::{Headers, Record};
+use millrace_core::time::Timestamp;
+use rdkafka::TopicPartitionList;
+use rdkafka::consumer::Consumer;
+
+use super::{Member, PAUSE, Pending, is_member};
+use crate::broker::kafka::clients::{at, partition_counts, signed};
+use crate::broker::kafka::record::Placed;
+use crate::broker::kafka::status::{self, StatusChange};
+use crate::broker::kafka::writer::{Ended, Positions};
+use crate::broker::kafka::{keys, values};
+use crate::broker::{Commit, CommitOutcome, Error, LetterId, Outgoing, Placing};
+
+/// Partition counts are asked for again after this time.
+const COUNTS_ARE_KNOWN: Duration = Duration::from_secs(30);
+
+/// A commit whose records have their places.
+struct Prepared {
+    pending: Pending,
+    records: Vec<Placed>,
+}
+
+impl Member {
+    /// Commits what several units settled: in one transaction if nothing is wrong with it, else one by one.
+    pub(super) fn commit(&mut self, commits: Vec<Pending>) -> Result<(), Error> {
+        let mut group = Vec::with_capacity(commits.len());
+        for pending in commits {
+            let owned = self.owned.get(&pending.unit).filter(|owned| owned.epoch == pending.epoch);
+            let Some(owned) = owned else {
+                answer(pending, Ok(CommitOutcome::Aborted));
+                continue;
+            };
+            assert_eq!(pending.commit.progress.commits, owned.commits + 1, "the commit counter must rise by one");
+            match self.prepare(&pending) {
+                Ok(records) => group.push(Prepared { pending, records }),
+                Err(reason) => answer(pending, reason),
+            }
+        }
+        if group.is_empty() {
+            return Ok(());
+        }
+        self.write(group)
+    }
+
+    fn write(&mut self, group: Vec<Prepared>) -> Result<(), Error> {
+        // Only a member may fence others of the same identity.
+        if !self.writer.is_ready()
+            && is_member(&self.consumers.source)
+            && let Err(error) = self.writer.renew()
+        {
+            group.into_iter().for_each(|one| answer(one.pending, Err(error.clone())));
+            return Ok(());
+        }
+        let metadata = self.consumers.source.group_metadata();
+        // Looked at after it was read: librdkafka resets it by itself when the session is lost.
+        let Some(metadata) = metadata.filter(|_| is_member(&self.consumers.source)) else {
+            group.into_iter().for_each(|one| answer(one.pending, Ok(CommitOutcome::Aborted)));
+            return Ok(());
+        };
+        let records: Vec<Placed> = group.iter().flat_map(|one| one.records.iter().cloned()).collect();
+        let offsets = positions(&group);
+        let ended = self.writer.write(&records, Some(&Positions { offsets: &offsets, member: &metadata }));
+        match ended {
+            Ended::Committed(_) => {
+                for one in group {
+                    self.committed_one(one.pending);
+                }
+            }
+            Ended::Aborted(reason) => {
+                tracing::debug!(function = %self.function(), reason, "A commit was aborted.");
+                group.into_iter().for_each(|one| answer(one.pending, Ok(CommitOutcome::Aborted)));
+            }
+            Ended::Failed(reason) => {
+                let error = Error::Transient(format!("Kafka did not take a commit: {reason}"));
+                group.into_iter().for_each(|one| answer(one.pending, Err(error.clone())));
+            }
+            Ended::Refused { index, reason } => self.refused(group, index, reason)?,
+            Ended::Unknown(reason) => self.unknown(group, &reason)?,
+        }
+        Ok(())
+    }
+
+    fn committed_one(&mut self, pending: Pending) {
+        if let Some(owned) = self.owned.get_mut(&pending.unit) {
+            owned.commits = pending.commit.progress.commits;
+            owned.state.apply(&pending.commit.state);
+        }
+        answer(pending, Ok(CommitOutcome::Committed));
+    }
+
+    /// One unit is at fault; the others must not wait for it.
+    fn refused(&mut self, mut group: Vec<Prepared>, index: usize, reason: String) -> Result<(), Error> {
+        let mut first = 0;
+        let at_fault = group.iter().position(|one| {
+            first += one.records.len();
+            index < first
+        });
+        let one = group.remove(at_fault.expect("the record that is refused is one of the group's"));
+        answer(one.pending, Ok(CommitOutcome::Refused { reason }));
+        if group.is_empty() { Ok(()) } else { self.write(group) }
+    }
+
+    /// Nobody knows whether the transaction was committed: the producer's successor ends it, and the counter tells.
+    fn unknown(&mut self, group: Vec<Prepared>, reason: &str) -> Result<(), Error> {
+        tracing::warn!(function = %self.function(), reason, "It is not known whether a commit was made; the broker is asked.");
+        let units: Vec<_> = group.iter().map(|one| one.pending.unit.clone()).collect();
+        let found = loop {
+            if self.joining.assignments.is_closed() {
+                return Ok(());
+            }
+            let asked = if self.writer.is_ready() { Ok(()) } else { self.writer.renew() };
+            match asked.and_then(|()| self.committed(&units)) {
+                Ok(found) => break found,
+                Err(error) => tracing::warn!(function = %self.function(), %error, "The broker cannot say yet."),
+            }
+            self.poll()?;
+            std::thread::park_timeout(PAUSE);
+        };
+        for one in group {
+            let Pending { unit, commit, .. } = &one.pending;
+            let there = found.iter().find(|found| found.topic == unit.0 && found.partition == unit.1);
+            let commits = there.and_then(|found| found.progress.as_ref()).map_or(0, |progress| progress.commits);
+            let committed = commits >= commit.progress.commits;
+            tracing::info!(topic = %unit.0, partition = unit.1, committed, "What became of the commit is known.");
+            if committed {
+                self.committed_one(one.pending);
+            } else {
+                answer(one.pending, Ok(CommitOutcome::Aborted));
+            }
+        }
+        Ok(())
+    }
+
+    /// All records of a commit, each with its partition; or what the unit is answered.
+    fn prepare(&mut self, pending: &Pending) -> Result<Vec<Placed>, Result<CommitOutcome, Error>> {
+        let Commit { at, progress, keys: hashes, outputs, letters, resolved, state } = &pending.commit;
+        let function = self.function().clone();
+        let unit = Unit { function, topic: pending.unit.0.clone(), partition: pending.unit.1 };
+        let refused = |reason: String| Ok(CommitOutcome::Refused { reason });
+        let mut records = Vec::with_capacity(outputs.len() + 1);
+        for output in outputs {
+            records.push(self.place(output)?);
+        }
+        let names = &self.joining.clients.names;
+        let topic = |name: Result<millrace_core::name::Topic, _>| {
+            name.map(|topic| topic.to_string()).map_err(|e: millrace_core::name::InvalidName| refused(e.to_string()))
+        };
+        let statuses = topic(names.statuses(&unit.function))?;
+        for letter in letters {
+            let record = letter.record.clone();
+            records.push(Placed { topic: topic(names.dead_letters(&unit.function))?, partition: 0, record });
+            records.push(changed(&statuses, &letter.id, *at, &StatusChange::Opened));
+        }
+        for id in resolved {
+            records.push(changed(&statuses, id, *at, &StatusChange::Completed));
+        }
+        if !hashes.is_empty() {
+            let value = keys::encode(&unit, *at, hashes);
+            let record = plain(*at, None, value.into());
+            records.push(Placed {
+                topic: topic(names.keys(&unit.function, &unit.topic))?,
+                partition: unit.partition,
+                record,
+            });
+        }
+        if !state.is_empty() {
+            let topic = names.state(&unit.function, &unit.topic).map_err(|e| refused(e.to_string()))?;
+            records.extend(state.iter().map(|write| values::placed(&topic, &unit, *at, write)));
+        }
+        tracing::trace!(%unit, commits = progress.commits, records = records.len(), "A commit is prepared.");
+        Ok(records)
+    }
+
+    fn place(&mut self, output: &Outgoing) -> Result<Placed, Result<CommitOutcome, Error>> {
+        let topic = output.topic.as_str();
+        let unknown = || Ok(CommitOutcome::Refused { reason: format!("there is no topic `{topic}`") });
+        let count = self.partitions_of(topic).map_err(Err)?.ok_or_else(unknown)?;
+        let partition = choose(output.placing, count).ok_or_else(unknown)?;
+        Ok(Placed { topic: topic.to_owned(), partition, record: output.record.clone() })
+    }
+
+    /// How many partitions a topic has, if there is such a topic.
+    fn partitions_of(&mut self, topic: &str) -> Result<Option<u32>, Error> {
+        let (counts, asked) = &mut self.counts;
+        if asked.elapsed() > COUNTS_ARE_KNOWN {
+            counts.clear();
+            *asked = Instant::now();
+        }
+        if let Some(count) = counts.get(topic) {
+            return Ok(Some(*count));
+        }
+        let found = partition_counts(&self.joining.observer, Some(topic))?.get(topic).copied();
+        if let Some(count) = found {
+            counts.insert(topic.to_owned(), count);
+        }
+        Ok(found)
+    }
+}
+
+/// The partition of a record, if there is such a one.
+pub(in crate::broker::kafka) fn choose(placing: Placing, count: u32) -> Option<u32> {
+    match placing {
+        // As Kafka does it: the sign bit is dropped.
+        Placing::Hash(hash) => (hash & 0x7fff_ffff).checked_rem(count),
+        Placing::Partition(number) => Some(number).filter(|number| *number < count),
+    }
+}
+
+/// A record of ours, without headers.
+pub(in crate::broker::kafka) fn plain(at: Timestamp, key: Option<Bytes>, value: Bytes) -> Record {
+    Record { timestamp: at, key, value: Some(value), headers: Headers::default() }
+}
+
+/// A change of a letter's status as a record.
+pub(in crate::broker::kafka) fn changed(topic: &str, id: &LetterId, at: Timestamp, change: &StatusChange) -> Placed {
+    let key = id.to_string();
+    let value = status::encode(&key, at, change);
+    Placed { topic: topic.to_owned(), partition: 0, record: plain(at, Some(key.into()), value.into()) }
+}
+
+fn positions(group: &[Prepared]) -> TopicPartitionList {
+    let mut list = TopicPartitionList::new();
+    for Prepared { pending, .. } in group {
+        let (topic, partition) = &pending.unit;
+        let mut element = list.add_partition(topic.as_str(), signed(*partition));
+        element.set_offset(at(pending.commit.progress.source.resume)).expect("an offset that was read fits");
+        element.set_metadata(&pending.metadata);
+    }
+    list
+}
+
+fn answer(pending: Pending, outcome: Result<CommitOutcome, Error>) {
+    drop(pending.reply.send(outcome));
+}

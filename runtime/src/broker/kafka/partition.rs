@@ -1,0 +1,248 @@
+//! An owned partition: fetching from librdkafka's queue of its own, and handing commits to the thread of its function.
+
+use std::future::Future;
+use std::sync::mpsc::{SyncSender, TrySendError};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use millrace_core::name::Unit;
+use millrace_core::progress::Stream;
+use rdkafka::consumer::base_consumer::PartitionQueue;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use tokio::sync::{Notify, oneshot};
+
+use super::clients::{MemberContext, Quiet, REQUEST_TIMEOUT, Shared, at, lock, signed, unreachable_broker};
+use super::member::{Pending, Request};
+use super::values::KafkaState;
+use super::{metadata, record};
+use crate::broker::{Commit, CommitOutcome, Error, FetchError, Fetched, Partition, Wanted};
+
+/// A seek is done by librdkafka's own thread, without asking the broker.
+const SEEK_TIMEOUT: Duration = Duration::from_secs(1);
+/// At this length of the metadata of a commit no new records are taken, so that what is under way can still be told.
+const METADATA_FULL_BYTES: usize = metadata::MAX_BYTES * 3 / 4;
+
+/// One log of a unit, as long as it is owned.
+struct Log {
+    topic: String,
+    queue: PartitionQueue<MemberContext>,
+    consumer: Shared<MemberContext>,
+}
+
+/// Where a unit's records arrive. The thread of the function empties it when the unit is lost, so that no worker is the last
+/// to hold a consumer.
+pub(super) struct Inbox {
+    source: Mutex<Option<Log>>,
+    redrive: Mutex<Option<Log>>,
+    arrived: Arc<Notify>,
+}
+
+impl Inbox {
+    /// Gives the partition's records a queue of their own; to be called before the partition is assigned.
+    pub(super) fn new([source, redrive]: [(&Shared<MemberContext>, &str); 2], partition: u32) -> Result<Self, Error> {
+        let arrived = Arc::new(Notify::new());
+        let open = |(consumer, topic): (&Shared<MemberContext>, &str)| {
+            let queue = consumer.split_partition_queue(topic, signed(partition));
+            let mut queue =
+                queue.ok_or_else(|| Error::Fatal(format!("{topic}/{partition} cannot have a queue of its own")))?;
+            let arrived = Arc::clone(&arrived);
+            queue.set_nonempty_callback(move || arrived.notify_one());
+            Ok::<_, Error>(Mutex::new(Some(Log { topic: topic.to_owned(), queue, consumer: Arc::clone(consumer) })))
+        };
+        Ok(Self { source: open(source)?, redrive: open(redrive)?, arrived })
+    }
+
+    /// Lets go of the consumers.
+    pub(super) fn close(&self) {
+        drop(lock(&self.source).take());
+        drop(lock(&self.redrive).take());
+    }
+
+    fn log(&self, stream: Stream) -> &Mutex<Option<Log>> {
+        match stream {
+            Stream::Source => &self.source,
+            Stream::Redrive => &self.redrive,
+        }
+    }
+}
+
+/// One partition of a source topic and its partition of the redrive topic, owned on behalf of one function.
+pub struct KafkaPartition {
+    pub(super) unit: Unit,
+    /// Which of the unit's assignments to this process it is.
+    pub(super) epoch: u64,
+    pub(super) inbox: Arc<Inbox>,
+    pub(super) requests: SyncSender<Request>,
+    pub(super) observer: Shared<Quiet>,
+    /// The offset that librdkafka gives next, of each log; none if it must be told.
+    pub(super) expected: [Option<u64>; 2],
+    /// Which log was read last: when both have records they take turns.
+    pub(super) last: Stream,
+    /// The length of the metadata of the last commit.
+    pub(super) metadata_bytes: usize,
+    pub(super) state: KafkaState,
+}
+
+impl std::fmt::Debug for KafkaPartition {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("KafkaPartition").field("unit", &self.unit).field("epoch", &self.epoch).finish_non_exhaustive()
+    }
+}
+
+/// What a look into a queue found.
+enum Taken {
+    Nothing,
+    Some(Fetched),
+    /// The broker no longer has the offset.
+    Gone(String),
+}
+
+impl KafkaPartition {
+    fn take(&mut self, stream: Stream, wanted: u64, bounds: &Wanted) -> Result<Taken, Error> {
+        let log = lock(self.inbox.log(stream));
+        // Without a queue the unit is lost, which the worker learns otherwise.
+        let Some(log) = &*log else { return Ok(Taken::Nothing) };
+        let expected = &mut self.expected[stream as usize];
+        if *expected != Some(wanted) {
+            *expected = None;
+            let sought = log.consumer.seek(&log.topic, signed(self.unit.partition), at(wanted), SEEK_TIMEOUT);
+            sought.map_err(|e| unreachable_broker("go to an offset", &e))?;
+            *expected = Some(wanted);
+        }
+        let (mut records, mut bytes) = (Vec::new(), 0);
+        while records.len() < bounds.max_records && bytes <= bounds.max_bytes {
+            match log.queue.poll(Duration::ZERO) {
+                None => break,
+                Some(Ok(message)) => {
+                    let (offset, record) = record::read(&message);
+                    if offset >= wanted {
+                        bytes += record.size_bytes();
+                        records.push((offset, record));
+                    }
+                }
+                Some(Err(error)) => {
+                    // Whatever it is, going to the offset once more shows whether it lasts.
+                    *expected = None;
+                    if records.is_empty() {
+                        return self.failed(stream, &error);
+                    }
+                    break;
+                }
+            }
+        }
+        let Some(next) = records.last().map(|(offset, _)| offset + 1) else { return Ok(Taken::Nothing) };
+        if expected.is_some() {
+            *expected = Some(next);
+        }
+        Ok(Taken::Some(Fetched { stream, records, next }))
+    }
+
+    fn failed(&self, stream: Stream, error: &KafkaError) -> Result<Taken, Error> {
+        use RDKafkaErrorCode as Code;
+        match error.rdkafka_error_code() {
+            Some(Code::OffsetOutOfRange | Code::AutoOffsetReset | Code::NoOffset) => {
+                let log = lock(self.inbox.log(stream));
+                Ok(log.as_ref().map_or(Taken::Nothing, |log| Taken::Gone(log.topic.clone())))
+            }
+            _ => Err(Error::Transient(format!("{} cannot be read: {error}", self.unit))),
+        }
+    }
+
+    /// Where a log begins now.
+    async fn earliest(&self, topic: String) -> Result<u64, Error> {
+        let (observer, partition) = (Arc::clone(&self.observer), signed(self.unit.partition));
+        let asking = tokio::task::spawn_blocking(move || observer.fetch_watermarks(&topic, partition, REQUEST_TIMEOUT));
+        let watermarks = asking.await.map_err(|e| Error::Transient(e.to_string()))?;
+        let (earliest, _) = watermarks.map_err(|e| unreachable_broker("find the beginning of a topic", &e))?;
+        Ok(u64::try_from(earliest).unwrap_or_default())
+    }
+}
+
+impl Partition for KafkaPartition {
+    type State = KafkaState;
+
+    fn state(&self) -> KafkaState {
+        self.state.clone()
+    }
+
+    fn unit(&self) -> &Unit {
+        &self.unit
+    }
+
+    async fn fetch(&mut self, wanted: Wanted) -> Result<Fetched, FetchError> {
+        loop {
+            let streams = [(Stream::Source, wanted.source), (Stream::Redrive, wanted.redrive)];
+            let order = if self.last == Stream::Source { [streams[1], streams[0]] } else { streams };
+            for (stream, offset) in order {
+                let Some(offset) = offset.filter(|_| self.metadata_bytes < METADATA_FULL_BYTES) else { continue };
+                match self.take(stream, offset, &wanted)? {
+                    Taken::Nothing => {}
+                    Taken::Some(fetched) => {
+                        self.last = stream;
+                        return Ok(fetched);
+                    }
+                    Taken::Gone(topic) => {
+                        let earliest = self.earliest(topic).await?;
+                        if earliest > offset {
+                            return Err(FetchError::Gone { stream, wanted: offset, earliest });
+                        }
+                        let reason = format!("{}: the broker does not know offset {offset}", self.unit);
+                        return Err(Error::Transient(reason).into());
+                    }
+                }
+            }
+            self.inbox.arrived.notified().await;
+        }
+    }
+
+    fn commit(&mut self, commit: Commit) -> impl Future<Output = Result<CommitOutcome, Error>> + Send + 'static {
+        let metadata = metadata::encode(&self.unit, &commit.progress);
+        self.metadata_bytes = metadata.len();
+        let (reply, answer) = oneshot::channel();
+        let decided = if metadata.len() > metadata::MAX_BYTES {
+            let reason = format!(
+                "too many keys of the partition fail at once: telling of them takes {} bytes, and Kafka takes {}",
+                metadata.len(),
+                metadata::MAX_BYTES
+            );
+            Some(Ok(CommitOutcome::Refused { reason }))
+        } else {
+            let unit = (self.unit.topic.clone(), self.unit.partition);
+            let pending = Pending { unit, epoch: self.epoch, commit, metadata, reply };
+            match self.requests.try_send(Request::Commit(Box::new(pending))) {
+                Ok(()) => None,
+                Err(TrySendError::Full(_)) => Some(Err(Error::Transient("too many commits wait".to_owned()))),
+                Err(TrySendError::Disconnected(_)) => Some(Ok(CommitOutcome::Aborted)),
+            }
+        };
+        async move {
+            match decided {
+                Some(decided) => decided,
+                // The thread has ended, and with it the ownership.
+                None => answer.await.unwrap_or(Ok(CommitOutcome::Aborted)),
+            }
+        }
+    }
+}
+
+/// A consumer that is closed within a bound, whatever the broker does.
+pub(super) fn close(
+    consumer: Shared<MemberContext>,
+    within: Duration,
+    mut serve: impl FnMut(&BaseConsumer<MemberContext>),
+) {
+    let deadline = std::time::Instant::now() + within;
+    if let Err(error) = consumer.close_queue() {
+        tracing::debug!(%error, "A consumer cannot be closed in order.");
+    }
+    while !consumer.closed() && std::time::Instant::now() < deadline {
+        drop(consumer.poll(Duration::from_millis(10)));
+        serve(&consumer);
+    }
+    if !consumer.closed() {
+        tracing::warn!("A consumer did not leave its group in time; the broker takes its partitions away by itself.");
+        // Destroying it would wait for as long as it likes.
+        std::mem::forget(consumer);
+    }
+}

@@ -1,0 +1,106 @@
+//! Reading a partition outside of any group: for people, and for what is kept in topics of ours.
+
+use std::sync::{Arc, Mutex};
+
+use millrace_core::record::Record;
+use rdkafka::consumer::Consumer;
+use rdkafka::error::KafkaError;
+use rdkafka::message::Message;
+
+use super::clients::{Clients, Quiet, REQUEST_TIMEOUT, Shared, at, lock, partitions, signed, unreachable_broker};
+use super::{KafkaLog, record, restore};
+use crate::broker::Error;
+
+/// Bytes of records after which a read ends.
+const READ_MAX_BYTES: usize = 4 * 1024 * 1024;
+/// Records read at once of a topic that is read as a whole.
+const PAGE_RECORDS: usize = 1000;
+
+/// One consumer for all reads of the process, one after the other.
+pub(super) struct Reading {
+    reader: Mutex<Shared<Quiet>>,
+}
+
+/// Records with their offsets, and where to go on.
+pub(super) struct Page {
+    pub(super) records: Vec<(u64, Record)>,
+    pub(super) next: u64,
+}
+
+impl Reading {
+    pub(super) fn new(clients: &Clients) -> Result<Self, Error> {
+        Ok(Self { reader: Mutex::new(Arc::new(clients.reader()?)) })
+    }
+
+    /// The oldest offset of a partition, and the one after its last stable record. Blocks.
+    pub(super) fn bounds(&self, topic: &str, partition: u32) -> Result<(u64, u64), Error> {
+        let reader = Arc::clone(&*lock(&self.reader));
+        let watermarks = reader.fetch_watermarks(topic, signed(partition), REQUEST_TIMEOUT);
+        let (earliest, end) = watermarks.map_err(|e| unreachable_broker("find the end of a topic", &e))?;
+        Ok((u64::try_from(earliest).unwrap_or_default(), u64::try_from(end).unwrap_or_default()))
+    }
+
+    /// Waits until no transaction is open below `end`. Blocks.
+    pub(super) fn wait_until_stable(&self, topic: &str, partition: u32, end: u64) -> Result<(), Error> {
+        let reader = Arc::clone(&*lock(&self.reader));
+        restore::wait_until_stable(&reader, topic, partition, i64::try_from(end).unwrap_or(i64::MAX))
+    }
+
+    /// Records from an offset, or the oldest one there is, on; none at the end. Blocks.
+    pub(super) fn page(&self, topic: &str, partition: u32, from: u64, max_records: usize) -> Result<Page, Error> {
+        let (earliest, end) = self.bounds(topic, partition)?;
+        let from = from.max(earliest);
+        if from >= end || max_records == 0 {
+            return Ok(Page { records: Vec::new(), next: from });
+        }
+        let reader = lock(&self.reader);
+        let unreadable = |e: &KafkaError| unreachable_broker("read a topic", e);
+        reader.assign(&partitions([(topic, partition, at(from))])).map_err(|e| unreadable(&e))?;
+        let (mut page, mut bytes) = (Page { records: Vec::new(), next: from }, 0);
+        let ended = loop {
+            match reader.poll(REQUEST_TIMEOUT) {
+                Some(Ok(message)) if message.topic() == topic && message.partition() == signed(partition) => {
+                    let (offset, record) = record::read(&message);
+                    bytes += record.size_bytes();
+                    page.records.push((offset, record));
+                    page.next = offset + 1;
+                    if page.records.len() >= max_records || bytes >= READ_MAX_BYTES {
+                        break Ok(());
+                    }
+                }
+                // What an earlier read left.
+                Some(Ok(_)) => {}
+                // The last records can be none, such as the marks of transactions.
+                Some(Err(KafkaError::PartitionEOF(ended))) if ended == signed(partition) => {
+                    page.next = page.next.max(end);
+                    break Ok(());
+                }
+                Some(Err(KafkaError::PartitionEOF(_))) => {}
+                Some(Err(error)) => break Err(unreadable(&error)),
+                None => {
+                    break Err(Error::Transient(format!("Kafka gave nothing of {topic}/{partition} for ten seconds")));
+                }
+            }
+        };
+        reader.unassign().map_err(|e| unreadable(&e))?;
+        ended.map(|()| page)
+    }
+}
+
+/// Reads a topic of one partition up to its end, and answers with the offset to go on from.
+pub(super) fn read_on(
+    log: &KafkaLog,
+    topic: &str,
+    from: u64,
+    mut each: impl FnMut(u64, &Record),
+) -> Result<u64, Error> {
+    let end = log.end(topic, 0)?;
+    log.reading().wait_until_stable(topic, 0, end)?;
+    let mut next = from;
+    while next < end {
+        let page = log.reading().page(topic, 0, next, PAGE_RECORDS)?;
+        page.records.iter().for_each(|(offset, record)| each(*offset, record));
+        next = page.next;
+    }
+    Ok(next)
+}

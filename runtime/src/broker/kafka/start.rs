@@ -1,0 +1,102 @@
+//! Where a function begins in a topic that it has not read yet: decided once, and committed before anybody reads.
+//!
+//! Several instances can start at the same time, and one can be stopped in the middle and wake up late. So whoever decides
+//! does it with a producer of one identity for all: looking comes after fencing the others, and a fenced one commits nothing.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use millrace_core::name::{Topic, Unit};
+use rdkafka::TopicPartitionList;
+use rdkafka::consumer::{BaseConsumer, Consumer};
+
+use super::clients::{Clients, Quiet, REQUEST_TIMEOUT, at, signed, unreachable_broker};
+use super::member::{committed, progress_from};
+use super::metadata;
+use super::writer::{Ended, Positions, Writer};
+use crate::broker::{Error, StartAt, Subscription};
+
+/// Tries, since another instance that starts at the same time can be in the way.
+const TRIES: u32 = 20;
+const PAUSE: Duration = Duration::from_millis(100);
+
+/// Commits the beginning of each topic of which nothing is committed. Blocks.
+pub(super) fn decide(
+    clients: &Arc<Clients>,
+    observer: &BaseConsumer<Quiet>,
+    subscription: &Subscription,
+    sources: &BTreeMap<Topic, u32>,
+) -> Result<(), Error> {
+    let function = &subscription.function;
+    let outsider = clients.outsider(&clients.names.group(function))?;
+    let mut last = Error::Transient("it was not tried".to_owned());
+    for _ in 0..TRIES {
+        match decide_once(clients, observer, &outsider, subscription, sources) {
+            Ok(()) => return Ok(()),
+            Err(error @ Error::Fatal(_)) => return Err(error),
+            Err(error) => last = error,
+        }
+        std::thread::park_timeout(PAUSE);
+    }
+    Err(Error::Transient(format!("where {function} begins cannot be decided: {last}")))
+}
+
+fn decide_once(
+    clients: &Arc<Clients>,
+    observer: &BaseConsumer<Quiet>,
+    outsider: &BaseConsumer<Quiet>,
+    subscription: &Subscription,
+    sources: &BTreeMap<Topic, u32>,
+) -> Result<(), Error> {
+    if undecided(outsider, subscription, sources)?.is_empty() {
+        return Ok(());
+    }
+    let mut writer = Writer::new(Arc::clone(clients), clients.names.start_id(&subscription.function));
+    writer.renew()?;
+    // Looked at again, now that nobody else can decide.
+    let undecided = undecided(outsider, subscription, sources)?;
+    let mut offsets = TopicPartitionList::new();
+    for (topic, partition) in undecided {
+        let watermarks = observer.fetch_watermarks(topic.as_str(), signed(partition), REQUEST_TIMEOUT);
+        let (earliest, end) = watermarks.map_err(|e| unreachable_broker("find where a topic begins", &e))?;
+        let offset = match subscription.from {
+            StartAt::Earliest => earliest,
+            StartAt::Latest => end,
+        };
+        let progress = progress_from(u64::try_from(offset).unwrap_or_default());
+        let unit = Unit { function: subscription.function.clone(), topic: topic.clone(), partition };
+        let mut element = offsets.add_partition(topic.as_str(), signed(partition));
+        element.set_offset(at(progress.source.resume)).expect("an offset that was read fits");
+        element.set_metadata(metadata::encode(&unit, &progress));
+    }
+    if offsets.count() == 0 {
+        return Ok(());
+    }
+    // One who is not in the group: the fence is the producer's.
+    let member = outsider.group_metadata();
+    let member = member.ok_or_else(|| Error::Transient("the group is not known yet".to_owned()))?;
+    match writer.write(&[], Some(&Positions { offsets: &offsets, member: &member })) {
+        Ended::Committed(_) => Ok(()),
+        Ended::Aborted(reason) | Ended::Failed(reason) | Ended::Unknown(reason) | Ended::Refused { reason, .. } => {
+            Err(Error::Transient(reason))
+        }
+    }
+}
+
+/// All partitions of each topic of which no partition has a position.
+fn undecided(
+    outsider: &BaseConsumer<Quiet>,
+    subscription: &Subscription,
+    sources: &BTreeMap<Topic, u32>,
+) -> Result<Vec<(Topic, u32)>, Error> {
+    let mut undecided = Vec::new();
+    for (topic, count) in sources {
+        let all: Vec<_> = (0..*count).map(|partition| (topic.clone(), partition)).collect();
+        let found = committed(outsider, &subscription.function, &all)?;
+        if found.iter().all(|one| one.progress.is_none()) {
+            undecided.extend(all);
+        }
+    }
+    Ok(undecided)
+}

@@ -1,0 +1,208 @@
+//! What the tests share: a prefix of its own for each, short ways to say things.
+
+use std::future::Future;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use bytes::Bytes;
+use millrace_core::name::{FunctionName, Topic};
+use millrace_core::progress::Progress;
+use millrace_core::record::{Headers, Record};
+use millrace_core::time::Timestamp;
+use tokio::sync::mpsc;
+
+use super::super::{KafkaLog, KafkaPartition, Options, random_instance};
+use crate::broker::{
+    Assignment, Broker, Catalog, Commit, CommitOutcome, Fetched, Letter, LetterId, Outgoing, Partition, Placing,
+    StartAt, Subscription, Wanted,
+};
+use crate::clock::Clock;
+
+/// Names the cluster that the tests use, as `host:port`.
+const BOOTSTRAP: &str = "KAFKA_BOOTSTRAP";
+/// Far longer than anything takes; a test that waits so long has failed.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// When the tests began: a broker takes no times of the future, and soon removes what is old.
+pub(super) fn began() -> Timestamp {
+    static BEGAN: OnceLock<Timestamp> = OnceLock::new();
+    *BEGAN.get_or_init(|| Timestamp::from_millis(Clock::system().now().as_millis()))
+}
+
+/// A cluster, and names that nobody else uses.
+pub(super) struct Cluster {
+    pub(super) bootstrap: String,
+    pub(super) prefix: String,
+    /// What the names of topics end with.
+    suffix: String,
+}
+
+impl Cluster {
+    /// None, with a loud line, if there is no cluster to test on.
+    #[expect(clippy::print_stderr, reason = "whoever reads the output of the tests must see that these did not run")]
+    pub(super) fn find() -> Option<Self> {
+        let Some(bootstrap) = std::env::var(BOOTSTRAP).ok().filter(|address| !address.is_empty()) else {
+            eprintln!("##### SKIPPED: there is no Kafka to test on; set {BOOTSTRAP}, or run `make test` #####");
+            return None;
+        };
+        let suffix = random_instance();
+        Some(Self { bootstrap, prefix: format!("test-{suffix}"), suffix })
+    }
+
+    /// Another instance.
+    pub(super) async fn open(&self) -> KafkaLog {
+        self.open_with(&[]).await
+    }
+
+    pub(super) async fn open_with(&self, properties: &[(&str, &str)]) -> KafkaLog {
+        let mut options = Options { prefix: self.prefix.clone(), ..Options::new(&self.bootstrap) };
+        options.properties = properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        tokio::task::spawn_blocking(move || KafkaLog::open(options)).await.unwrap().unwrap()
+    }
+
+    pub(super) fn topic(&self, name: &str) -> Topic {
+        Topic::new(format!("{name}-{}", self.suffix)).unwrap()
+    }
+
+    /// An instance, with the topic `orders` of two partitions.
+    pub(super) async fn orders(&self) -> KafkaLog {
+        let log = self.open().await;
+        log.create_topic(self.topic("orders"), 2).await.unwrap();
+        log
+    }
+
+    pub(super) fn outgoing(&self, name: &str, partition: u32, value: &str) -> Outgoing {
+        Outgoing { topic: self.topic(name), placing: Placing::Partition(partition), record: record(value) }
+    }
+
+    pub(super) async fn publish(&self, log: &KafkaLog, name: &str, partition: u32, values: &[&str]) {
+        let records = values.iter().map(|value| self.outgoing(name, partition, value)).collect();
+        within(log.publish(records)).await.unwrap();
+    }
+
+    pub(super) fn subscription(&self, topics: &[&str]) -> Subscription {
+        Subscription {
+            function: function(),
+            topics: topics.iter().map(|topic| self.topic(topic)).collect(),
+            from: StartAt::Earliest,
+            keys_since: Timestamp::EPOCH,
+        }
+    }
+
+    pub(super) async fn subscribe(&self, log: &KafkaLog) -> mpsc::Receiver<Assignment<KafkaPartition>> {
+        within(log.subscribe(self.subscription(&["orders"]))).await.unwrap()
+    }
+
+    /// All that a partition holds.
+    pub(super) async fn all(&self, log: &KafkaLog, name: &str, partition: u32) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut next = 0;
+        loop {
+            let fetched = within(log.read(&self.topic(name), partition, next, 1000)).await.unwrap();
+            if fetched.records.is_empty() {
+                return found;
+            }
+            next = fetched.next;
+            found.extend(texts(&fetched));
+        }
+    }
+
+    pub(super) fn letter(&self, offset: u64, value: &str) -> Letter {
+        use millrace_core::letter::LetterHeaders;
+        let headers = LetterHeaders {
+            function: function(),
+            revision: 1,
+            category: millrace_core::outcome::Category::Unknown,
+            reason: "it failed".into(),
+            attempts: 1,
+            first_failed_at: began(),
+            last_failed_at: began(),
+            topic: self.topic("orders"),
+            partition: 0,
+            offset,
+            idempotency_key: None,
+            redrives: 0,
+        };
+        Letter { id: self.letter_id(offset), record: headers.seal(&record(value)) }
+    }
+
+    pub(super) fn letter_id(&self, offset: u64) -> LetterId {
+        LetterId { topic: self.topic("orders"), partition: 0, offset }
+    }
+}
+
+pub(super) fn function() -> FunctionName {
+    "shop.pay".parse().unwrap()
+}
+
+/// What must come, comes.
+pub(super) async fn within<T>(work: impl Future<Output = T>) -> T {
+    tokio::time::timeout(PATIENCE, work).await.expect("it comes within a minute")
+}
+
+/// This many assignments, by partition.
+pub(super) async fn assigned(
+    receiver: &mut mpsc::Receiver<Assignment<KafkaPartition>>,
+    count: usize,
+) -> Vec<Assignment<KafkaPartition>> {
+    let mut assignments = Vec::new();
+    while assignments.len() < count {
+        assignments.push(within(receiver.recv()).await.expect("the function is assigned its partitions"));
+    }
+    assignments.sort_by_key(|assignment| assignment.partition.unit().partition);
+    assignments
+}
+
+pub(super) fn record(value: &str) -> Record {
+    Record {
+        timestamp: began(),
+        key: Some(Bytes::from_static(b"key")),
+        value: Some(Bytes::copy_from_slice(value.as_bytes())),
+        headers: Headers::default(),
+    }
+}
+
+pub(super) fn texts(fetched: &Fetched) -> Vec<String> {
+    let text = |record: &Record| String::from_utf8(record.value.clone().unwrap_or_default().to_vec()).unwrap();
+    fetched.records.iter().map(|(_, record)| text(record)).collect()
+}
+
+pub(super) fn wanted(source: u64) -> Wanted {
+    Wanted { source: Some(source), redrive: Some(0), max_records: 100, max_bytes: 1 << 20 }
+}
+
+/// Fetches until this many records have come.
+pub(super) async fn fetch(partition: &mut KafkaPartition, from: u64, count: usize) -> Vec<String> {
+    let (mut next, mut found) = (from, Vec::new());
+    while found.len() < count {
+        let fetched = within(partition.fetch(wanted(next))).await.unwrap();
+        next = fetched.next;
+        found.extend(texts(&fetched));
+    }
+    found
+}
+
+/// Progress after `completed` more source records than `before`.
+pub(super) fn after(before: &Progress, completed: u64) -> Progress {
+    let mut progress = before.clone();
+    progress.source.resume += completed;
+    progress.source.totals.completed += completed;
+    progress.commits += 1;
+    progress
+}
+
+pub(super) fn commit(progress: &Progress) -> Commit {
+    Commit {
+        at: began(),
+        progress: progress.clone(),
+        keys: Vec::new(),
+        outputs: Vec::new(),
+        letters: Vec::new(),
+        resolved: Vec::new(),
+        state: Vec::new(),
+    }
+}
+
+pub(super) async fn commits(partition: &mut KafkaPartition, commit: Commit) {
+    assert_eq!(within(partition.commit(commit)).await.unwrap(), CommitOutcome::Committed);
+}

@@ -1,0 +1,274 @@
+//! A transactional producer: one group of records, and of positions, as one transaction.
+//!
+//! A transaction is opened only when all that it contains is there, and a call that fails is looked at once, here: it left
+//! nothing, or its content is at fault, or nobody knows.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use rdkafka::TopicPartitionList;
+use rdkafka::consumer::ConsumerGroupMetadata;
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::producer::{BaseProducer, Producer, PurgeConfig};
+
+use super::clients::{Clients, Deliveries, REQUEST_TIMEOUT};
+use super::record::{self, Placed};
+use crate::broker::Error;
+
+/// How long a transaction may take before it is given up: as long as the broker would wait for it.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Between two looks at what is on its way: far below the time that it takes.
+const LOOK_AGAIN: Duration = Duration::from_micros(100);
+
+/// How a transaction ended.
+#[derive(Debug)]
+pub(super) enum Ended {
+    /// All of it is durable and visible; offsets of the records, in order.
+    Committed(Vec<u64>),
+    /// Nothing of it is visible, because the group's members changed.
+    Aborted(String),
+    /// Nothing of it is visible: the broker refuses this record, now and later.
+    Refused {
+        /// Which of the records.
+        index: usize,
+        /// For a person.
+        reason: String,
+    },
+    /// Nothing of it is visible; trying again may help.
+    Failed(String),
+    /// It may be visible or not. [`Writer::renew`] ends it one way or the other, and what is committed tells which.
+    Unknown(String),
+}
+
+/// Positions that are part of a transaction, with what the broker checks them against.
+pub(super) struct Positions<'a> {
+    pub(super) offsets: &'a TopicPartitionList,
+    pub(super) member: &'a ConsumerGroupMetadata,
+}
+
+/// Why a step did not succeed.
+enum Fault {
+    /// The transaction can be aborted, and the producer goes on.
+    Abort(Ended),
+    /// The producer is of no use any more.
+    Renew(Ended),
+}
+
+/// One transactional producer, made anew when it is fenced or broken.
+pub(super) struct Writer {
+    clients: Arc<Clients>,
+    transactional_id: String,
+    producer: Option<BaseProducer<Deliveries>>,
+}
+
+impl Writer {
+    /// Fences whoever had the same id before. To be followed by [`Writer::renew`].
+    pub(super) fn new(clients: Arc<Clients>, transactional_id: String) -> Self {
+        Self { clients, transactional_id, producer: None }
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        self.producer.is_some()
+    }
+
+    /// A new producer. When it returns, every earlier transaction of the same id has ended, one way or the other.
+    pub(super) fn renew(&mut self) -> Result<(), Error> {
+        self.producer = None;
+        let producer = self.clients.producer(&self.transactional_id)?;
+        producer.init_transactions(REQUEST_TIMEOUT).map_err(|error| {
+            let fatal = matches!(&error, KafkaError::Transaction(e) if is_forbidden(e.code()));
+            let reason = format!("no transaction of `{}` can be begun: {error}", self.transactional_id);
+            if fatal { Error::Fatal(reason) } else { Error::Transient(reason) }
+        })?;
+        self.producer = Some(producer);
+        Ok(())
+    }
+
+    /// Writes all or nothing.
+    pub(super) fn write(&mut self, records: &[Placed], positions: Option<&Positions<'_>>) -> Ended {
+        let Some(producer) = &self.producer else { return Ended::Failed("the producer is not ready".to_owned()) };
+        match attempt(producer, records, positions) {
+            Ok(offsets) => Ended::Committed(offsets),
+            Err(Fault::Abort(ended)) => {
+                if let Err(error) = abort(producer) {
+                    tracing::warn!(%error, id = self.transactional_id, "A transaction could not be aborted; its producer is replaced.");
+                    self.producer = None;
+                }
+                ended
+            }
+            Err(Fault::Renew(ended)) => {
+                self.producer = None;
+                ended
+            }
+        }
+    }
+}
+
+impl Drop for Writer {
+    /// Destroying a producer waits for what it has in flight; nothing of an unfinished transaction is worth that.
+    fn drop(&mut self) {
+        if let Some(producer) = &self.producer {
+            producer.purge(PurgeConfig::default().queue().inflight());
+        }
+    }
+}
+
+fn attempt(
+    producer: &BaseProducer<Deliveries>,
+    records: &[Placed],
+    positions: Option<&Positions<'_>>,
+) -> Result<Vec<u64>, Fault> {
+    drop(producer.context().take());
+    producer.begin_transaction().map_err(|e| fault(&e))?;
+    let deadline = Instant::now() + PATIENCE;
+    for (number, placed) in records.iter().enumerate() {
+        send(producer, placed, number, deadline)?;
+    }
+    let offsets = delivered(producer, records.len(), deadline)?;
+    if let Some(Positions { offsets, member }) = positions {
+        repeat(deadline, || producer.send_offsets_to_transaction(offsets, member, REQUEST_TIMEOUT))
+            .map_err(|e| fault(&e))?;
+    }
+    // From here on, an error that does not ask for an abort says nothing about what the broker did.
+    repeat(deadline, || producer.commit_transaction(REQUEST_TIMEOUT)).map_err(|error| match &error {
+        KafkaError::Transaction(e) if e.txn_requires_abort() => fault(&error),
+        error => Fault::Renew(Ended::Unknown(error.to_string())),
+    })?;
+    Ok(offsets)
+}
+
+/// Calls again what can be called again, until the time is up.
+fn repeat(deadline: Instant, mut call: impl FnMut() -> KafkaResult<()>) -> KafkaResult<()> {
+    loop {
+        match call() {
+            Err(KafkaError::Transaction(e))
+                if e.is_retriable() && !e.txn_requires_abort() && Instant::now() < deadline =>
+            {
+                std::thread::park_timeout(LOOK_AGAIN);
+            }
+            result => return result,
+        }
+    }
+}
+
+fn send(producer: &BaseProducer<Deliveries>, placed: &Placed, number: usize, deadline: Instant) -> Result<(), Fault> {
+    let mut record = record::send(placed, number);
+    loop {
+        let (error, again) = match producer.send(record) {
+            Ok(()) => return Ok(()),
+            Err(refused) => refused,
+        };
+        match error.rdkafka_error_code() {
+            Some(RDKafkaErrorCode::QueueFull) if Instant::now() < deadline => {
+                record = again;
+                producer.poll(Duration::ZERO);
+                std::thread::park_timeout(LOOK_AGAIN);
+            }
+            Some(code) if is_content(code) => return Err(Fault::Abort(refused(number, placed, code))),
+            _ => return Err(fault(&error)),
+        }
+    }
+}
+
+/// Waits until all records are with the broker. A producer's own way to wait takes a tenth of a second.
+fn delivered(producer: &BaseProducer<Deliveries>, count: usize, deadline: Instant) -> Result<Vec<u64>, Fault> {
+    while producer.in_flight_count() > 0 && Instant::now() < deadline {
+        producer.poll(Duration::ZERO);
+        if producer.in_flight_count() > 0 {
+            std::thread::park_timeout(LOOK_AGAIN);
+        }
+    }
+    let mut offsets = vec![None; count];
+    let mut failed: Option<(usize, RDKafkaErrorCode)> = None;
+    for delivery in producer.context().take() {
+        match delivery.result {
+            Ok(offset) => offsets[delivery.number] = Some(offset),
+            // The others of its request fail with it; the one that is at fault says more.
+            Err(code) if failed.is_none_or(|(_, earlier)| !is_content(earlier)) => {
+                failed = Some((delivery.number, code));
+            }
+            Err(_) => {}
+        }
+    }
+    match failed {
+        None => {}
+        Some((number, code)) if is_content(code) => {
+            return Err(Fault::Abort(Ended::Refused { index: number, reason: describe(code) }));
+        }
+        Some((_, code)) => return Err(Fault::Abort(Ended::Failed(format!("a record was not taken: {code}")))),
+    }
+    let all: Option<Vec<u64>> = offsets.into_iter().collect();
+    all.ok_or_else(|| Fault::Abort(Ended::Failed("the broker took too long to take all records".to_owned())))
+}
+
+/// Aborts, once nothing is on its way any more: the reports of what is purged must be served by this thread.
+fn abort(producer: &BaseProducer<Deliveries>) -> KafkaResult<()> {
+    producer.purge(PurgeConfig::default().queue().inflight());
+    let deadline = Instant::now() + PATIENCE;
+    while producer.in_flight_count() > 0 && Instant::now() < deadline {
+        producer.poll(Duration::ZERO);
+        std::thread::park_timeout(LOOK_AGAIN);
+    }
+    repeat(deadline, || producer.abort_transaction(REQUEST_TIMEOUT))
+}
+
+fn fault(error: &KafkaError) -> Fault {
+    let reason = error.to_string();
+    let KafkaError::Transaction(transaction) = error else { return Fault::Abort(Ended::Failed(reason)) };
+    let ended = if is_rebalance(transaction.code()) { Ended::Aborted(reason) } else { Ended::Failed(reason) };
+    if transaction.txn_requires_abort() || (transaction.is_retriable() && !transaction.is_fatal()) {
+        Fault::Abort(ended)
+    } else {
+        Fault::Renew(ended)
+    }
+}
+
+/// The group went on without this member, or with it in another generation; or another instance took over.
+fn is_rebalance(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        code,
+        Code::IllegalGeneration
+            | Code::UnknownMemberId
+            | Code::RebalanceInProgress
+            | Code::FencedInstanceId
+            | Code::StaleMemberEpoch
+            | Code::FencedMemberEpoch
+            | Code::ProducerFenced
+            | Code::InvalidProducerEpoch
+            | Code::Fenced
+    )
+}
+
+/// The record itself is refused, or its topic takes none.
+fn is_content(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        code,
+        Code::MessageSizeTooLarge
+            | Code::InvalidMessage
+            | Code::InvalidMessageSize
+            | Code::InvalidRecord
+            | Code::InvalidTimestamp
+            | Code::UnknownTopicOrPartition
+            | Code::UnknownTopic
+            | Code::UnknownPartition
+            | Code::InvalidTopic
+            | Code::TopicAuthorizationFailed
+            | Code::PolicyViolation
+    )
+}
+
+/// The principal may not do this, now and later.
+fn is_forbidden(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(code, Code::TransactionalIdAuthorizationFailed | Code::ClusterAuthorizationFailed)
+}
+
+fn refused(index: usize, placed: &Placed, code: RDKafkaErrorCode) -> Ended {
+    Ended::Refused { index, reason: format!("topic `{}`: {}", placed.topic, describe(code)) }
+}
+
+fn describe(code: RDKafkaErrorCode) -> String {
+    format!("the broker refuses the record: {code}")
+}

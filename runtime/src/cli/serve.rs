@@ -1,0 +1,85 @@
+//! `millrace serve`: applications on Kafka, beside any number of other instances.
+
+use std::num::NonZeroUsize;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use super::Context;
+use super::dev::{read, stop_signal};
+use super::error::{Error, Exit};
+use crate::config::{self, Flags};
+use crate::server::Server;
+use crate::telemetry;
+
+/// Arguments of `millrace serve`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  millrace serve                                           the application in this directory
+  millrace serve shop billing                              two applications in one process
+  millrace serve --set kafka.bootstrap=kafka-0:9092        on this cluster
+  millrace serve --set kafka.properties.security.protocol=sasl_plaintext
+
+SIGTERM lets what is being handled come to its end, and leaves the group. A second one ends the process at once, which
+loses nothing.")]
+pub(crate) struct Args {
+    /// Directories of applications, each with its millrace.toml and its components, which were built before
+    #[arg(default_value = ".", value_name = "DIR")]
+    directories: Vec<PathBuf>,
+    #[command(flatten)]
+    flags: Flags,
+}
+
+impl Args {
+    /// The threads that the configuration asks for; none if there is no configuration that can be used, which is told
+    /// later.
+    pub(crate) fn threads(&self) -> Option<NonZeroUsize> {
+        config::load(&self.flags, &self.directory()?).ok().map(|resolved| resolved.config.threads)
+    }
+
+    /// The configuration is looked for beside the first application.
+    fn directory(&self) -> Option<PathBuf> {
+        let given = self.directories.first()?.canonicalize().ok()?;
+        if given.is_file() { given.parent().map(Path::to_owned) } else { Some(given) }
+    }
+}
+
+pub(crate) async fn run(args: Args, context: &mut Context) -> Result<Exit, Error> {
+    let began = Instant::now();
+    let mut applications = Vec::with_capacity(args.directories.len());
+    for directory in &args.directories {
+        applications.push(read(directory, context)?);
+    }
+    let directory = args.directory().unwrap_or_default();
+    let resolved = config::load(&args.flags, &directory)
+        .map_err(|refused| Error::usage(refused.0.join("\n"), "see `millrace serve --help`"))?;
+    for warning in &resolved.warnings {
+        context.console.note(format_args!("warning: {warning}"))?;
+    }
+    telemetry::init(&resolved.config.log);
+    let stop = stop_signal()?;
+    let server = Server::connect(resolved.config).await.map_err(|e| Error::failed(e, "then start again"))?;
+    for application in &applications {
+        let made = server.make_topics(&application.manifest).await;
+        made.map_err(|e| Error::failed(e, "then start again"))?;
+        for function in &application.manifest.functions {
+            let active = server.activate(function, &application.source.directory).await;
+            let number = active.map_err(|e| Error::failed(e, "then start again"))?;
+            tracing::info!(function = %function.name, number, "A revision is active.");
+        }
+    }
+    let listener = server
+        .listen()
+        .await
+        .map_err(|e| Error::failed(e, "choose another address with --listen, or stop the other process"))?;
+    let address = listener.local_addr().map_err(|e| Error::file("the address listened on", &e))?;
+    let names: Vec<&str> = applications.iter().map(|one| one.manifest.application.as_str()).collect();
+    let (names, took, bootstrap) = (names.join(", "), began.elapsed(), &server.config().kafka.bootstrap);
+    context
+        .console
+        .line(format_args!("{names} on Kafka at {bootstrap}, ready after {took:.1?} on http://{address}"))?;
+    context.console.flush()?;
+    server.run(listener, stop).await.map_err(|e| Error::failed(e, "start again to recover"))?;
+    context.console.note("Stopped. Everything that was settled is committed; other instances go on.")?;
+    Ok(Exit::Done)
+}

@@ -1,0 +1,119 @@
+#!/usr/bin/env bash
+# A real Apache Kafka on this machine, for tests and for trying: one broker in KRaft mode on loopback, on ports that are
+# free, in a directory of its own. It needs Java 17 and Maven; Maven fetches the rest, once.
+#
+#   kafka.sh start [DIR]    starts it, waits until it answers, prints its address (HOST:PORT) on standard output
+#   kafka.sh status [DIR]   prints the address if it runs, else fails
+#   kafka.sh stop [DIR]     stops it with SIGTERM and removes DIR
+#   kafka.sh kill [DIR]     stops it with SIGKILL and keeps DIR; `start` goes on from there, on the same ports
+#
+# DIR is target/kafka unless given. KAFKA_HEAP (512m) is the size of its heap.
+set -euo pipefail
+here=$(cd "$(dirname "$0")" && pwd)
+command=${1:-}
+dir=${2:-$(cd "$here/../.." && pwd)/target/kafka}
+cache=${XDG_CACHE_HOME:-$HOME/.cache}/millrace-kafka
+version=$(sed -n '/<artifactId>kafka_/,/<version>/s/.*<version>\(.*\)<.*/\1/p' "$here/pom.xml")
+libs=$cache/$version
+
+say() { echo "[kafka] $*" >&2; }
+die() {
+  echo "[kafka] error: $*" >&2
+  exit 1
+}
+
+fetch() {
+  [ ! -e "$libs/complete" ] || return 0
+  command -v mvn >/dev/null || die "Maven is missing, which fetches Apache Kafka (on Debian: apt-get install maven)"
+  say "fetching Apache Kafka $version with its dependencies, once"
+  mkdir -p "$libs"
+  mvn -q -B -f "$here/pom.xml" dependency:copy-dependencies -DincludeScope=runtime "-DoutputDirectory=$libs" >&2 ||
+    die "Maven could not fetch Apache Kafka $version; see above"
+  touch "$libs/complete"
+}
+
+running() { [ -e "$dir/pid" ] && kill -0 "$(cat "$dir/pid")" 2>/dev/null; }
+
+# A port that nobody listens on.
+free_port() {
+  local port
+  for _ in $(seq 100); do
+    port=$((20000 + RANDOM % 12000))
+    (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || {
+      echo "$port"
+      return 0
+    }
+  done
+  die "no port is free"
+}
+
+java_tool() { java -Xmx128m "-Dlog4j2.configurationFile=$here/log4j2.properties" -cp "$libs/*" "$@"; }
+
+prepare() {
+  mkdir -p "$dir"
+  local port controller
+  port=$(free_port)
+  controller=$(free_port)
+  [ "$controller" != "$port" ] || controller=$((port + 1))
+  sed -e "s|@PORT@|$port|; s|@CONTROLLER@|$controller|; s|@DIR@|$dir|" "$here/server.properties" >"$dir/server.properties"
+  local id
+  id=$(java_tool kafka.tools.StorageTool random-uuid)
+  java_tool kafka.tools.StorageTool format --standalone -t "$id" -c "$dir/server.properties" >"$dir/format.log" 2>&1 || {
+    cat "$dir/format.log" >&2
+    die "its directory could not be prepared"
+  }
+  echo "127.0.0.1:$port" >"$dir/address"
+}
+
+start() {
+  command -v java >/dev/null || die "Java 17 is missing (on Debian: apt-get install openjdk-17-jre-headless)"
+  if running; then
+    cat "$dir/address"
+    return 0
+  fi
+  fetch
+  [ -e "$dir/address" ] || prepare
+  setsid java "-Xmx${KAFKA_HEAP:-512m}" -XX:+UseSerialGC "-Dlog4j2.configurationFile=$here/log4j2.properties" -cp "$libs/*" \
+    kafka.Kafka "$dir/server.properties" >>"$dir/kafka.log" 2>&1 </dev/null &
+  echo $! >"$dir/pid"
+  for _ in $(seq 600); do
+    running || {
+      tail -n 20 "$dir/kafka.log" >&2
+      die "it ended while it started; its last words are above"
+    }
+    # It says so once it serves all requests.
+    if grep -q "Kafka Server started" "$dir/kafka.log"; then
+      cat "$dir/address"
+      return 0
+    fi
+    sleep 0.1
+  done
+  die "it was not ready within a minute; see $dir/kafka.log"
+}
+
+# Waits until it has ended.
+ended() {
+  for _ in $(seq 300); do
+    running || return 0
+    sleep 0.1
+  done
+  return 1
+}
+
+case $command in
+start) start ;;
+status) running && cat "$dir/address" ;;
+stop)
+  if running; then
+    kill "$(cat "$dir/pid")"
+    ended || kill -9 "$(cat "$dir/pid")"
+  fi
+  rm -rf "$dir"
+  ;;
+kill)
+  ! running || kill -9 "$(cat "$dir/pid")"
+  ended
+  mv "$dir/kafka.log" "$dir/kafka.log.before"
+  ;;
+*) die "say start, status, stop or kill" ;;
+esac
