@@ -42,6 +42,7 @@ const MEASURES: [Measure; 8] = [
     ("memory.growth", product::growth),
 ];
 
+#[expect(clippy::print_stdout, reason = "whoever measures reads it")]
 fn main() {
     let chosen: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let guests = Guests::load();

@@ -24,6 +24,8 @@ const BATCH: u64 = 100;
 const BATCHES: u64 = 200;
 /// Cores that handle events.
 const WORKERS: u64 = 2;
+/// Batches that wait to be written, at most.
+const WAITING: usize = 8;
 
 /// A database that has what a log has.
 struct Disk {
@@ -49,7 +51,7 @@ pub(crate) fn throughput(dir: &Path, component: &[u8], fresh: bool, events: u64)
     let bare = Bare::new(component);
     let began = Instant::now();
     thread::scope(|scope| {
-        let (done, todo) = sync_channel(4 * WORKERS as usize);
+        let (done, todo) = sync_channel(WAITING);
         for worker in 0..WORKERS {
             let (disk, bare, done) = (&disk, &bare, done.clone());
             scope.spawn(move || work(disk, bare, worker, fresh, events / WORKERS / BATCH, &done));

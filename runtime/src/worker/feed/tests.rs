@@ -61,7 +61,8 @@ impl Machine {
         let ticket = self.tickets.pop_front().expect("something to attempt");
         let usage = Usage { elapsed: Duration::from_millis(2), memory_bytes: 0 };
         let logs = vec![LogLine { level: LogLevel::Info, context: "pay".to_owned(), message: "paying".to_owned() }];
-        let completion = Completion { outcome: outcome.clone(), emitted: Vec::new(), logs, usage };
+        let completion =
+            Completion { outcome: outcome.clone(), emitted: Vec::new(), state: Default::default(), logs, usage };
         self.notes.attempted(now, &ticket, &completion);
         self.handle(now, Input::Finished(ticket, outcome));
         self.notes.tried();
