@@ -1,14 +1,17 @@
 use std::time::Duration;
 
+use bytes::Bytes;
 use millrace_core::outcome::Category;
 use millrace_core::progress::{KeyHash, ParkedHead, Position, Progress, Stream};
 
 use rdkafka::consumer::{CommitMode, Consumer};
 
+use super::super::KafkaPartition;
 use super::super::member::committed;
 use super::support::*;
 use crate::broker::{
-    Broker, Catalog, CommitOutcome, KeyBlock, Log, Partition, Placement, PublishError, StartAt, Subscription,
+    Broker, Catalog, CommitOutcome, KeyBlock, Log, Partition, Placement, PublishError, StartAt, StateRange,
+    StateReader as _, StateWrite, Subscription,
 };
 
 #[tokio::test(flavor = "multi_thread")]
@@ -53,6 +56,7 @@ async fn a_subscription_assigns_each_partition_and_makes_the_topics_it_needs() {
         (format!("{prefix}.shop.pay.dead-letter-status"), true, 1),
         (format!("{prefix}.shop.pay.keys.{orders}"), true, 2),
         (format!("{prefix}.shop.pay.redrive.{orders}"), true, 2),
+        (format!("{prefix}.shop.pay.state.{orders}"), true, 2),
     ];
     assert_eq!(topics, expected);
     let error = log.subscribe(cluster.subscription(&["nowhere"])).await.unwrap_err();
@@ -112,6 +116,49 @@ async fn a_commit_is_restored_as_it_was_written_and_its_outputs_are_visible() {
     assert_eq!(restored.keys, [KeyBlock { committed_at: began(), keys: vec![KeyHash(1), KeyHash(u128::MAX)] }]);
     let units = within(log.units(&function())).await.unwrap();
     assert_eq!((units[0].progress.clone(), units[0].oldest_unsettled_at), (progress, Some(began())));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn state_is_that_of_the_commits_that_were_made_whoever_owns_the_unit() {
+    let Some(cluster) = Cluster::find() else { return };
+    let log = cluster.orders().await;
+    cluster.publish(&log, "orders", 0, &["a", "b", "c"]).await;
+    let mut receiver = cluster.subscribe(&log).await;
+    let mut partition = assigned(&mut receiver, 2).await.swap_remove(0).partition;
+    let write = |key: &str, value: Option<&'static str>| StateWrite {
+        key: key.into(),
+        value: value.map(|value| Bytes::from_static(value.as_bytes())),
+    };
+    let read = async |partition: &KafkaPartition| {
+        let values = partition.state().get(["kept", "gone", "refused"].map(Into::into).to_vec()).await.unwrap();
+        values
+            .into_iter()
+            .map(|value| value.map(|value| String::from_utf8(value.to_vec()).unwrap()))
+            .collect::<Vec<_>>()
+    };
+    let mut first = commit(&after(&Progress::default(), 1));
+    first.state = vec![write("kept", Some("1")), write("gone", Some("2"))];
+    let mut second = commit(&after(&first.progress, 1));
+    second.state = vec![write("kept", Some("3")), write("gone", None)];
+    let mut refused = commit(&after(&second.progress, 1));
+    refused.state = vec![write("refused", Some("4"))];
+    refused.outputs = vec![cluster.outgoing("nowhere", 0, "x")];
+    commits(&mut partition, first).await;
+    commits(&mut partition, second).await;
+    let outcome = within(partition.commit(refused)).await.unwrap();
+    assert!(matches!(outcome, CommitOutcome::Refused { .. }), "{outcome:?}");
+    let expected = [Some("3".to_owned()), None, None];
+    assert_eq!(read(&partition).await, expected);
+    drop((partition, receiver));
+    log.close(Duration::from_secs(10)).await;
+    let log = cluster.open().await;
+    let mut receiver = cluster.subscribe(&log).await;
+    let partition = assigned(&mut receiver, 2).await.swap_remove(0).partition;
+    assert_eq!(read(&partition).await, expected);
+    assert_eq!(partition.state().keys(None, 10).await.unwrap(), ["kept"]);
+    let range = StateRange { max: 10, max_bytes: 1 << 20, ..StateRange::default() };
+    let listed = within(log.state(partition.unit(), range)).await.unwrap();
+    assert_eq!(listed.iter().map(|entry| (&*entry.key, &entry.value[..])).collect::<Vec<_>>(), [("kept", &b"3"[..])]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
