@@ -8,7 +8,7 @@ use super::Context;
 use super::dev::{read, stop_signal};
 use super::error::{Error, Exit};
 use crate::config::{self, Flags};
-use crate::server::Server;
+use crate::server::{Server, StartError};
 use crate::telemetry;
 
 /// Arguments of `millrace serve`.
@@ -18,7 +18,7 @@ Examples:
   millrace serve                                           the application in this directory
   millrace serve shop billing                              two applications in one process
   millrace serve --set kafka.bootstrap=kafka-0:9092        on this cluster
-  millrace serve --set kafka.properties.security.protocol=sasl_plaintext
+  millrace serve --set kafka.properties.group.protocol=consumer
 
 SIGTERM lets what is being handled come to its end, and leaves the group. A second one ends the process at once, which
 loses nothing.")]
@@ -58,7 +58,15 @@ pub(crate) async fn run(args: Args, context: &mut Context) -> Result<Exit, Error
     }
     telemetry::init(&resolved.config.log);
     let stop = stop_signal()?;
-    let server = Server::connect(resolved.config).await.map_err(|e| Error::failed(e, "then start again"))?;
+    let server = Server::connect(resolved.config).await.map_err(|e| {
+        let fix = match &e {
+            StartError::Broker(e) if e.is_transient() => {
+                "see that Kafka runs there, or name another one with --set kafka.bootstrap=HOST:PORT"
+            }
+            _ => "mend that, and start again",
+        };
+        Error::failed(e, fix)
+    })?;
     for application in &applications {
         let made = server.make_topics(&application.manifest).await;
         made.map_err(|e| Error::failed(e, "then start again"))?;
