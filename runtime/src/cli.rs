@@ -142,6 +142,7 @@ impl Context {
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
+    crate::allocator::keep_free_memory();
     let cli = Cli::parse();
     let context =
         Context { console: Console::of_process(cli.global.json, cli.global.color), server: cli.global.server };

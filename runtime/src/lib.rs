@@ -1,5 +1,6 @@
 //! Millrace, a serverless runtime for event functions.
 
+mod allocator;
 pub mod api;
 pub mod breaker;
 pub mod broker;

@@ -6,10 +6,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use bytestring::ByteString;
+use millrace_core::codec::{self, Place};
 use millrace_core::event::Event;
 use millrace_core::name::Topic;
-use millrace_core::outcome::Outcome;
+use millrace_core::outcome::{Failure, Outcome};
+use millrace_core::partition;
+use millrace_core::record::Record;
 use millrace_core::state::Writes;
+use millrace_core::time::Timestamp;
 
 mod artifact;
 mod bindings;
@@ -105,15 +109,33 @@ pub struct Completion {
     pub usage: Usage,
 }
 
-/// An event that a handler emitted, complete with identity, causation and trace context.
+/// An event that a handler emitted, complete with identity, causation and trace context, and encoded: most events are never
+/// looked at again before they are written.
 #[derive(Clone, Debug)]
 pub struct Emission {
     /// Where to.
     pub topic: Topic,
-    /// The ordering key.
-    pub key: Option<Bytes>,
-    /// The event.
-    pub event: Event,
+    /// Chooses the partition there; see [`millrace_core::partition::hash`].
+    pub hash: u32,
+    /// The event with its ordering key. It has no timestamp yet: that of its commit is the only one that matters.
+    pub record: Record,
+}
+
+impl Emission {
+    /// Encodes a valid event.
+    #[must_use]
+    pub fn new(topic: Topic, key: Option<Bytes>, event: &Event) -> Self {
+        let hash = partition::hash(key.as_deref(), &event.source, &event.id);
+        Self { topic, hash, record: codec::encode(event, key, Timestamp::EPOCH) }
+    }
+
+    /// The event, as whoever reads the record takes it.
+    ///
+    /// # Errors
+    /// If it was not valid.
+    pub fn event(&self) -> Result<Event, Failure> {
+        codec::decode(&self.record, Place { topic: &self.topic, partition: 0, offset: 0 })
+    }
 }
 
 /// One message of a guest.

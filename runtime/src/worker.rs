@@ -483,7 +483,7 @@ impl<P: Partition, R: Revision> Owned<P, R> {
                     if !self.notes.are_read() {
                         self.status.settled(&settled, self.spans.context(settled.position));
                     }
-                    self.effects.settle(self.partition.unit(), self.revision.number(), settled);
+                    self.effects.settle(now, self.partition.unit(), self.revision.number(), settled);
                 }
             }
         }

@@ -16,10 +16,6 @@ mod product;
 mod sandbox;
 mod skeleton;
 
-// As the product does, so that both sides of each ratio have the same.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
-
 /// The guests that are measured with, as components.
 pub(crate) struct Guests {
     /// Answers each event with one that has the same data.

@@ -13,6 +13,8 @@ use super::{Guests, events, skeleton};
 
 /// Events of one measure with a kept instance; a fresh one gets a quarter.
 const EVENTS: u64 = 1_000_000;
+/// Requests under way at the same time: with few of them the log syncs few events at once, and the cores wait for the disk.
+const SENDERS: &str = "16";
 /// Events a second for the latency, and how many in a request.
 const RATE: (u32, u64) = (20_000, 20);
 /// How long the latency is looked at.
@@ -76,7 +78,7 @@ pub(crate) fn throughput(guests: &Guests) -> Vec<Figure> {
         let scratch = tempfile::tempdir_in(super::target()).expect("a directory");
         let limit = skeleton::throughput(scratch.path(), guests.named(component), reuse == 1, count);
         let application = Application::new(guests, component, reuse, "");
-        let report = application.bench(&["--count", &count.to_string(), "--batch", "100"]);
+        let report = application.bench(&["--count", &count.to_string(), "--batch", "100", "--connections", SENDERS]);
         assert_eq!(report.functions[0].totals.completed, count, "each event is handled once");
         let goal = Goal::AtLeast { ratio: 0.3, value: goal };
         figures.push(Figure::new(name, report.per_second, "events/s", limit, goal));

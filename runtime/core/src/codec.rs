@@ -144,29 +144,65 @@ fn wrap(record: &Record, place: Place<'_>, content_type: Option<ByteString>) -> 
     }
 }
 
+/// A valid event whose texts lie wherever they do, but for its extensions; see [`Event`] and [`check`].
+#[expect(missing_docs, reason = "as in an event")]
+#[derive(Clone, Debug)]
+pub struct Attributes<'a> {
+    pub id: &'a str,
+    pub source: &'a str,
+    pub ty: &'a str,
+    pub subject: Option<&'a str>,
+    pub time: Option<Timestamp>,
+    pub datacontenttype: Option<&'a str>,
+    pub dataschema: Option<&'a str>,
+    pub data: Option<Bytes>,
+}
+
 /// The record that carries a valid event, in binary mode; see [`check`]. Its value shares the event's memory.
 ///
 /// Data that is itself a CloudEvent (its content type begins with `application/cloudevents`) would be taken for the
 /// event, so that such an event goes in structured mode.
 #[must_use]
 pub fn encode(event: &Event, key: Option<Bytes>, at: Timestamp) -> Record {
-    if event.datacontenttype.as_ref().is_some_and(|t| Mode::of(t) != Mode::Binary) {
+    let attributes = Attributes {
+        id: &event.id,
+        source: &event.source,
+        ty: &event.ty,
+        subject: event.subject.as_deref(),
+        time: event.time,
+        datacontenttype: event.datacontenttype.as_deref(),
+        dataschema: event.dataschema.as_deref(),
+        data: event.data.clone(),
+    };
+    let extensions = event.extensions.iter().map(|(name, value)| (&**name, &**value));
+    encode_attributes(attributes, extensions, key, at)
+}
+
+/// As [`encode`], for an event that was not put together. Extensions are sorted by name.
+#[must_use]
+pub fn encode_attributes<'a>(
+    event: Attributes<'a>,
+    extensions: impl Iterator<Item = (&'a str, &'a str)> + Clone,
+    key: Option<Bytes>,
+    at: Timestamp,
+) -> Record {
+    if event.datacontenttype.is_some_and(|t| Mode::of(t) != Mode::Binary) {
         let headers = Headers::from_iter([(CONTENT_TYPE, Some(STRUCTURED.as_bytes()))]);
-        return Record { timestamp: at, key, value: Some(json::write_event(event).into()), headers };
+        let value = json::write_event(&event.with(extensions));
+        return Record { timestamp: at, key, value: Some(value.into()), headers };
     }
     let time = event.time.map(Timestamp::rfc3339);
     let attributes = [
         ("ce_specversion", Some("1.0")),
-        ("ce_id", Some(&*event.id)),
-        ("ce_source", Some(&*event.source)),
-        ("ce_type", Some(&*event.ty)),
-        ("ce_subject", event.subject.as_deref()),
+        ("ce_id", Some(event.id)),
+        ("ce_source", Some(event.source)),
+        ("ce_type", Some(event.ty)),
+        ("ce_subject", event.subject),
         ("ce_time", time.as_ref().map(|t| t.as_str())),
-        ("ce_dataschema", event.dataschema.as_deref()),
-        (CONTENT_TYPE, event.datacontenttype.as_deref()),
+        ("ce_dataschema", event.dataschema),
+        (CONTENT_TYPE, event.datacontenttype),
     ];
     let given = attributes.iter().filter_map(|&(name, value)| Some((name, value?)));
-    let extensions = event.extensions.iter().map(|(name, value)| (&**name, &**value));
     let size = |(name, value): (&str, &str)| HeadersBuilder::OVERHEAD_BYTES + name.len() + value.len();
     let size_bytes: usize =
         given.clone().map(size).sum::<usize>() + extensions.clone().map(|e| size(e) + PREFIX.len()).sum::<usize>();
@@ -177,7 +213,23 @@ pub fn encode(event: &Event, key: Option<Bytes>, at: Timestamp) -> Record {
     for (name, value) in extensions {
         headers.push_prefixed(PREFIX, name, value);
     }
-    Record { timestamp: at, key, value: event.data.clone(), headers: headers.build() }
+    Record { timestamp: at, key, value: event.data, headers: headers.build() }
+}
+
+impl<'a> Attributes<'a> {
+    fn with(self, extensions: impl Iterator<Item = (&'a str, &'a str)>) -> Event {
+        Event {
+            id: self.id.into(),
+            source: self.source.into(),
+            ty: self.ty.into(),
+            subject: self.subject.map(Into::into),
+            time: self.time,
+            datacontenttype: self.datacontenttype.map(Into::into),
+            dataschema: self.dataschema.map(Into::into),
+            extensions: extensions.map(|(name, value)| (name.into(), value.into())).collect(),
+            data: self.data,
+        }
+    }
 }
 
 /// The ordering key: the record's key, else the `partitionkey` extension, else none. An empty extension is none.

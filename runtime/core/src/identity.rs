@@ -12,7 +12,7 @@ use crate::trace::{CAUSATION_ID, CORRELATION_ID, TRACE_PARENT, TRACE_STATE};
 /// whenever the same event is handled anew. `topic` is the source topic, `idempotency_key` the text of the event
 /// handled, `index` the place of the emission among those of the invocation, from 0.
 #[must_use]
-pub fn emitted_id(function: &FunctionName, topic: &Topic, idempotency_key: &str, index: u32) -> ByteString {
+pub fn emitted_id(function: &FunctionName, topic: &Topic, idempotency_key: &str, index: u32) -> String {
     let mut hash = Sha256::new();
     for part in [function.as_str(), topic.as_str(), idempotency_key] {
         // With lengths in front, no two lists of parts give the same bytes.
@@ -20,18 +20,15 @@ pub fn emitted_id(function: &FunctionName, topic: &Topic, idempotency_key: &str,
         hash.update(part);
     }
     hash.update(index.to_le_bytes());
-    hexadecimal(&hash.finalize()[..16])
+    hexadecimal(first_128_bits(hash))
 }
 
-/// Two lower-case digits for each byte.
-fn hexadecimal(bytes: &[u8]) -> ByteString {
-    const DIGITS: [char; 16] = ['0', '1', '2', '3', '4', '5', '6', '7', '8', '9', 'a', 'b', 'c', 'd', 'e', 'f'];
-    let mut text = String::with_capacity(2 * bytes.len());
-    for byte in bytes {
-        text.push(DIGITS[usize::from(byte >> 4)]);
-        text.push(DIGITS[usize::from(byte & 15)]);
-    }
-    text.into()
+/// 32 lower-case digits.
+fn hexadecimal(bits: u128) -> String {
+    const DIGITS: [u8; 16] = *b"0123456789abcdef";
+    let digits = bits.to_be_bytes().into_iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    let text: Vec<u8> = digits.map(|digit| DIGITS[usize::from(digit)]).collect();
+    String::from_utf8(text).expect("digits are ASCII")
 }
 
 /// The `source` of an event that a handler emitted without one: `/millrace/<application>/<function>`.
@@ -96,12 +93,12 @@ impl Cause {
     /// Fills in what the handler left out among the extensions of an event that it emits: `causationid`, `correlationid`,
     /// `traceparent` and `tracestate`. A handler that gave one of the latter two speaks of a trace of its own, and neither
     /// is touched. Leaves the extensions sorted by name, whatever order they had.
-    pub fn fill_in(&self, extensions: &mut Vec<(ByteString, ByteString)>) {
-        if !extensions.is_sorted_by(|(a, _), (b, _)| **a <= **b) {
+    pub fn fill_in<'a>(&'a self, extensions: &mut Vec<(&'a str, &'a str)>) {
+        if !extensions.is_sorted_by_key(|(name, _)| *name) {
             // Stable, so that what is given twice is refused later and not shuffled.
-            extensions.sort_by(|(a, _), (b, _)| str::cmp(a, b));
+            extensions.sort_by_key(|(name, _)| *name);
         }
-        let has = |name: &str| extensions.binary_search_by(|(n, _)| str::cmp(n, name)).is_ok();
+        let has = |name: &str| extensions.binary_search_by_key(&name, |(n, _)| n).is_ok();
         let trace = self.trace.as_ref().filter(|_| !has(TRACE_PARENT) && !has(TRACE_STATE));
         insert(extensions, CAUSATION_ID, &self.id);
         insert(extensions, CORRELATION_ID, &self.correlation);
@@ -115,9 +112,9 @@ impl Cause {
 }
 
 /// Adds an extension where its name belongs, unless it is there.
-fn insert(extensions: &mut Vec<(ByteString, ByteString)>, name: &'static str, value: &ByteString) {
-    if let Err(at) = extensions.binary_search_by(|(n, _)| str::cmp(n, name)) {
-        extensions.insert(at, (ByteString::from_static(name), value.clone()));
+fn insert<'a>(extensions: &mut Vec<(&'a str, &'a str)>, name: &'static str, value: &'a str) {
+    if let Err(at) = extensions.binary_search_by_key(&name, |(n, _)| n) {
+        extensions.insert(at, (name, value));
     }
 }
 
@@ -200,9 +197,10 @@ mod tests {
             (vec![], vec![("traceparent", "own")], traced, "causationid=7 correlationid=7 traceparent=own"),
         ] {
             let handled = event("/shop", "7", &handled);
-            let mut emitted = event("/shop", "8", &given);
-            Cause::of(&handled, trace).fill_in(&mut emitted.extensions);
-            let listed: Vec<_> = emitted.extensions.iter().map(|(name, value)| format!("{name}={value}")).collect();
+            let mut extensions = given;
+            let cause = Cause::of(&handled, trace);
+            cause.fill_in(&mut extensions);
+            let listed: Vec<_> = extensions.iter().map(|(name, value)| format!("{name}={value}")).collect();
             assert_eq!(listed.join(" "), expected);
         }
     }

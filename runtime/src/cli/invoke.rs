@@ -182,8 +182,8 @@ fn answer(completion: Completion, filtered: bool) -> Answer {
     };
     let emitted = emitted.into_iter().map(|emission| Emitted {
         topic: emission.topic.to_string(),
-        key: emission.key.map(|key| String::from_utf8_lossy(&key).into_owned()),
-        event: serde_json::from_slice(&json::write_event(&emission.event)).unwrap_or_default(),
+        key: emission.record.key.as_ref().map(|key| String::from_utf8_lossy(key).into_owned()),
+        event: emission.event().map_or_else(|failure| failure.reason.to_string().into(), |event| json::to_json(&event)),
     });
     let state = state.iter().map(|write| Written {
         key: write.key.to_string(),

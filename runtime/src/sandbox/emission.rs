@@ -6,10 +6,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
 use bytestring::ByteString;
-use millrace_core::codec;
+use millrace_core::codec::{self, Attributes};
 use millrace_core::event::Event;
 use millrace_core::identity;
 use millrace_core::name::{FunctionName, Topic};
+use millrace_core::partition;
 use millrace_core::time::Timestamp;
 
 use super::bindings::millrace::function::emitter::EmitError;
@@ -26,7 +27,7 @@ const FILLED_IN: usize = 4;
 /// Answers whether a topic exists. Asked seldom: for each topic until the answer is yes, and for topics not granted.
 pub type KnownTopics = Arc<dyn Fn(&Topic) -> bool + Send + Sync>;
 
-/// Where a function may publish, and under which name. Each worker has its own copy, because texts are cloned into every
+/// Where a function may publish, and under which name. Each worker has its own copy, because topics are cloned for every
 /// event, and two threads that count references to the same text slow each other down.
 pub(super) struct Outbox {
     function: FunctionName,
@@ -115,13 +116,8 @@ pub(super) struct Emitted {
 /// An event that may be added, and what it counts for.
 pub(super) struct Admitted {
     emission: Emission,
+    id: String,
     size_bytes: usize,
-}
-
-impl Admitted {
-    pub(super) const fn id(&self) -> &ByteString {
-        &self.emission.event.id
-    }
 }
 
 impl Emitted {
@@ -147,13 +143,18 @@ impl Emitted {
             return Err(EmitError::TooMany(limits.emitted_bytes as u64));
         }
         let index = u32::try_from(self.events.len()).map_err(|_| EmitError::TooMany(u64::from(u32::MAX)))?;
-        Ok(Admitted { emission: draft.complete(topic, index, outbox, cause), size_bytes })
+        let id = draft.id.as_deref().map(str::to_owned).unwrap_or_else(|| {
+            let delivery = &cause.delivery;
+            identity::emitted_id(&outbox.function, &delivery.topic, &delivery.idempotency_key, index)
+        });
+        Ok(Admitted { emission: draft.complete(topic, &id, outbox, cause), id, size_bytes })
     }
 
-    /// Adds an event.
-    pub(super) fn push(&mut self, admitted: Admitted) {
+    /// Adds an event, and answers with its id.
+    pub(super) fn push(&mut self, admitted: Admitted) -> String {
         self.bytes += admitted.size_bytes;
         self.events.push(admitted.emission);
+        admitted.id
     }
 
     /// All events, in order.
@@ -205,41 +206,25 @@ impl Draft<'_> {
         }
     }
 
-    fn complete(&self, topic: Topic, index: u32, outbox: &Outbox, cause: &Cause) -> Emission {
-        let delivery = &cause.delivery;
-        let hashed = || identity::emitted_id(&outbox.function, &delivery.topic, &delivery.idempotency_key, index);
-        let event = Event {
-            id: self.id.as_deref().map_or_else(hashed, own),
-            source: self.source.as_deref().map_or_else(|| outbox.source.clone(), own),
-            ty: own(&self.ty),
-            subject: self.subject.as_deref().map(own),
+    fn complete(&self, topic: Topic, id: &str, outbox: &Outbox, cause: &Cause) -> Emission {
+        let key = self.key.map(Bytes::copy_from_slice).or_else(|| cause.delivery.key.clone());
+        let event = Attributes {
+            id,
+            source: self.source.as_deref().unwrap_or(&outbox.source),
+            ty: &self.ty,
+            subject: self.subject.as_deref(),
             time: self.time.map(Timestamp::from_nanos),
-            datacontenttype: self
-                .datacontenttype
-                .as_deref()
-                .map(|t| codec::known_content_type(t).unwrap_or_else(|| own(t))),
-            dataschema: self.dataschema.as_deref().map(own),
-            extensions: self.complete_extensions(cause),
+            datacontenttype: self.datacontenttype.as_deref(),
+            dataschema: self.dataschema.as_deref(),
             data: self.data.map(Bytes::copy_from_slice),
         };
-        let key = self.key.map(Bytes::copy_from_slice).or_else(|| delivery.key.clone());
-        Emission { topic, key, event }
-    }
-
-    /// The guest's extensions and those that the runtime fills in, sorted by name.
-    fn complete_extensions(&self, cause: &Cause) -> Vec<(ByteString, ByteString)> {
+        let hash = partition::hash(key.as_deref(), event.source, id);
         let mut extensions = Vec::with_capacity(self.extensions.len() + FILLED_IN);
-        let named = |name: &str| codec::known_extension(name).unwrap_or_else(|| own(name));
-        extensions.extend(self.extensions.iter().map(|(name, value)| (named(name), own(value))));
+        extensions.extend(self.extensions.iter().map(|(name, value)| (&**name, &**value)));
         cause.identity.fill_in(&mut extensions);
-        extensions
+        let record = codec::encode_attributes(event, extensions.into_iter(), key, Timestamp::EPOCH);
+        Emission { topic, hash, record }
     }
-}
-
-/// A copy of a text. Each has its own memory: up to nine texts, which is more than most events have, that is cheaper than
-/// one piece of memory whose users are counted.
-fn own(text: &str) -> ByteString {
-    ByteString::from(text)
 }
 
 fn check_text(text: &str) -> Result<(), &'static str> {

@@ -190,8 +190,7 @@ fn emit(
     let call = state.call()?;
     match call.emitted.admit(&topic, &draft, &state.shared.outbox, &call.cause) {
         Ok(admitted) => {
-            let id = String::from(&**admitted.id());
-            store.data_mut().call_mut()?.emitted.push(admitted);
+            let id = store.data_mut().call_mut()?.emitted.push(admitted);
             Ok(Ok(id))
         }
         Err(refused) => Ok(Err(refused)),

@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use millrace_core::codec;
 use millrace_core::dispatcher::{DeadLetter, Sealed, Settled, Settlement};
 use millrace_core::intake::{Delivered, Origin};
 use millrace_core::letter::LetterHeaders;
 use millrace_core::name::{FunctionName, Unit};
-use millrace_core::partition;
 use millrace_core::progress::{Position, Stream};
+use millrace_core::record::Record;
 use millrace_core::state::{Overlay, Writes};
 use millrace_core::time::Timestamp;
 
@@ -20,7 +19,7 @@ use crate::sandbox::Emission;
 pub(super) struct Effects {
     /// What the attempt that just ended emitted and wrote: kept only if its event completes.
     staged: Option<(Position, Vec<Emission>, Writes)>,
-    outputs: Vec<Emission>,
+    outputs: Vec<Outgoing>,
     letters: Vec<Letter>,
     resolved: Vec<LetterId>,
     /// State that is written and not durable. A guest that runs shares it, and so sees no change of it.
@@ -34,7 +33,7 @@ impl Effects {
     }
 
     /// Takes one settlement in.
-    pub(super) fn settle(&mut self, unit: &Unit, revision: u64, settled: Settled<Box<Delivered>>) {
+    pub(super) fn settle(&mut self, now: Timestamp, unit: &Unit, revision: u64, settled: Settled<Box<Delivered>>) {
         let Settled { position, payload, settlement } = settled;
         match settlement {
             Settlement::DeadLettered(dead) => {
@@ -45,7 +44,7 @@ impl Effects {
             Settlement::Completed => {
                 let (at, emitted, state) = self.staged.take().expect("an event completes right after its attempt");
                 assert_eq!(at, position, "what is staged belongs to the event that completes");
-                self.outputs.extend(emitted);
+                self.outputs.extend(emitted.into_iter().map(|emission| outgoing(now, emission)));
                 if !state.is_empty() {
                     Arc::make_mut(&mut self.overlay).stage(state);
                 }
@@ -65,7 +64,7 @@ impl Effects {
             at: now,
             progress: sealed.progress,
             keys: sealed.keys,
-            outputs: std::mem::take(&mut self.outputs).into_iter().map(|emission| outgoing(now, emission)).collect(),
+            outputs: std::mem::take(&mut self.outputs),
             letters: std::mem::take(&mut self.letters),
             resolved: std::mem::take(&mut self.resolved),
             state: if self.overlay.is_empty() { Vec::new() } else { Arc::make_mut(&mut self.overlay).seal() },
@@ -91,9 +90,8 @@ impl Effects {
 }
 
 fn outgoing(now: Timestamp, emission: Emission) -> Outgoing {
-    let Emission { topic, key, event } = emission;
-    let hash = partition::hash(key.as_deref(), &event.source, &event.id);
-    Outgoing { topic, placing: Placing::Hash(hash), record: codec::encode(&event, key, now) }
+    let Emission { topic, hash, record } = emission;
+    Outgoing { topic, placing: Placing::Hash(hash), record: Record { timestamp: now, ..record } }
 }
 
 fn letter_id(origin: &Origin) -> LetterId {

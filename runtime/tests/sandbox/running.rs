@@ -136,9 +136,9 @@ async fn an_emitted_event_is_complete() {
     let completion = invoke(&mut guest().await, event("E")).await;
     let [emission] = completion.emitted.as_slice() else { panic!("one event: {completion:?}") };
     assert_eq!(emission.topic.as_str(), "out");
-    assert_eq!(emission.key.as_deref(), Some(&b"customer-7"[..]));
+    assert_eq!(emission.record.key.as_deref(), Some(&b"customer-7"[..]));
     let expected = Event {
-        id: emission.event.id.clone(),
+        id: emission.event().unwrap().id.clone(),
         source: "/millrace/shop/orders".into(),
         ty: "emitted".into(),
         subject: None,
@@ -153,8 +153,8 @@ async fn an_emitted_event_is_complete() {
         ]),
         data: Some(Bytes::from_static(b"{}")),
     };
-    assert_eq!(emission.event, expected);
-    assert_eq!(emission.event.id.len(), 32);
+    assert_eq!(emission.event().unwrap(), expected);
+    assert_eq!(emission.event().unwrap().id.len(), 32);
 }
 
 #[tokio::test]
@@ -177,7 +177,7 @@ async fn ids_repeat_on_redelivery_and_differ_otherwise() {
         // It ends as rejected, so that its events are gone: look at those of a single one.
         assert_eq!(failed(&guest.invoke(invocation.clone()).await.unwrap()), (Category::Rejected, "too many"));
         let single = Invocation { event: &one, ..invocation };
-        ids.push(guest.invoke(single).await.unwrap().emitted[0].event.id.clone());
+        ids.push(guest.invoke(single).await.unwrap().emitted[0].event().unwrap().id.clone());
     }
     assert!(ids[0] == ids[1] && ids[0] == ids[2]);
     assert!(ids[0] != ids[3] && ids[0] != ids[4] && ids[3] != ids[4]);
@@ -190,10 +190,14 @@ async fn extensions_that_a_guest_sets_are_kept() {
     let completion = invoke(&mut guest().await, sent.clone()).await;
     let expected =
         extensions(&[("causationid", "e-1"), ("correlationid", "c-9"), ("traceparent", "00-7-7-00"), ("zone", "a")]);
-    assert_eq!(completion.emitted[0].event.extensions, expected, "a parent of one's own has no state of another");
+    assert_eq!(
+        completion.emitted[0].event().unwrap().extensions,
+        expected,
+        "a parent of one's own has no state of another"
+    );
 
     let inherited = invoke(&mut guest().await, Event { ty: "E".into(), ..sent }).await;
-    assert_eq!(inherited.emitted[0].event.extension("correlationid").unwrap(), "c-9", "inherited");
+    assert_eq!(inherited.emitted[0].event().unwrap().extension("correlationid").unwrap(), "c-9", "inherited");
 }
 
 #[tokio::test]
@@ -222,7 +226,7 @@ async fn a_refused_emission_is_a_typed_error() {
         assert_eq!(failed(&completion), (Category::Rejected, expected), "{event:?}");
     }
     let fits = invoke(&mut guest().await, of_size((1 << 20) - 7)).await;
-    assert_eq!(fits.emitted[0].event.data.as_ref().unwrap().len(), (1 << 20) - 7);
+    assert_eq!(fits.emitted[0].event().unwrap().data.as_ref().unwrap().len(), (1 << 20) - 7);
 }
 
 #[tokio::test]
@@ -247,11 +251,11 @@ async fn a_handler_learns_how_its_event_came() {
     invocation.delivery.attempt = 7;
     let completion = guest().await.invoke(invocation).await.unwrap();
     let emission = &completion.emitted[0];
-    assert_eq!(emission.event.subject.as_deref(), Some("in"));
-    assert_eq!(emission.event.datacontenttype.as_deref(), Some("/shop e-1"));
-    assert_eq!(emission.event.time, Some(Timestamp::from_nanos(41)));
-    assert_eq!(emission.key.as_deref(), Some(&b"customer-7"[..]));
-    let data = emission.event.data.as_ref().unwrap();
+    assert_eq!(emission.event().unwrap().subject.as_deref(), Some("in"));
+    assert_eq!(emission.event().unwrap().datacontenttype.as_deref(), Some("/shop e-1"));
+    assert_eq!(emission.event().unwrap().time, Some(Timestamp::from_nanos(41)));
+    assert_eq!(emission.record.key.as_deref(), Some(&b"customer-7"[..]));
+    let data = emission.event().unwrap().data.unwrap();
     let number = |from: usize| u32::from_le_bytes(data[from..from + 4].try_into().unwrap());
     assert_eq!((number(0), number(4)), (3, 7));
     let remaining = Duration::from_nanos(u64::from_le_bytes(data[8..].try_into().unwrap()));
@@ -262,7 +266,7 @@ async fn a_handler_learns_how_its_event_came() {
 async fn configuration_is_what_the_manifest_says() {
     for (name, value) in [(&b"a"[..], "1"), (b"b", "2")] {
         let completion = invoke(&mut guest().await, with_data("c", name)).await;
-        assert_eq!(completion.emitted[0].event.data.as_deref(), Some(value.as_bytes()));
+        assert_eq!(completion.emitted[0].event().unwrap().data.as_deref(), Some(value.as_bytes()));
     }
     assert_eq!(failed(&invoke(&mut guest().await, with_data("c", b"z")).await), (Category::Rejected, "none"));
 }

@@ -103,7 +103,7 @@ impl SimSandbox {
             extensions.push(("refused".into(), "yes".into()));
         }
         let event = Event {
-            id: identity::emitted_id(&self.function, &delivery.topic, &delivery.idempotency_key, index),
+            id: identity::emitted_id(&self.function, &delivery.topic, &delivery.idempotency_key, index).into(),
             source: "/sim".into(),
             ty: "sim.output".into(),
             subject: None,
@@ -113,7 +113,7 @@ impl SimSandbox {
             extensions,
             data: None,
         };
-        Emission { topic: self.output.clone(), key: delivery.key.clone(), event }
+        Emission::new(self.output.clone(), delivery.key.clone(), &event)
     }
 }
 

@@ -18,8 +18,8 @@ pub(super) const BATCH_BYTES: usize = 256 * 1024;
 const KIND: &str = "record batch";
 const VERSION: u8 = 1;
 const HEADER_BYTES: usize = 9;
-/// Most varint bytes of one record.
-const RECORD_OVERHEAD_BYTES: usize = 40;
+/// What a record takes in a batch beside its key, value and headers: four numbers, mostly shorter ones.
+const RECORD_OVERHEAD_BYTES: usize = 12;
 
 /// A partition of a topic, as keys name it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -51,9 +51,17 @@ pub(super) struct Segment {
     newest: Timestamp,
 }
 
+/// What a record takes in a batch, give or take some bytes.
+pub(super) fn room(record: &Record) -> usize {
+    record.size_bytes() + RECORD_OVERHEAD_BYTES
+}
+
 impl Segment {
-    pub(super) fn new() -> Self {
-        Self { bytes: vec![0; HEADER_BYTES], count: 0, newest: Timestamp::EPOCH }
+    /// An empty one, with room for so many bytes of records.
+    pub(super) fn with_room(bytes: usize) -> Self {
+        let mut header = Vec::with_capacity(HEADER_BYTES + bytes);
+        header.resize(HEADER_BYTES, 0);
+        Self { bytes: header, count: 0, newest: Timestamp::EPOCH }
     }
 
     pub(super) const fn count(&self) -> u32 {
@@ -74,7 +82,7 @@ impl Segment {
         let millis = record.timestamp.as_millis();
         let (key, value) = (record.key.as_deref(), record.value.as_deref());
         let body = varint_bytes(millis) + field_bytes(key) + field_bytes(value) + record.headers.as_block().len();
-        self.bytes.reserve(body + RECORD_OVERHEAD_BYTES);
+        self.bytes.reserve(varint_bytes(body as u64) + body);
         put_varint(&mut self.bytes, body as u64);
         put_varint(&mut self.bytes, millis);
         self.put_field(key);
@@ -94,16 +102,15 @@ impl Segment {
         }
     }
 
-    /// Whether `other` can be joined to this within the bound of a batch.
-    pub(super) const fn takes(&self, other: &Self) -> bool {
-        self.len() + other.len() - HEADER_BYTES <= BATCH_BYTES
-    }
-
-    /// Appends the records of `other`.
-    pub(super) fn join(&mut self, other: &Self) {
-        self.bytes.extend_from_slice(&other.bytes[HEADER_BYTES..]);
-        self.count += other.count;
-        self.newest = self.newest.max(other.newest);
+    /// One with the records of both this and the others, in order.
+    pub(super) fn joined(mut self, others: &[Self]) -> Self {
+        self.bytes.reserve_exact(others.iter().map(|other| other.bytes.len() - HEADER_BYTES).sum());
+        for other in others {
+            self.bytes.extend_from_slice(&other.bytes[HEADER_BYTES..]);
+            self.count += other.count;
+            self.newest = self.newest.max(other.newest);
+        }
+        self
     }
 
     /// The batch, to be stored under `key`.
@@ -248,20 +255,19 @@ mod tests {
             base in 0..1u64 << 60,
             from in 0..20u64,
         ) {
-            let mut joined = Segment::new();
-            for records in &segments {
-                let mut segment = Segment::new();
+            let encoded: Vec<Segment> = segments.iter().map(|records| {
+                let mut segment = Segment::with_room(records.iter().map(room).sum());
                 records.iter().for_each(|r| segment.push(r));
-                joined.join(&segment);
-            }
-            let batch = joined.seal(&key(ID, base));
+                segment
+            }).collect();
+            let batch = Segment::with_room(0).joined(&encoded).seal(&key(ID, base));
             let expected: Vec<_> = (base..).zip(segments.concat()).filter(|(o, _)| *o >= base + from).collect();
             prop_assert_eq!(read(base, &batch, base + from).unwrap(), expected);
         }
 
         #[test]
         fn any_flipped_bit_is_noticed(record in any_record(), at: prop::sample::Index, bit in 0..8u8) {
-            let mut segment = Segment::new();
+            let mut segment = Segment::with_room(0);
             segment.push(&record);
             let mut batch = segment.seal(&key(ID, 9)).to_vec();
             let at = at.index(batch.len());
@@ -280,7 +286,7 @@ mod tests {
 
     #[test]
     fn the_layout_is_pinned() {
-        let mut segment = Segment::new();
+        let mut segment = Segment::with_room(0);
         segment.push(&Record {
             timestamp: Timestamp::from_millis(1_000),
             key: Some(Bytes::from_static(b"k")),
@@ -297,7 +303,7 @@ mod tests {
 
     #[test]
     fn a_batch_under_another_offset_is_noticed() {
-        let batch = Segment::new().seal(&key(ID, 3));
+        let batch = Segment::with_room(0).seal(&key(ID, 3));
         assert!(check(&key(ID, 4), &batch).is_err());
     }
 }

@@ -8,7 +8,7 @@ use millrace_core::name::FunctionName;
 use millrace_core::progress::Progress;
 use tokio::sync::oneshot;
 
-use super::batch::{self, PartitionId, Segment};
+use super::batch::{self, BATCH_BYTES, PartitionId, Segment};
 use super::index::IndexEntry;
 use super::letter;
 use super::log::{PartitionLog, StoredBatch};
@@ -46,7 +46,16 @@ pub(super) struct Group {
 struct Pending {
     log: Arc<PartitionLog>,
     end: u64,
-    batches: Vec<(u64, Segment)>,
+    batches: Vec<Joined>,
+}
+
+/// Segments that become one batch.
+#[derive(Debug)]
+struct Joined {
+    base: u64,
+    first: Segment,
+    others: Vec<Segment>,
+    bytes: usize,
 }
 
 /// Batches appended to one partition, to be taken up once durable.
@@ -104,9 +113,13 @@ impl Group {
         for segment in slot.segments {
             let base = pending.end;
             pending.end += u64::from(segment.count());
+            let bytes = segment.len();
             match pending.batches.last_mut() {
-                Some((_, last)) if last.takes(&segment) => last.join(&segment),
-                _ => pending.batches.push((base, segment)),
+                Some(last) if last.bytes + bytes <= BATCH_BYTES => {
+                    last.bytes += bytes;
+                    last.others.push(segment);
+                }
+                _ => pending.batches.push(Joined { base, first: segment, others: Vec::new(), bytes }),
             }
         }
         first
@@ -141,7 +154,8 @@ impl Group {
         for Pending { log, end, batches } in pending.into_values() {
             let mut bytes_before = log.bytes_written();
             let mut stored = Vec::with_capacity(batches.len());
-            for (base, segment) in batches {
+            for Joined { base, first, others, .. } in batches {
+                let segment = first.joined(&others);
                 let key = Bytes::copy_from_slice(&batch::key(log.id, base));
                 let (count, newest) = (segment.count(), segment.newest());
                 let bytes = segment.seal(&key);

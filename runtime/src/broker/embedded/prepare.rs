@@ -9,7 +9,7 @@ use millrace_core::name::Topic;
 use millrace_core::progress::{Progress, StreamProgress};
 use millrace_core::record::Record;
 
-use super::batch::{BATCH_BYTES, PartitionId, Segment};
+use super::batch::{self, BATCH_BYTES, PartitionId, Segment};
 use super::log::PartitionLog;
 use super::state::{State, TopicState, UnitState};
 use super::storage::{Op, Table};
@@ -27,11 +27,18 @@ pub(super) struct Slot {
     pub(super) log: Arc<PartitionLog>,
     pub(super) segments: Vec<Segment>,
     count: u64,
+    /// Room for what is still to come, in bytes.
+    room: usize,
 }
 
 impl Slot {
     pub(super) fn new(log: Arc<PartitionLog>) -> Self {
-        Self { log, segments: Vec::new(), count: 0 }
+        Self { log, segments: Vec::new(), count: 0, room: 0 }
+    }
+
+    /// Makes room for a record that will be added.
+    fn expect(&mut self, record: &Record) {
+        self.room += batch::room(record);
     }
 
     /// Adds a record, and answers with its place among the slot's records.
@@ -39,11 +46,12 @@ impl Slot {
         match self.segments.last_mut() {
             Some(segment) if segment.len() + record.size_bytes() <= BATCH_BYTES => segment.push(record),
             _ => {
-                let mut segment = Segment::new();
+                let mut segment = Segment::with_room(self.room.min(BATCH_BYTES).max(batch::room(record)));
                 segment.push(record);
                 self.segments.push(segment);
             }
         }
+        self.room = self.room.saturating_sub(batch::room(record));
         self.count += 1;
         self.count - 1
     }
@@ -79,8 +87,11 @@ impl Slots {
                 slots.slots.push(Slot::new(log.clone()));
                 slots.slots.len() - 1
             });
-            let place = slots.slots[slot].push(&outgoing.record);
-            slots.places.push((slot, place));
+            slots.slots[slot].expect(&outgoing.record);
+            slots.places.push((slot, 0));
+        }
+        for ((slot, place), outgoing) in slots.places.iter_mut().zip(records) {
+            *place = slots.slots[*slot].push(&outgoing.record);
         }
         Ok(slots)
     }

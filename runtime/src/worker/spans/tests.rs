@@ -77,7 +77,7 @@ impl Machine {
     fn attempt(&mut self, outcome: Outcome, topics: &[&str]) -> Option<String> {
         let (ticket, context) = self.begin();
         let event = ticket.payload().event.clone().unwrap();
-        let emission = |topic: &&str| Emission { topic: topic.parse().unwrap(), key: None, event: event.clone() };
+        let emission = |topic: &&str| Emission::new(topic.parse().unwrap(), None, &event);
         let emitted = topics.iter().map(emission).collect();
         let completion = Completion {
             outcome: outcome.clone(),
