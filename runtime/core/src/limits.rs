@@ -66,6 +66,8 @@ pub const LONG_POLL_MAX: Duration = Duration::from_secs(60);
 pub const RESPONSE_MAX_BYTES: usize = 4 * MIB;
 /// How long a request may take to arrive in full.
 pub const REQUEST_READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a client may take nothing of its answer before the connection is closed.
+pub const ANSWER_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Items of one page of a listing.
 pub const PAGE_MAX_ITEMS: usize = 1000;
 /// Dead letters that one request looks at to find those that it asks for.
