@@ -162,6 +162,8 @@ pub const IDEMPOTENCY_KEY_MAX_BYTES: usize = 4 * KIB;
 pub const EXPRESSION_MAX_BYTES: usize = 4 * KIB;
 /// Largest manifest.
 pub const MANIFEST_MAX_BYTES: usize = MIB;
+/// Largest configuration file.
+pub const CONFIG_FILE_MAX_BYTES: usize = MIB;
 /// Problems reported for one manifest; what follows is left out.
 pub const PROBLEMS_MAX: usize = 100;
 /// Functions of one application.
