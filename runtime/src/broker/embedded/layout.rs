@@ -33,7 +33,7 @@ impl Directory {
         match fs::read(path.join(FORMAT_FILE)) {
             Ok(text) => check_format(path, &text)?,
             Err(e) if e.kind() == io::ErrorKind::NotFound => {
-                directory.create(prefix).map_err(|e| unusable(path, &e))?
+                directory.create(prefix).map_err(|e| unusable(path, &e))?;
             }
             Err(e) => return Err(unusable(path, &e)),
         }
