@@ -5,14 +5,16 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::io::{self, Read as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use millrace_core::limits;
+use millrace_core::limits::{self, CONFIG_FILE_MAX_BYTES};
 use millrace_core::name::DEFAULT_PREFIX;
 use millrace_core::settings::{self, suggestion};
+use millrace_core::units::rounded;
 
 mod table;
 #[cfg(test)]
@@ -291,13 +293,23 @@ pub fn load(flags: &Flags, directory: &Path) -> Result<Resolved, Refused> {
         Some(PathBuf::from(&named.1))
     });
     let path = named.clone().unwrap_or_else(|| directory.join(FILE_NAME));
-    let text = match std::fs::read_to_string(&path) {
+    let text = match read(&path) {
         Ok(text) => Some(text),
         Err(e) if named.is_none() && e.kind() == std::io::ErrorKind::NotFound => None,
         Err(e) => return Err(Refused(vec![format!("{} cannot be read: {e}", path.display())])),
     };
     let file = text.as_ref().map(|text| File { path: &path, text });
     resolve(file, environment, flags, directory)
+}
+
+/// Reads a file's text, as far as a configuration can be long.
+fn read(path: &Path) -> io::Result<String> {
+    let mut text = String::new();
+    let read = std::fs::File::open(path)?.take(CONFIG_FILE_MAX_BYTES as u64).read_to_string(&mut text)?;
+    if read == CONFIG_FILE_MAX_BYTES {
+        return Err(io::Error::other(format!("it is longer than {}", rounded(CONFIG_FILE_MAX_BYTES as u64))));
+    }
+    Ok(text)
 }
 
 /// Resolves a configuration from all its sources, without touching the process or the disk.

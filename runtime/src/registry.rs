@@ -79,6 +79,9 @@ struct Active<R> {
     task: JoinHandle<()>,
 }
 
+/// The workers of one function, each with the unit it owns.
+type Workers = JoinSet<(Arc<UnitStatus>, Exit)>;
+
 type Units = Arc<Mutex<BTreeMap<(String, u32), Arc<UnitStatus>>>>;
 
 impl<B: Broker, R: Revision> Registry<B, R> {
@@ -122,7 +125,8 @@ impl<B: Broker, R: Revision> Registry<B, R> {
     /// between two invocations; else they are drained first.
     ///
     /// # Errors
-    /// If the log cannot take up the subscription.
+    /// If the log cannot take up the subscription. The revision that ran before goes on then, unless the log cannot take up
+    /// its subscription either.
     pub async fn activate(&self, deployment: Deployment<R>) -> Result<(), Error> {
         let Deployment { settings, digest, revision } = deployment;
         let (settings, revision) = (Arc::new(settings), Arc::new(revision));
@@ -134,18 +138,28 @@ impl<B: Broker, R: Revision> Registry<B, R> {
             active.revision.send_replace(revision);
             return Ok(());
         }
-        self.deactivate(&settings.name).await;
-        let active = self.start(settings, digest, revision).await?;
-        lock(&self.active).insert(active.settings.name.clone(), active);
-        Ok(())
+        let before = self.take_down(&settings.name).await;
+        let started = self.start(settings, digest, revision).await;
+        if started.is_err()
+            && let Some((settings, digest, revision)) = before
+        {
+            self.start(settings, digest, revision).await?;
+        }
+        started
     }
 
     /// Drains a function and forgets it. Its position stays in the log.
     pub async fn deactivate(&self, name: &FunctionName) {
-        let removed = lock(&self.active).remove(name);
-        if let Some(active) = removed {
-            active.drain().await;
-        }
+        drop(self.take_down(name).await);
+    }
+
+    /// Drains a function, and answers with what it takes to start it again.
+    async fn take_down(&self, name: &FunctionName) -> Option<(Arc<Function>, String, Arc<R>)> {
+        let active = lock(&self.active).remove(name)?;
+        let (settings, digest) = (Arc::clone(&active.settings), active.digest.clone());
+        let revision = Arc::clone(&active.revision.borrow());
+        active.drain().await;
+        Some((settings, digest, revision))
     }
 
     /// Drains all functions: what is being handled is finished and committed, as far as that ends within this time.
@@ -177,7 +191,7 @@ impl<B: Broker, R: Revision> Registry<B, R> {
         self.functions().into_iter().find(|info| info.settings.name == *name)
     }
 
-    async fn start(&self, settings: Arc<Function>, digest: String, revision: Arc<R>) -> Result<Active<R>, Error> {
+    async fn start(&self, settings: Arc<Function>, digest: String, revision: Arc<R>) -> Result<(), Error> {
         let window = settings.idempotency.window;
         let subscription = Subscription {
             function: settings.name.clone(),
@@ -202,7 +216,9 @@ impl<B: Broker, R: Revision> Registry<B, R> {
         let units = Units::default();
         let supervisor = Supervisor { shared, units: Arc::clone(&units), failure: self.failure.clone() };
         let task = tokio::spawn(supervisor.run(assignments));
-        Ok(Active { settings, digest, revision, command, breaker, units, task })
+        let name = settings.name.clone();
+        lock(&self.active).insert(name, Active { settings, digest, revision, command, breaker, units, task });
+        Ok(())
     }
 }
 
@@ -231,7 +247,7 @@ struct Supervisor<R> {
 
 impl<R: Revision> Supervisor<R> {
     async fn run<P: crate::broker::Partition>(mut self, mut assignments: mpsc::Receiver<Assignment<P>>) {
-        let mut workers = JoinSet::new();
+        let mut workers = Workers::new();
         let mut command = self.shared.command.clone();
         let mut assigning = true;
         loop {
@@ -251,19 +267,24 @@ impl<R: Revision> Supervisor<R> {
         }
     }
 
-    fn start<P: crate::broker::Partition>(&mut self, assignment: Assignment<P>, workers: &mut JoinSet<Exit>) {
+    fn start<P: crate::broker::Partition>(&mut self, assignment: Assignment<P>, workers: &mut Workers) {
         let unit = assignment.partition.unit().clone();
         let seed = self.shared.clock.now().as_nanos() ^ u64::from(unit.partition);
         let worker = Worker::new(assignment, self.shared.clone(), seed);
-        lock(&self.units).insert((unit.topic.to_string(), unit.partition), worker.status());
-        workers.spawn(worker.run());
+        let status = worker.status();
+        lock(&self.units).insert((unit.topic.to_string(), unit.partition), Arc::clone(&status));
+        workers.spawn(async move { (status, worker.run().await) });
     }
 
     /// A worker that cannot go on, or that has a bug, stops the process: recovery is the tested path.
-    fn ended(&self, ended: Result<Exit, tokio::task::JoinError>) {
+    fn ended(&self, ended: Result<(Arc<UnitStatus>, Exit), tokio::task::JoinError>) {
         let error = match ended {
-            Ok(Exit::Drained | Exit::Revoked) => return,
-            Ok(Exit::Failed(error)) => error,
+            Ok((status, Exit::Drained | Exit::Revoked)) => {
+                // The next owner of the same unit may be here, and have begun before.
+                lock(&self.units).retain(|_, owned| !Arc::ptr_eq(owned, &status));
+                return;
+            }
+            Ok((_, Exit::Failed(error))) => error,
             Err(error) => Error::Fatal(format!("a worker ended abruptly: {error}")),
         };
         tracing::error!(%error, "A worker cannot go on; the process stops.");

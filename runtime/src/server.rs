@@ -284,17 +284,16 @@ impl<L: Log> Server<L> {
         Ok(made)
     }
 
-    /// Lets go of functions that are no longer in the manifest, be it that they run here or that an earlier process of the
-    /// same application ran them: the log need not keep records for them. Their progress and their dead letters stay, should
-    /// they come back. Answers with their names.
+    /// Lets go of functions that are not in the manifest, be it that they run here or that an earlier process ran them, maybe
+    /// when the application had another name: the log need not keep records for them. Their progress and their dead letters
+    /// stay, should they come back. Answers with their names. Only for a log with one application.
     ///
     /// # Errors
     /// If the log could not act.
     pub async fn retire_others(&self, manifest: &Manifest) -> Result<Vec<FunctionName>, broker::Error> {
         let running: Vec<FunctionName> =
             self.registry.functions().into_iter().map(|info| info.settings.name.clone()).collect();
-        let deployed = self.deployed.lock().await.keys().cloned().collect::<Vec<_>>().into_iter();
-        let known = deployed.filter(|name| name.application() == manifest.application).chain(running);
+        let known = self.deployed.lock().await.keys().cloned().chain(running).collect::<Vec<_>>().into_iter();
         let gone: BTreeSet<FunctionName> =
             known.filter(|name| manifest.functions.iter().all(|function| function.name != *name)).collect();
         let mut retired = Vec::new();
@@ -332,19 +331,9 @@ impl<L: Log> Server<L> {
     }
 
     async fn load(&self, function: &Function, directory: &Path) -> Result<Component, StageError> {
-        let file = directory.join(&function.component);
-        let missing = |reason| StageError::Missing { function: function.name.clone(), file: file.clone(), reason };
-        let metadata = tokio::fs::metadata(&file).await.map_err(|e| missing(e.to_string()))?;
-        if !metadata.is_file() {
-            return Err(missing("it is not a file".to_owned()));
-        }
-        if metadata.len() > limits::COMPONENT_MAX_BYTES as u64 {
-            let (function, size_bytes) = (function.name.clone(), metadata.len());
-            return Err(StageError::TooLarge { function, file, size_bytes });
-        }
-        let bytes = tokio::fs::read(&file).await.map_err(|e| missing(e.to_string()))?;
+        let bytes = read_component(function, directory).await?;
         let refused = |reason| StageError::Refused { function: function.name.clone(), reason };
-        self.engine.load(bytes.into()).await.map_err(refused)
+        self.engine.load(bytes).await.map_err(refused)
     }
 
     fn options(&self, function: &Function) -> FunctionOptions {
@@ -445,6 +434,24 @@ impl<L: Log> Server<L> {
 /// The latest deployment of each function: its number and what it says.
 fn latest(deployments: Vec<Deployed>) -> BTreeMap<FunctionName, (u64, Bytes)> {
     deployments.into_iter().map(|d| (d.function, (d.number, d.content))).collect()
+}
+
+/// Reads a function's component.
+///
+/// # Errors
+/// If it cannot be read, is no file, or is larger than a component can be.
+pub async fn read_component(function: &Function, directory: &Path) -> Result<Bytes, StageError> {
+    let file = directory.join(&function.component);
+    let missing = |reason| StageError::Missing { function: function.name.clone(), file: file.clone(), reason };
+    let metadata = tokio::fs::metadata(&file).await.map_err(|e| missing(e.to_string()))?;
+    if !metadata.is_file() {
+        return Err(missing("it is not a file".to_owned()));
+    }
+    if metadata.len() > limits::COMPONENT_MAX_BYTES as u64 {
+        let (function, size_bytes) = (function.name.clone(), metadata.len());
+        return Err(StageError::TooLarge { function, file, size_bytes });
+    }
+    Ok(tokio::fs::read(&file).await.map_err(|e| missing(e.to_string()))?.into())
 }
 
 /// How a function takes records in.

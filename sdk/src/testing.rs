@@ -89,7 +89,7 @@ pub fn cloud_event(json: &str) -> Result<Event, InvalidCloudEvent> {
 /// One invocation of a handler, to be set up and run.
 ///
 /// Unless told otherwise it is the first attempt at offset 0 of partition 0 of topic `test`; every topic exists and is
-/// granted; state is granted and empty; there is no configuration; the ordering key is the event's `partitionkey`, if it has one.
+/// granted, for 100 events of whatever size; state is granted and empty; there is no configuration; the ordering key is the event's `partitionkey`, if it has one.
 ///
 /// ```
 /// use millrace_sdk::{prelude::*, testing::{self, Invocation}};
@@ -119,6 +119,7 @@ pub struct Invocation {
     remaining: Duration,
     grants: Option<BTreeSet<String>>,
     refusals: BTreeMap<String, EmitError>,
+    emitted_events: usize,
     state: Option<BTreeMap<String, Vec<u8>>>,
 }
 
@@ -142,6 +143,7 @@ impl Invocation {
             remaining: Duration::from_secs(10),
             grants: None,
             refusals: BTreeMap::new(),
+            emitted_events: host::EMITTED_DEFAULT_EVENTS,
             state: Some(BTreeMap::new()),
             event,
         }
@@ -270,6 +272,24 @@ impl Invocation {
     /// ```
     pub fn refuse(mut self, topic: &str, error: EmitError) -> Self {
         self.refusals.insert(topic.into(), error);
+        self
+    }
+
+    /// Sets how many events the handler may emit, as `limits.emitted-events` in the manifest does; by default 100.
+    ///
+    /// ```
+    /// use millrace_sdk::{EmitError, prelude::*, testing};
+    ///
+    /// fn handle(_: Event, cx: &mut Context) -> Result<(), Failure> {
+    ///     cx.emit("stock", Emission::new("reserved"))?;
+    ///     assert_eq!(cx.emit("stock", Emission::new("reserved")), Err(EmitError::TooMany(1)));
+    ///     Ok(())
+    /// }
+    ///
+    /// testing::Invocation::new(testing::event("ping", &())).emitted_events(1).run(handle).expect_completed();
+    /// ```
+    pub fn emitted_events(mut self, max: usize) -> Self {
+        self.emitted_events = max;
         self
     }
 

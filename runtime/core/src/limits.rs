@@ -66,6 +66,8 @@ pub const LONG_POLL_MAX: Duration = Duration::from_secs(60);
 pub const RESPONSE_MAX_BYTES: usize = 4 * MIB;
 /// How long a request may take to arrive in full.
 pub const REQUEST_READ_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long a client may take nothing of its answer before the connection is closed.
+pub const ANSWER_WRITE_TIMEOUT: Duration = Duration::from_secs(30);
 /// Items of one page of a listing.
 pub const PAGE_MAX_ITEMS: usize = 1000;
 /// Dead letters that one request looks at to find those that it asks for.
@@ -160,6 +162,8 @@ pub const IDEMPOTENCY_KEY_MAX_BYTES: usize = 4 * KIB;
 pub const EXPRESSION_MAX_BYTES: usize = 4 * KIB;
 /// Largest manifest.
 pub const MANIFEST_MAX_BYTES: usize = MIB;
+/// Largest configuration file.
+pub const CONFIG_FILE_MAX_BYTES: usize = MIB;
 /// Problems reported for one manifest; what follows is left out.
 pub const PROBLEMS_MAX: usize = 100;
 /// Functions of one application.

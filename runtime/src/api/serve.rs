@@ -16,9 +16,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
 use tower::Service;
 
+use self::reader::Bounded;
 use super::{Api, Local};
 use crate::broker::{Broker, Catalog};
 use crate::worker::Revision;
+
+mod reader;
 
 /// Pause after a connection could not be accepted, for example because the process is out of file descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -107,7 +110,7 @@ impl Connection {
             .timer(TokioTimer::new())
             .header_read_timeout(limits::REQUEST_READ_TIMEOUT)
             .max_buf_size(limits::CONNECTION_BUFFER_MAX_BYTES)
-            .serve_connection(TokioIo::new(stream), service);
+            .serve_connection(TokioIo::new(Bounded::new(stream)), service);
         if let Err(error) = watcher.watch(connection).await {
             tracing::debug!(%peer, %error, "A connection ended early.");
         }

@@ -27,7 +27,7 @@ pub use self::partition::EmbeddedPartition;
 use self::prepare::Slots;
 pub use self::registry::Digest;
 use self::state::{State, UnitState};
-use self::storage::{Disk, Op, Storage, StorageError, Table};
+use self::storage::{Disk, Storage, StorageError, Table};
 pub use self::values::EmbeddedState;
 use super::{
     Assignment, Broker, Catalog, CatalogError, DeployError, Deployment, Error, KeyBlock, Log, Outgoing, Placement,
@@ -232,7 +232,7 @@ impl EmbeddedLog {
 
     /// Opens a log on a storage engine made of the one on disk.
     fn open_on(options: Options, storage: impl FnOnce(Disk) -> Arc<dyn Storage>) -> Result<Self, OpenError> {
-        let directory = Directory::take(&options.dir)?;
+        let directory = Directory::take(&options.dir, &options.prefix)?;
         let corrupted =
             |place: String, reason: String| OpenError::Corrupted { dir: options.dir.clone(), place, reason };
         let path = directory.database();
@@ -245,21 +245,16 @@ impl EmbeddedLog {
         let storage = storage(disk);
         let damaged = |damage: recovery::Damage| corrupted(damage.place, damage.reason);
         let existing = recovery::prefix(&*storage).map_err(damaged)?;
-        if existing.as_ref().is_some_and(|existing| *existing != options.prefix) {
-            let (dir, wanted) = (options.dir, options.prefix);
-            return Err(OpenError::OtherPrefix { dir, existing: existing.unwrap_or_default(), wanted });
+        if existing != options.prefix {
+            return Err(OpenError::OtherPrefix { dir: options.dir, existing, wanted: options.prefix });
         }
         let recovered = recovery::recover(&*storage, &Names::new(&options.prefix)).map_err(damaged)?;
         let state = Arc::new(State::new(options, storage, recovered));
-        Self::start(state, directory, existing.is_none())
+        Self::start(state, directory)
     }
 
-    fn start(state: Arc<State>, directory: Directory, new: bool) -> Result<Self, OpenError> {
+    fn start(state: Arc<State>, directory: Directory) -> Result<Self, OpenError> {
         let unusable = |reason: String| OpenError::NotWritable { dir: state.options.dir.clone(), reason };
-        if new {
-            let put = Op::Put(Table::State, meta::KEY.into(), meta::encode(&state.options.prefix));
-            state.storage.write(vec![put]).map_err(|e| unusable(e.to_string()))?;
-        }
         let (requests, waiting) = mpsc::channel(QUEUE_REQUESTS);
         let committer = Committer::new(state.clone());
         let thread = std::thread::Builder::new().name("log-committer".to_owned());

@@ -58,3 +58,55 @@ pub(super) const fn code(category: Category) -> u8 {
 pub(super) fn category(byte: u8) -> Option<Category> {
     Category::ALL.into_iter().find(|category| code(*category) == byte)
 }
+
+/// Values for the properties of both formats.
+#[cfg(test)]
+pub(super) mod generated {
+    use millrace_core::progress::{ParkedHead, Position, Progress, Stream};
+    use millrace_core::time::Timestamp;
+    use proptest::prelude::*;
+
+    use super::{Category, StreamProgress, Totals};
+
+    /// Any progress; heads failed first, and are due, at one of these pairs of times.
+    pub(in crate::broker) fn any_progress(
+        times: impl Strategy<Value = (Timestamp, Timestamp)>,
+    ) -> impl Strategy<Value = Progress> {
+        let parked = proptest::collection::vec(any_head(times), 0..5);
+        (any_stream(), any_stream(), parked, any::<u64>()).prop_map(|(source, redrive, parked, commits)| Progress {
+            source,
+            redrive,
+            parked,
+            commits,
+        })
+    }
+
+    fn any_stream() -> impl Strategy<Value = StreamProgress> {
+        let ranges = proptest::collection::vec((1..9u64, 1..9u64), 0..5);
+        (0..1u64 << 40, 0..1u64 << 40, ranges, any::<[u64; 6]>()).prop_map(|(start, run, ranges, t)| {
+            let resume = start + run;
+            let mut end = resume;
+            let settled_above = ranges.into_iter().map(|(gap, len)| {
+                let from = end + gap;
+                end = from + len;
+                from..end
+            });
+            let settled_above = settled_above.collect();
+            let [completed, filtered, duplicate, dead_lettered, skipped, not_a_record] = t;
+            let totals = Totals { completed, filtered, duplicate, dead_lettered, skipped, not_a_record };
+            StreamProgress { start, resume, settled_above, totals }
+        })
+    }
+
+    fn any_head(times: impl Strategy<Value = (Timestamp, Timestamp)>) -> impl Strategy<Value = ParkedHead> {
+        (any::<bool>(), any::<u64>(), any::<u32>(), times, 0..4usize).prop_map(
+            |(source, offset, attempts, (first_failed_at, due_at), category)| ParkedHead {
+                position: Position { stream: if source { Stream::Source } else { Stream::Redrive }, offset },
+                attempts,
+                first_failed_at,
+                due_at,
+                category: Category::ALL[category],
+            },
+        )
+    }
+}

@@ -1,7 +1,10 @@
 //! An application on disk: its directory and its manifest.
 
+use std::fs::File;
+use std::io::{self, Read as _};
 use std::path::{Path, PathBuf};
 
+use millrace_core::limits::MANIFEST_MAX_BYTES;
 use millrace_core::manifest::{FILE_NAME, Manifest};
 use millrace_core::settings::Problem;
 
@@ -27,7 +30,7 @@ impl Text {
     /// If it cannot be read.
     pub(crate) fn read(path: &Path) -> Result<Self, Error> {
         let file = if path.is_dir() { path.join(FILE_NAME) } else { path.to_owned() };
-        let text = std::fs::read_to_string(&file).map_err(|e| {
+        let text = read(&file).map_err(|e| {
             if e.kind() == std::io::ErrorKind::NotFound {
                 let cause = if path.is_dir() {
                     format!("there is no {FILE_NAME} in {}", directory_name(path))
@@ -76,6 +79,17 @@ impl Text {
         }
         console.line("")
     }
+}
+
+/// Reads a file's text, as far as a manifest can be long and one byte more, by which it is seen to be longer.
+fn read(file: &Path) -> io::Result<String> {
+    let mut bytes = Vec::new();
+    File::open(file)?.take(MANIFEST_MAX_BYTES as u64 + 1).read_to_end(&mut bytes)?;
+    if bytes.len() > MANIFEST_MAX_BYTES {
+        let longest = format::bytes(MANIFEST_MAX_BYTES as u64);
+        return Err(io::Error::other(format!("it is longer than {longest}, which no manifest may be")));
+    }
+    String::from_utf8(bytes).map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))
 }
 
 /// The directory as people call it.
@@ -172,5 +186,16 @@ error: `b c` cannot name a topic
         let error = Text::read(&directory.path().join("x")).unwrap_err().to_string();
         assert!(error.starts_with("there is no file or directory /"), "{error}");
         assert!(error.ends_with("`millrace new NAME`"), "{error}");
+    }
+
+    #[test]
+    fn a_file_that_is_no_manifest_is_not_read_to_its_end() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        file.as_file().set_len(MANIFEST_MAX_BYTES as u64).unwrap();
+        assert!(Text::read(file.path()).is_ok());
+        // Without end, as it were.
+        file.as_file().set_len(1 << 42).unwrap();
+        let error = Text::read(file.path()).unwrap_err().to_string();
+        assert!(error.contains("longer than 1.00 MiB"), "{error}");
     }
 }

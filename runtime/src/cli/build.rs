@@ -23,6 +23,9 @@ Examples:
 /// What guests are compiled for.
 const GUEST_TARGET: &str = "wasm32-wasip2";
 
+/// What Cargo gives to the compiler for that target, such as where its standard library is if rustup did not install it.
+const GUEST_FLAGS: &str = "CARGO_TARGET_WASM32_WASIP2_RUSTFLAGS";
+
 /// Arguments of `millrace build`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = EXAMPLES)]
@@ -216,8 +219,13 @@ async fn execute(build: &Build) -> io::Result<ExitStatus> {
 
 /// What to do if Rust's standard library for guests is missing for a project in this directory.
 pub(crate) async fn missing_target(directory: &Path) -> Option<String> {
+    missing_target_with(&std::env::var(GUEST_FLAGS).unwrap_or_default(), directory).await
+}
+
+async fn missing_target_with(flags: &str, directory: &Path) -> Option<String> {
     let mut rustc = Command::new("rustc");
-    rustc.args(["--print", "target-libdir", "--target", GUEST_TARGET]).current_dir(directory).kill_on_drop(true);
+    rustc.args(["--print", "target-libdir", "--target", GUEST_TARGET]).args(flags.split_whitespace());
+    rustc.current_dir(directory).kill_on_drop(true);
     match rustc.output().await {
         Err(_) => Some("Rust is not installed, or not on the path: see https://rustup.rs".to_owned()),
         Ok(output) if output.status.success() => {
@@ -346,6 +354,17 @@ mod tests {
         assert!(!has_std(directory.path()));
         std::fs::write(directory.path().join("libstd-0123.rlib"), "").unwrap();
         assert!(has_std(directory.path()));
+    }
+
+    #[tokio::test]
+    async fn a_standard_library_elsewhere_is_not_missing() {
+        let sysroot = tempfile::tempdir().unwrap();
+        let flags = format!("-Copt-level=1 --sysroot={}", sysroot.path().display());
+        assert!(missing_target_with(&flags, sysroot.path()).await.is_some());
+        let libraries = sysroot.path().join("lib/rustlib/wasm32-wasip2/lib");
+        std::fs::create_dir_all(&libraries).unwrap();
+        std::fs::write(libraries.join("libstd-0123.rlib"), "").unwrap();
+        assert_eq!(missing_target_with(&flags, sysroot.path()).await, None);
     }
 
     #[test]

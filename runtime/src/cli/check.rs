@@ -104,8 +104,8 @@ async fn component_flaw(function: &Function, directory: &Path) -> Option<Flaw> {
     };
     match tokio::fs::metadata(&file).await {
         Ok(metadata) if metadata.len() > COMPONENT_MAX_BYTES as u64 => return Some(too_large(metadata.len())),
-        Ok(metadata) if metadata.is_dir() => {
-            return Some(error(format!("{} is a directory", file.display()), "name the component's file".into()));
+        Ok(metadata) if !metadata.is_file() => {
+            return Some(error(format!("{} is not a file", file.display()), "name the component's file".into()));
         }
         Ok(_) => {}
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Some(not_built(function, &file)),
@@ -292,7 +292,9 @@ mod tests {
         check(&module, &state, &[grant], Exit::Failed).await;
         check(&format!("{module}\ngrants.state = true"), &state, &[], Exit::Done).await;
         check(&module, EMPTY_MODULE, &["error: it is a core module"], Exit::Failed).await;
-        check(&format!("{good}component = \".\""), EMPTY_MODULE, &["is a directory"], Exit::Failed).await;
+        check(&format!("{good}component = \".\""), EMPTY_MODULE, &["is not a file"], Exit::Failed).await;
+        // It would be read for ever.
+        check(&format!("{good}component = \"/dev/zero\""), EMPTY_MODULE, &["is not a file"], Exit::Failed).await;
     }
 
     #[tokio::test]

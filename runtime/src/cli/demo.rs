@@ -56,7 +56,10 @@ struct ExpectedFunction {
 
 pub(crate) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Error> {
     let file = args.directory.join("expected.json");
-    let text = std::fs::read_to_string(&file).map_err(|e| Error::file(file.display(), &e))?;
+    let text = std::fs::read_to_string(&file).map_err(|e| {
+        let cause = format_args!("what the sample must give cannot be read: {}: {e}", file.display());
+        Error::failed(cause, "name an application with a sample, such as guest-examples/orders")
+    })?;
     let expected: Expected = serde_json::from_str(&text)
         .map_err(|e| Error::failed(format_args!("{}: {e}", file.display()), "mend the file"))?;
     let exits = std::env::var_os("DEMO_EXIT").is_some_and(|value| value != "0" && !value.is_empty());

@@ -10,9 +10,9 @@ use tokio::task::JoinHandle;
 
 use super::Context;
 use super::application::Application;
-use super::build;
+use super::build::{self, Build};
 use super::error::{Error, Exit};
-use super::output::Style;
+use super::output::{Console, Style};
 use crate::config::{self, Config, Flags, LogFormat};
 use crate::server::Server;
 use crate::telemetry;
@@ -24,6 +24,7 @@ mod outcomes;
 mod watch;
 
 use follow::Following;
+use outcomes::Form;
 use watch::Places;
 
 /// How long whoever reads the output may take for the last lines when the process stops.
@@ -37,7 +38,8 @@ Examples:
   millrace dev guest-examples/orders    another one
   millrace dev --listen 127.0.0.1:9000  on another port
   millrace dev --no-watch               without rebuilding what changes
-  millrace dev --quiet                  without a line for each event")]
+  millrace dev --quiet                  without a line for each event
+  millrace dev --json                   a JSON object for each event, for programs")]
 pub(crate) struct Args {
     /// The application's directory, with its millrace.toml
     #[arg(default_value = ".", value_name = "DIR")]
@@ -68,14 +70,13 @@ pub(crate) async fn run(args: Args, context: &mut Context) -> Result<Exit, Error
     let directory = application.source.directory.clone();
     let config = configure(&args.flags, &directory, context)?;
     telemetry::init(&config.log);
-    let stop = stop_signal()?;
+    let mut stop = Box::pin(stop_signal()?);
     let places = Places { manifest: application.source.file.clone(), data: absolute(&config.data), directory };
-    let stale = |function: &&Function| function.build.is_some() && places.are_newer(function);
-    let stale: Vec<String> = application.manifest.functions.iter().filter(stale).map(short_name).collect();
-    if !stale.is_empty() {
-        build(&application, &stale, context).await?;
+    tokio::select! {
+        built = build_stale(&application, &places, context) => built?,
+        () = &mut stop => return Err(Error::Interrupted),
     }
-    let looks_on = !args.quiet && config.log.format == LogFormat::Human;
+    let looks_on = !args.quiet && (context.console.is_json() || config.log.format == LogFormat::Human);
     let mut server = Server::open(config).await.map_err(|e| Error::failed(e, "then start again"))?;
     let reader = looks_on.then(|| look_on(&mut server));
     let made = server.make_topics(&application.manifest).await;
@@ -94,7 +95,7 @@ pub(crate) async fn run(args: Args, context: &mut Context) -> Result<Exit, Error
     let address = listener.local_addr().map_err(|e| Error::file("the address listened on", &e))?;
     say_where_to_look(&server, &application.manifest, address, began.elapsed(), context)?;
     let showing = reader.map(|reader| Showing::start(reader, context));
-    let following = if args.no_watch { None } else { Following::start(&server, application, places) };
+    let following = if args.no_watch { None } else { Following::start(&server, application, places, context)? };
     tokio::select! {
         ended = server.run(listener, stop) => ended.map_err(|e| Error::failed(e, "start again to recover"))?,
         error = follow(following, context) => return Err(error),
@@ -123,7 +124,9 @@ struct Showing {
 impl Showing {
     fn start(reader: Reader, context: &Context) -> Self {
         let (stop, stopped) = oneshot::channel();
-        Self { stop, task: tokio::spawn(outcomes::show(reader, context.console.painter(), stopped)) }
+        let console = &context.console;
+        let form = if console.is_json() { Form::Json } else { Form::Lines(console.painter()) };
+        Self { stop, task: tokio::spawn(outcomes::show(reader, form, stopped)) }
     }
 
     /// Shows the last events, if whoever reads takes them.
@@ -173,6 +176,9 @@ fn say_where_to_look(
     context: &mut Context,
 ) -> Result<(), Error> {
     let console = &mut context.console;
+    if console.is_json() {
+        return say_where_for_programs(server, manifest, address, console);
+    }
     let application = console.paint(Style::Strong, &manifest.application);
     console.line(format_args!("{application} is ready after {took:.1?} on http://{address}"))?;
     let (active, all) = (server.registry().functions().len(), manifest.functions.len());
@@ -201,6 +207,28 @@ fn say_where_to_look(
     console.flush()
 }
 
+fn say_where_for_programs(
+    server: &Server,
+    manifest: &Manifest,
+    address: std::net::SocketAddr,
+    console: &mut Console,
+) -> Result<(), Error> {
+    let functions = server.registry().functions();
+    let functions: Vec<_> = functions
+        .iter()
+        .map(|info| serde_json::json!({ "name": info.settings.name.to_string(), "revision": info.revision }))
+        .collect();
+    console.json_line(&serde_json::json!({
+        "kind": "ready",
+        "application": manifest.application,
+        "url": format!("http://{address}"),
+        "data": server.config().data,
+        "functions": functions,
+        "refused": manifest.functions.len() - functions.len(),
+    }))?;
+    console.flush()
+}
+
 /// Reads an application; what is wrong with its manifest is shown.
 pub(super) fn read(directory: &Path, context: &mut Context) -> Result<Application, Error> {
     let directory = directory.canonicalize().map_err(|e| Error::file(directory.display(), &e))?;
@@ -216,13 +244,33 @@ fn short_name(function: &Function) -> String {
     function.name.function().to_owned()
 }
 
-/// Builds functions, each command once.
-async fn build(application: &Application, only: &[String], context: &mut Context) -> Result<(), Error> {
-    for one in build::plan(application, only)? {
-        context.console.note(format_args!("$ {}", one.command))?;
-        build::run_one(&one).await?;
+/// Builds what is older than its sources, each command once. What does not build starts as it was built before, if it was.
+async fn build_stale(application: &Application, places: &Places, context: &mut Context) -> Result<(), Error> {
+    let stale = |function: &&Function| function.build.is_some() && places.are_newer(function);
+    let stale: Vec<String> = application.manifest.functions.iter().filter(stale).map(short_name).collect();
+    if stale.is_empty() {
+        return Ok(());
+    }
+    for one in build::plan(application, &stale)? {
+        if !build(&one, context).await? {
+            let names: Vec<&str> = one.outputs.iter().map(|output| output.function.as_str()).collect();
+            let names = names.join(", ");
+            context
+                .console
+                .note(format_args!("{names}: not built; what was built before is started, if there is any"))?;
+        }
     }
     Ok(())
+}
+
+/// Runs a build; if it fails, says so.
+async fn build(one: &Build, context: &mut Context) -> Result<bool, Error> {
+    context.console.note(format_args!("$ {}", one.command))?;
+    match build::run_one(one).await.map_err(Error::from) {
+        Ok(_) => Ok(true),
+        Err(error @ Error::Told { .. }) => context.console.note(error).map(|()| false),
+        Err(error) => Err(error),
+    }
 }
 
 fn configure(flags: &Flags, directory: &Path, context: &mut Context) -> Result<Config, Error> {

@@ -5,7 +5,6 @@ use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use bytes::Bytes;
 use millrace_core::codec::json;
 use millrace_core::event::Event;
 use millrace_core::identity;
@@ -157,17 +156,12 @@ fn unusable(file: &Path, failure: &Failure) -> Error {
 }
 
 async fn guest(function: &Function, directory: &Path) -> Result<sandbox::Guest, Error> {
-    let file = directory.join(&function.component);
-    let bytes = std::fs::read(&file).map_err(|e| match e.kind() {
-        std::io::ErrorKind::NotFound => {
-            Error::failed(format_args!("there is no component {}", file.display()), "run `millrace build` first")
-        }
-        _ => Error::file(file.display(), &e),
-    })?;
+    let bytes = server::read_component(function, directory).await;
+    let bytes = bytes.map_err(|e| Error::failed(e, "then invoke it again"))?;
     let cache_dir = Some(directory.join(".millrace").join("compiled"));
     let engine = Engine::new(EngineOptions { cache_dir, max_instances: 8, ..EngineOptions::default() })
         .map_err(|e| Error::failed(e, "free some memory, then try again"))?;
-    let component = engine.load(Bytes::from(bytes)).await.map_err(|e| Error::failed(e, "then build it again"))?;
+    let component = engine.load(bytes).await.map_err(|e| Error::failed(e, "then build it again"))?;
     let options = server::function_options(function);
     let function =
         sandbox::Function::new(&engine, &component, options).map_err(|e| Error::failed(e, "change the manifest"))?;

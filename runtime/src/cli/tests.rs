@@ -128,3 +128,15 @@ fn a_process_that_runs_functions_has_as_many_threads_as_it_is_told() {
     assert_eq!(threads(&[]), 3);
     assert_eq!(threads(&["--set", "runtime.threads=5"]), 5);
 }
+
+#[tokio::test]
+async fn a_handler_that_is_no_file_is_not_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let manifest = "application = 'shop'\n[functions.pay]\ntopics = ['orders']\ncomponent = '/dev/zero'\n";
+    std::fs::write(directory.path().join("millrace.toml"), manifest).unwrap();
+    let event = directory.path().join("event.json");
+    std::fs::write(&event, r#"{"specversion": "1.0", "id": "1", "source": "/s", "type": "t"}"#).unwrap();
+    let (directory, event) = (directory.path().to_str().unwrap(), event.to_str().unwrap());
+    let err = run(&["invoke", "pay", "--dir", directory, "--event", event]).await.refused(Exit::Failed);
+    assert!(err.contains("cannot read the component `/dev/zero`: it is not a file"), "{err}");
+}

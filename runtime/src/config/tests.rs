@@ -22,6 +22,13 @@ fn defaults() -> Config {
 }
 
 #[test]
+fn a_file_without_end_is_not_read_to_its_end() {
+    let flags = Flags { config: Some("/dev/zero".into()), ..Flags::default() };
+    let Refused(problems) = load(&flags, Path::new(DIRECTORY)).unwrap_err();
+    assert_eq!(problems, ["/dev/zero cannot be read: it is longer than 1.00 MiB"]);
+}
+
+#[test]
 fn without_any_source_the_defaults_hold() {
     let resolved = resolve(None, [], &Flags::default(), Path::new(DIRECTORY)).unwrap();
     assert_eq!(resolved, Resolved { config: defaults(), file: None, warnings: vec![] });

@@ -17,6 +17,9 @@ pub(super) struct Double<'a> {
 /// The state, if it is granted.
 pub(super) struct Store(pub(super) Option<BTreeMap<String, Vec<u8>>>);
 
+/// The runtime's bound on the events that one invocation emits, unless the manifest says otherwise.
+pub(super) const EMITTED_DEFAULT_EVENTS: usize = 100;
+
 /// The runtime's bounds on a key and on a value, in bytes.
 const STATE_KEY_MAX_BYTES: usize = 1024;
 const STATE_VALUE_MAX_BYTES: usize = 256 * 1024;
@@ -59,6 +62,10 @@ impl state::Store for Store {
 
 impl Host for Double<'_> {
     fn emit(&mut self, topic: &str, emission: Emission) -> Result<String, EmitError> {
+        let max = self.invocation.emitted_events;
+        if self.emitted.len() >= max {
+            return Err(EmitError::TooMany(max as u64));
+        }
         if let Some(err) = self.invocation.refusals.get(topic) {
             return Err(err.clone());
         }
@@ -195,6 +202,18 @@ mod tests {
         check(&emission().extension("", "a"), Err("extension ``: use lower-case letters and digits"));
         check(&emission().extension("subject", "a"), Err("`subject` is not an extension"));
         check(&emission().extension("a", "1").extension("a", "2"), Err("extension `a` is set twice"));
+    }
+
+    #[test]
+    fn as_many_events_are_taken_as_by_the_runtime() {
+        let emit = |_: Event, cx: &mut Context<'_>| -> Result<(), Failure> {
+            for _ in 0..100 {
+                cx.emit("topic", Emission::new("pong"))?;
+            }
+            assert_eq!(cx.emit("topic", Emission::new("pong")), Err(EmitError::TooMany(100)));
+            Ok(())
+        };
+        assert_eq!(Invocation::new(event("ping", &())).run(emit).expect_completed().emitted.len(), 100);
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! `millrace dev` while somebody works on an application: what it shows, and what it takes over without a restart.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use hyper::Method;
-use millrace_tests::process::{Api, Dev, root};
+use millrace::broker::embedded::{EmbeddedLog, Options};
+use millrace_tests::process::{Api, Dev, program, root};
 use serde_json::{Value, json};
 
 /// A function of the hello example under another name.
@@ -110,6 +112,22 @@ async fn a_changed_manifest_is_taken_over_while_everything_runs() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nothing_is_kept_for_an_application_that_has_another_name_now() {
+    let directory = tempfile::tempdir().expect("a directory");
+    write(directory.path(), &[function("greet", "")]);
+    assert!(start(directory.path(), &["--no-watch"]).stop(), "it ends well");
+    let manifest = directory.path().join("millrace.toml");
+    let text = fs::read_to_string(&manifest).expect("a file").replace("'hall'", "'house'");
+    fs::write(&manifest, text).expect("a file");
+    assert!(start(directory.path(), &["--no-watch"]).stop(), "it ends well");
+    let log = EmbeddedLog::open(Options::new(directory.path().join(".millrace/log"))).expect("the log can be opened");
+    for (function, expected) in [("hall.greet", false), ("house.greet", true)] {
+        let was_kept_for = log.retire(function.parse().expect("a name")).await.expect("the log works");
+        assert_eq!(was_kept_for, expected, "{function}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn outcomes_and_logs_are_shown_as_they_come() {
     let directory = tempfile::tempdir().expect("a directory");
     write(
@@ -143,6 +161,54 @@ async fn outcomes_and_logs_are_shown_as_they_come() {
     let lines = said.iter().filter(|line| line.contains("completed  ")).count();
     assert!(lines <= 60, "{lines} events have a line of their own:\n{}", said.join("\n"));
     assert!(dev.stop(), "it ends well");
+}
+
+/// Somebody who starts in the middle of their work sees what does not build, and goes on from there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_does_not_build_keeps_nobody_from_starting() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path();
+    let component = root().join("target/wasm32-wasip2/guest/hello.wasm");
+    let built = |name: &str| {
+        format!(
+            "[functions.{name}]\nbuild = 'test -e {name}.ok && cp {} {name}.wasm'\nwatch = ['{name}.ok', 'nowhere']\n\
+             component = '{name}.wasm'\ntopics = ['visitors']\ngrants = {{ publish = ['greetings'] }}\n",
+            component.display()
+        )
+    };
+    // One was built before, with sources that are older than the one that is there now; one never was.
+    fs::copy(&component, path.join("old.wasm")).expect("a file");
+    let old = fs::File::options().write(true).open(path.join("old.wasm")).expect("a file");
+    old.set_modified(std::time::SystemTime::UNIX_EPOCH).expect("a time");
+    write(path, &[function("greet", ""), built("old").replace("'old.ok', ", "'old.rs', "), built("new")]);
+    fs::write(path.join("old.rs"), "").expect("a file");
+    let dev = start(path, &[]);
+    assert_eq!(running(&dev).await, [("hall.greet".to_owned(), 1), ("hall.old".to_owned(), 1)]);
+    dev.says("warning: hall.old: `nowhere`, which `watch` names, is not there");
+    fs::write(path.join("new.ok"), "").expect("a file");
+    dev.says("swapped hall.new to revision 1");
+    assert_eq!(running(&dev).await.len(), 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn programs_are_told_in_json() {
+    let directory = tempfile::tempdir().expect("a directory");
+    write(directory.path(), &[function("greet", "")]);
+    let mut dev = Command::new(program());
+    dev.args(["dev", "--json", "--no-watch", "--listen", "127.0.0.1:0"]).arg(directory.path());
+    let mut dev = dev.stdout(Stdio::piped()).spawn().expect("the binary can be started");
+    let lines = BufReader::new(dev.stdout.take().expect("it has an output")).lines();
+    let mut lines = lines.map(|line| serde_json::from_str::<Value>(&line.expect("a text")).expect("JSON"));
+    let ready = lines.next().expect("it says that it is ready");
+    assert_eq!((&ready["kind"], &ready["functions"][0]["name"]), (&json!("ready"), &json!("hall.greet")));
+    let url = ready["url"].as_str().expect("an address");
+    let status = Api::default().publish(url, "visitors", &[visitor(1, &json!("Ada"))]).await;
+    assert_eq!(status.map(|status| status.as_u16()), Some(202));
+    let told: Vec<Value> = lines.by_ref().take(2).collect();
+    assert_eq!((&told[0]["kind"], &told[0]["message"]), (&json!("logged"), &json!("Hello, Ada!")));
+    assert_eq!((&told[1]["kind"], &told[1]["place"]), (&json!("completed"), &json!("visitors/0/0")));
+    dev.kill().expect("it is running");
+    dev.wait().expect("it was started");
 }
 
 /// It is neither open nor gone: somebody has to hear what became of it.

@@ -3,6 +3,7 @@
 use axum::http::Method;
 use bytes::Bytes;
 use millrace_core::letter::LetterHeaders;
+use millrace_core::manifest::Function;
 use millrace_core::name::{FunctionName, Topic};
 use millrace_core::outcome::Category;
 use millrace_core::progress::{Progress, StreamProgress, Totals};
@@ -21,6 +22,7 @@ use crate::broker::{
     Broker, Catalog, Commit, CommitOutcome, Letter, LetterId, LetterStatus, Partition, StartAt, Subscription,
 };
 use crate::clock::Clock;
+use crate::registry::Deployment;
 
 async fn server() -> (TempDir, Server<EmbeddedLog>) {
     let directory = tempfile::tempdir().unwrap();
@@ -183,4 +185,18 @@ async fn what_is_gone_is_skipped_on_an_operators_word() {
     assert_eq!(unknown.summary(), "404 unknown-function");
     let malformed = server.post("/v1/functions/shop.pay/skip", "application/json", r#"{"dryrun": true}"#).await;
     assert_eq!(malformed.summary(), "400 malformed-request");
+}
+
+#[tokio::test]
+async fn a_function_whose_change_fails_runs_as_before() {
+    let (_directory, server) = server().await;
+    server.activate("pay").await;
+    let name: FunctionName = "shop.pay".parse().unwrap();
+    let running = server.registry.function(&name).unwrap();
+    let settings = Function { topics: vec![Topic::new("nowhere").unwrap()], ..(*running.settings).clone() };
+    let deployment = Deployment { settings, digest: "beef".to_owned(), revision: super::idle() };
+    let error = server.registry.activate(deployment).await.unwrap_err();
+    assert!(error.to_string().contains("nowhere"), "{error}");
+    let now = server.registry.function(&name).expect("it still runs");
+    assert_eq!((now.settings, now.digest), (running.settings, running.digest));
 }

@@ -76,14 +76,32 @@ async fn what_is_not_http_is_refused() {
     assert_eq!(server.get("/livez").await.summary(), "200");
 }
 
-/// Gives a function a partition of a log that cannot go on, and waits until that is known.
-async fn assign_broken_partition(server: &Server) {
+/// Gives a function a partition of a log that cannot go on.
+async fn assign_broken_partition(server: &Server, revoked: watch::Receiver<bool>) {
     let unit = Unit { function: "shop.pay".parse().unwrap(), topic: "orders".parse().unwrap(), partition: 0 };
-    let (_owner, revoked) = watch::channel(false);
     let assignment = Assignment { partition: Broken(unit), restored: Restored::default(), siblings: 1, revoked };
     let assignments = server.broker.lock().assignments[0].clone();
     assignments.send(assignment).await.unwrap();
+}
+
+/// The same, and waits until that is known.
+async fn fail_partition(server: &Server) {
+    let (_owner, revoked) = watch::channel(false);
+    assign_broken_partition(server, revoked).await;
     server.registry.failure().wait_for(Option::is_some).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_partition_that_is_lost_is_no_longer_listed() {
+    let server = Server::start().await;
+    server.activate("pay").await;
+    let (owner, revoked) = watch::channel(true);
+    assign_broken_partition(&server, revoked).await;
+    owner.closed().await;
+    for _turn in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(server.registry.functions()[0].units.len(), 0);
 }
 
 #[tokio::test]
@@ -97,7 +115,7 @@ async fn readiness_follows_the_process() {
     assert_eq!(server.get("/readyz").await.json::<Health>().state, "ready");
     assert_eq!(state().await, "ready");
     server.activate("pay").await;
-    assign_broken_partition(&server).await;
+    fail_partition(&server).await;
     assert_eq!(server.get("/readyz").await.summary(), "503 not-ready after 1");
     assert_eq!(state().await, "log failed: a sync failed");
     assert_eq!(server.get("/livez").await.summary(), "200");

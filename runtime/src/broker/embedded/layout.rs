@@ -5,7 +5,8 @@ use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
 use super::OpenError;
-use super::storage::Disk;
+use super::meta;
+use super::storage::{Disk, Op, Storage as _, Table};
 
 /// The version of all that lies in the directory; raised when an older Millrace could no longer read it.
 const FORMAT: u32 = 2;
@@ -23,15 +24,17 @@ pub(super) struct Directory {
 }
 
 impl Directory {
-    /// Takes the directory, and makes it if need be.
-    pub(super) fn take(path: &Path) -> Result<Self, OpenError> {
+    /// Takes the directory, and makes it if need be, for a log with this prefix.
+    pub(super) fn take(path: &Path, prefix: &str) -> Result<Self, OpenError> {
         fs::create_dir_all(path).map_err(|e| unusable(path, &e))?;
         check_content(path)?;
         let lock = lock(path)?;
         let directory = Self { path: path.to_owned(), _lock: lock };
         match fs::read(path.join(FORMAT_FILE)) {
             Ok(text) => check_format(path, &text)?,
-            Err(e) if e.kind() == io::ErrorKind::NotFound => directory.create().map_err(|e| unusable(path, &e))?,
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {
+                directory.create(prefix).map_err(|e| unusable(path, &e))?;
+            }
             Err(e) => return Err(unusable(path, &e)),
         }
         Ok(directory)
@@ -42,14 +45,17 @@ impl Directory {
         self.path.join(DATABASE)
     }
 
-    /// Makes the database under another name, so that one cut short can never be taken for one that lost its content.
-    fn create(&self) -> io::Result<()> {
+    /// Makes the database under another name and describes it at once, so that one cut short can never be taken for one that
+    /// lost its content, nor the other way round.
+    fn create(&self, prefix: &str) -> io::Result<()> {
         let unfinished = self.path.join(UNFINISHED);
         if unfinished.exists() {
             fs::remove_dir_all(&unfinished)?;
         }
         if !self.database().exists() {
-            drop(Disk::create(&unfinished).map_err(|e| io::Error::other(e.to_string()))?);
+            let described = Op::Put(Table::State, meta::KEY.into(), meta::encode(prefix));
+            let made = Disk::create(&unfinished).and_then(|disk| disk.write(vec![described]));
+            made.map_err(|e| io::Error::other(e.to_string()))?;
             fs::rename(&unfinished, self.database())?;
         }
         let written = self.path.join("FORMAT.unfinished");

@@ -63,7 +63,12 @@ fn check_manifest(keyspace: &Path) -> Result<(), Damage> {
 /// Checks journals from the newest to the oldest, for only the last batch of all can be torn.
 fn check_journals(database: &Path) -> Result<(), Damage> {
     let mut batches_follow = false;
-    for file in journals(database).map_err(|e| Damage::new(database, &e))?.iter().rev() {
+    let journals = journals(database).map_err(|e| Damage::new(database, &e))?;
+    if journals.is_empty() {
+        // There is one from the beginning, and a new one before an old one goes.
+        return Err(Damage::new(&database.join("*.jnl"), &"there is no journal"));
+    }
+    for file in journals.iter().rev() {
         let content = fs::read(file).map_err(|e| Damage::new(file, &e))?;
         match scan(&content) {
             Tail::Clean { batches } => batches_follow |= batches > 0,

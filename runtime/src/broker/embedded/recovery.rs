@@ -33,10 +33,11 @@ impl Damage {
     }
 }
 
-/// The prefix that the log was made with; none if it was never used.
-pub(super) fn prefix(storage: &dyn Storage) -> Result<Option<String>, Damage> {
+/// The prefix that the log was made with. It is the first thing written, so a log without it has lost all its content.
+pub(super) fn prefix(storage: &dyn Storage) -> Result<String, Damage> {
     let value = storage.get(Table::State, meta::KEY).map_err(|e| Damage::new(Table::State, &e))?;
-    value.map(|value| meta::decode(&value)).transpose().map_err(|e| Damage::new(Table::State, &e))
+    let value = value.ok_or_else(|| Damage::new(Table::State, &"it is empty: a journal was emptied"))?;
+    meta::decode(&value).map_err(|e| Damage::new(Table::State, &e))
 }
 
 /// Topics, units and counts.

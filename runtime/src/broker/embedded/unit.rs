@@ -104,35 +104,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    fn any_stream() -> impl Strategy<Value = StreamProgress> {
-        let ranges = proptest::collection::vec((1..9u64, 1..9u64), 0..5);
-        (0..1u64 << 40, 0..1u64 << 40, ranges, any::<[u64; 6]>()).prop_map(|(start, run, ranges, t)| {
-            let resume = start + run;
-            let mut end = resume;
-            let settled_above = ranges.into_iter().map(|(gap, len)| {
-                let from = end + gap;
-                end = from + len;
-                from..end
-            });
-            let settled_above = settled_above.collect();
-            let [completed, filtered, duplicate, dead_lettered, skipped, not_a_record] = t;
-            let totals = Totals { completed, filtered, duplicate, dead_lettered, skipped, not_a_record };
-            StreamProgress { start, resume, settled_above, totals }
-        })
-    }
-
-    fn any_head() -> impl Strategy<Value = ParkedHead> {
-        (any::<bool>(), any::<u64>(), any::<u32>(), any::<u64>(), any::<u64>(), 0..4usize).prop_map(
-            |(source, offset, attempts, first, due, category)| ParkedHead {
-                position: Position { stream: if source { Stream::Source } else { Stream::Redrive }, offset },
-                attempts,
-                first_failed_at: Timestamp::from_nanos(first),
-                due_at: Timestamp::from_nanos(due),
-                category: Category::ALL[category],
-            },
-        )
-    }
+    use crate::broker::progress::generated::any_progress;
 
     fn unit() -> Unit {
         Unit { function: "shop.pay".parse().unwrap(), topic: Topic::new("orders").unwrap(), partition: 3 }
@@ -141,13 +113,9 @@ mod tests {
     proptest! {
         #[test]
         fn a_unit_reads_back(
-            source in any_stream(),
-            redrive in any_stream(),
-            parked in proptest::collection::vec(any_head(), 0..5),
-            commits: u64,
+            progress in any_progress(any::<(u64, u64)>().prop_map(|(first, due)| (Timestamp::from_nanos(first), Timestamp::from_nanos(due)))),
             active: bool,
         ) {
-            let progress = Progress { source, redrive, parked, commits };
             let value = encode(b"u", &unit(), &progress, active);
             prop_assert_eq!(UnitRecord::decode(b"u", &value), Ok(UnitRecord { unit: unit(), progress, active }));
         }

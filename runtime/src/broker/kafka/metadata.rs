@@ -86,38 +86,16 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::broker::progress::generated::any_progress;
 
     fn unit() -> Unit {
         Unit { function: "shop.pay".parse().unwrap(), topic: Topic::new("orders").unwrap(), partition: 3 }
     }
 
-    fn any_stream() -> impl Strategy<Value = StreamProgress> {
-        let ranges = proptest::collection::vec((1..9u64, 1..9u64), 0..5);
-        (0..1u64 << 40, 0..1u64 << 40, ranges, any::<[u64; 6]>()).prop_map(|(start, run, ranges, t)| {
-            let resume = start + run;
-            let mut end = resume;
-            let settled_above = ranges.into_iter().map(|(gap, len)| {
-                let from = end + gap;
-                end = from + len;
-                from..end
-            });
-            let settled_above = settled_above.collect();
-            let [completed, filtered, duplicate, dead_lettered, skipped, not_a_record] = t;
-            let totals = Totals { completed, filtered, duplicate, dead_lettered, skipped, not_a_record };
-            StreamProgress { start, resume, settled_above, totals }
-        })
-    }
-
-    fn any_head() -> impl Strategy<Value = ParkedHead> {
-        (any::<bool>(), any::<u64>(), any::<u32>(), 0..1u64 << 42, 0..1u64 << 30, 0..4usize).prop_map(
-            |(source, offset, attempts, first, wait, category)| ParkedHead {
-                position: Position { stream: if source { Stream::Source } else { Stream::Redrive }, offset },
-                attempts,
-                first_failed_at: Timestamp::from_millis(first),
-                due_at: Timestamp::from_millis(first + wait),
-                category: Category::ALL[category],
-            },
-        )
+    /// In whole milliseconds, as they are written.
+    fn any_times() -> impl Strategy<Value = (Timestamp, Timestamp)> {
+        (0..1u64 << 42, 0..1u64 << 30)
+            .prop_map(|(first, wait)| (Timestamp::from_millis(first), Timestamp::from_millis(first + wait)))
     }
 
     fn sample() -> Progress {
@@ -179,13 +157,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn progress_reads_back(
-            source in any_stream(),
-            redrive in any_stream(),
-            parked in proptest::collection::vec(any_head(), 0..5),
-            commits: u64,
-        ) {
-            let progress = Progress { source, redrive, parked, commits };
+        fn progress_reads_back(progress in any_progress(any_times())) {
             prop_assert_eq!(decode(&unit(), &encode(&unit(), &progress)), Ok(progress));
         }
 

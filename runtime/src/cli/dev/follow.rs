@@ -29,11 +29,25 @@ pub(super) struct Following<'a> {
 }
 
 impl<'a> Following<'a> {
-    /// Begins to watch; none if the system does not let us.
-    pub(super) fn start(server: &'a Server, application: Application, places: Places) -> Option<Self> {
+    /// Begins to watch; none if the system does not let us, which is said.
+    pub(super) fn start(
+        server: &'a Server,
+        application: Application,
+        places: Places,
+        context: &mut Context,
+    ) -> Result<Option<Self>, Error> {
         let (changes, changed) = mpsc::channel(QUEUE);
-        let watching = places.watch(&application.manifest, changes.clone())?;
-        Some(Self { server, application, places, changes, changed, watching })
+        match places.watch(&application.manifest, changes.clone()) {
+            Ok(watching) => {
+                say_what_is_missing(&application, &places, context)?;
+                Ok(Some(Self { server, application, places, changes, changed, watching }))
+            }
+            Err(error) => {
+                let words = "warning: nothing is watched, and what changes is taken over by a restart only";
+                context.console.note(format_args!("{words}: {error}"))?;
+                Ok(None)
+            }
+        }
     }
 
     /// Takes over what changes, for ever.
@@ -64,8 +78,10 @@ impl<'a> Following<'a> {
             Err(Error::Told { cause, .. }) => return keep(&cause, context),
             Err(closed) => return Err(closed),
         };
-        next.source.show(Severity::Warning, &next.warnings, &mut context.console)?;
-        context.console.flush()?;
+        if !context.console.is_json() {
+            next.source.show(Severity::Warning, &next.warnings, &mut context.console)?;
+            context.console.flush()?;
+        }
         let made = match self.server.make_topics(&next.manifest).await {
             Ok(made) => made,
             Err(error) => return keep(&error.to_string(), context),
@@ -91,10 +107,10 @@ impl<'a> Following<'a> {
         }
         // The new one first, so that nothing goes unseen between them.
         match self.places.watch(&self.application.manifest, self.changes.clone()) {
-            Some(watching) => self.watching = watching,
-            None => context.console.note("New sources cannot be watched; start again.")?,
+            Ok(watching) => self.watching = watching,
+            Err(error) => context.console.note(format_args!("New sources cannot be watched; start again: {error}"))?,
         }
-        Ok(())
+        say_what_is_missing(&self.application, &self.places, context)
     }
 
     /// Builds and activates each function that does not run as the manifest says; answers with how many.
@@ -149,13 +165,25 @@ impl<'a> Following<'a> {
         if function.build.is_none() {
             return Ok(true);
         }
-        let Err(error) = build(&self.application, &[short_name(function)], context).await else { return Ok(true) };
-        if !matches!(error, Error::Told { .. }) {
-            return Err(error);
+        for one in build::plan(&self.application, &[short_name(function)])? {
+            if !build(&one, context).await? {
+                let runs = self.server.registry().function(&function.name).is_some();
+                let what = if runs { "the revision that ran before goes on" } else { "it does not run" };
+                context.console.note(format_args!("{}: {what}", function.name))?;
+                return Ok(false);
+            }
         }
-        context.console.note(format_args!("{error}\n{}: the revision that ran before goes on", function.name))?;
-        Ok(false)
+        Ok(true)
     }
+}
+
+/// A place that is not there cannot be watched, and is probably misspelt.
+fn say_what_is_missing(application: &Application, places: &Places, context: &mut Context) -> Result<(), Error> {
+    for (function, place) in places.missing(&application.manifest) {
+        let words = "is not there, and changes of it are not seen";
+        context.console.note(format_args!("warning: {function}: `{place}`, which `watch` names, {words}"))?;
+    }
+    Ok(())
 }
 
 fn keep(why: &str, context: &mut Context) -> Result<(), Error> {

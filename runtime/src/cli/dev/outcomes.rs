@@ -14,6 +14,8 @@ use crate::cli::format;
 use crate::cli::output::{Painter, Style};
 use crate::worker::feed::{Entry, Reader, Room, Told, What};
 
+mod json;
+
 /// Events with a line of their own in one second, of all functions together. In the second after one with more, all are
 /// summed up, so that lines and sums do not take turns.
 const EVENTS_MAX: u32 = 30;
@@ -31,7 +33,7 @@ const TEXT_MAX_CHARS: usize = 200;
 
 /// Shows what a reader is told until `stop` ends, and what it was told by then. A terminal that does not take the lines
 /// holds up nobody else.
-pub(super) async fn show(reader: Reader, painter: Painter, mut stop: oneshot::Receiver<()>) -> io::Result<()> {
+pub(super) async fn show(reader: Reader, form: Form, mut stop: oneshot::Receiver<()>) -> io::Result<()> {
     // Not through `io::stdout`, whose lock others would wait for.
     let out = File::from(io::stdout().as_fd().try_clone_to_owned()?);
     let mut sums = Sums::default();
@@ -45,7 +47,7 @@ pub(super) async fn show(reader: Reader, painter: Painter, mut stop: oneshot::Re
         }
         let second = Instant::now() + SECOND;
         loop {
-            write(&out, sums.take_in(reader.take(), &painter)).await?;
+            write(&out, sums.take_in(reader.take(), form)).await?;
             let now = Instant::now();
             if ended || now >= second {
                 break;
@@ -55,7 +57,7 @@ pub(super) async fn show(reader: Reader, painter: Painter, mut stop: oneshot::Re
                 _ = &mut stop => ended = true,
             }
         }
-        write(&out, sums.end_second(&painter)).await?;
+        write(&out, sums.end_second(form)).await?;
         reader.allow(sums.room());
     }
     Ok(())
@@ -95,7 +97,7 @@ impl Sums {
     }
 
     /// Takes in what was told, and answers with the lines of what was told in full, by time.
-    fn take_in(&mut self, told: BTreeMap<FunctionName, Told>, painter: &Painter) -> Vec<String> {
+    fn take_in(&mut self, told: BTreeMap<FunctionName, Told>, form: Form) -> Vec<String> {
         let mut lines = Vec::new();
         for (function, mut told) in told {
             for entry in std::mem::take(&mut told.entries) {
@@ -104,7 +106,7 @@ impl Sums {
                     What::Logged { .. } => self.logs += 1,
                     What::Failed { .. } | What::DeadLettered { .. } => {}
                 }
-                lines.push((entry.at, line(&function, &entry, painter)));
+                lines.push((entry.at, form.entry(&function, &entry)));
             }
             self.events += told.settled.sum();
             self.logs += told.log_lines;
@@ -115,10 +117,35 @@ impl Sums {
     }
 
     /// Ends a second, and answers with a line for each function of which more happened than was told in full.
-    fn end_second(&mut self, painter: &Painter) -> Vec<String> {
+    fn end_second(&mut self, form: Form) -> Vec<String> {
         self.before = (std::mem::take(&mut self.events), std::mem::take(&mut self.logs));
         let functions = std::mem::take(&mut self.functions);
-        functions.iter().filter_map(|(function, told)| sum(function, told, painter)).collect()
+        functions.iter().filter_map(|(function, told)| form.sum(function, told)).collect()
+    }
+}
+
+/// How it is shown.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Form {
+    /// For people.
+    Lines(Painter),
+    /// For programs: a JSON object in each line, with its `kind`.
+    Json,
+}
+
+impl Form {
+    fn entry(self, function: &FunctionName, entry: &Entry) -> String {
+        match self {
+            Self::Lines(painter) => line(function, entry, &painter),
+            Self::Json => json::entry(function, entry).to_string(),
+        }
+    }
+
+    fn sum(self, function: &FunctionName, told: &Told) -> Option<String> {
+        match self {
+            Self::Lines(painter) => sum(function, told, &painter),
+            Self::Json => json::sum(function, told).map(|value| value.to_string()),
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
 use millrace_core::manifest::{Function, Manifest};
+use millrace_core::name::FunctionName;
 use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::mpsc;
 
@@ -31,8 +32,11 @@ pub(super) struct Places {
 }
 
 impl Places {
-    /// Begins to watch an application's sources; none if the system does not let us.
-    pub(super) fn watch(&self, manifest: &Manifest, changes: mpsc::Sender<Vec<PathBuf>>) -> Option<Watching> {
+    /// Begins to watch an application's sources.
+    ///
+    /// # Errors
+    /// If the system does not let us.
+    pub(super) fn watch(&self, manifest: &Manifest, changes: mpsc::Sender<Vec<PathBuf>>) -> notify::Result<Watching> {
         let (sender, receiver) = mpsc::channel(QUEUE_CHANGES);
         let mut places: Vec<PathBuf> = vec![self.directory.clone()];
         for function in &manifest.functions {
@@ -49,14 +53,21 @@ impl Places {
                 }
             }
         };
-        let mut watcher = notify::recommended_watcher(on_event).ok()?;
+        let mut watcher = notify::recommended_watcher(on_event)?;
         for place in places {
             if let Err(error) = watcher.watch(&place, RecursiveMode::Recursive) {
                 tracing::warn!(place = %place.display(), %error, "Changes there are not seen.");
             }
         }
         tokio::spawn(gather(receiver, changes));
-        Some(Watching { _watcher: watcher })
+        Ok(Watching { _watcher: watcher })
+    }
+
+    /// What functions want to be watched and is not there.
+    pub(super) fn missing<'a>(&self, manifest: &'a Manifest) -> Vec<(&'a FunctionName, &'a str)> {
+        let wanted = manifest.functions.iter().filter(|function| function.build.is_some());
+        let wanted = wanted.flat_map(|function| function.watch.iter().map(|place| (&function.name, place.as_str())));
+        wanted.filter(|(_, place)| !self.directory.join(place).exists()).collect()
     }
 
     /// Whether one of these changes calls for a build of this function, or for its new component if nothing builds it.
@@ -184,6 +195,16 @@ mod tests {
             let concerned: Vec<&str> = concerned.map(|function| function.name.function()).collect();
             assert_eq!(concerned, expected, "{file}");
         }
+    }
+
+    #[test]
+    fn a_place_that_is_not_there_is_known() {
+        let (_made, places, _) = application();
+        let text = MANIFEST.replace("watch = ['part']", "watch = ['part', 'prat', '../../../nowhere']");
+        let manifest = Manifest::parse(&text).unwrap().0;
+        let missing: Vec<(&str, &str)> =
+            places.missing(&manifest).into_iter().map(|(function, place)| (function.function(), place)).collect();
+        assert_eq!(missing, [("part", "prat"), ("part", "../../../nowhere")]);
     }
 
     #[test]

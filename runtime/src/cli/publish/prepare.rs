@@ -170,7 +170,7 @@ impl<'a> Probe<'a> {
     fn of(line: &'a [u8]) -> Result<Self, Refused> {
         let refused = |e: serde_json::Error| Refused {
             cause: format!("it is not JSON: {e}"),
-            fix: "mend the line, or publish lines as they are with --raw",
+            fix: "each line is one event: mend the line, or publish lines as they are with --raw",
         };
         if line.first() == Some(&b'{') {
             return serde_json::from_slice(line).map_err(refused);

@@ -111,6 +111,25 @@ fn matters(dir: &Path, file: &Path) -> bool {
     file != Path::new("lock") && fs::metadata(path).unwrap().len() > 0 && !outdated
 }
 
+/// What has never left the journal is lost with it; that must not look like a log that was never used.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_journal_that_lost_its_content_is_noticed() {
+    let (dir, log) = orders().await;
+    fill(&log, 3).await;
+    let expected = content(&log).await.unwrap();
+    drop(log);
+    let journals = files(dir.path()).into_iter().filter(|file| file.extension().is_some_and(|ext| ext == "jnl"));
+    let journals: Vec<_> = journals.map(|file| file.strip_prefix(dir.path()).unwrap().to_owned()).collect();
+    assert_eq!(journals.len(), 1);
+    let emptied = damage(dir.path(), &expected, &journals[0], Vec::clear).await;
+    assert!(emptied.is_some_and(|error| error.contains("keyspace `state`: it is empty")));
+    let zeroed = damage(dir.path(), &expected, &journals[0], |bytes| bytes.fill(0)).await;
+    assert!(zeroed.is_some_and(|error| error.contains("keyspace `state`: it is empty")));
+    fs::remove_file(dir.path().join(&journals[0])).unwrap();
+    let error = EmbeddedLog::open(options(dir.path())).unwrap_err();
+    assert!(error.to_string().contains("there is no journal"), "{error}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_flipped_bit_in_any_file_is_noticed_or_harmless() {
     let (dir, expected) = filled().await;
