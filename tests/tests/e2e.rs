@@ -21,6 +21,8 @@ mod development;
 mod figures;
 #[path = "e2e/spans.rs"]
 mod spans;
+#[path = "e2e/unknown.rs"]
+mod unknown;
 
 /// How often the process is killed in the middle of its work.
 const KILLS: u32 = 50;
