@@ -2,6 +2,8 @@
 
 #[path = "e2e/bad_input.rs"]
 mod bad_input;
+#[path = "e2e/chaos.rs"]
+mod chaos;
 #[path = "e2e/full_disk.rs"]
 mod full_disk;
 #[path = "e2e/kafka.rs"]
