@@ -87,7 +87,7 @@ impl Fleet {
                 self.running[victim].dev.signal("STOP");
                 self.running[victim].wakes = Some(Instant::now() + ASLEEP);
             }
-            _ if self.running.len() < INSTANCES_MAX => self.start(),
+            _ if self.running.len() < INSTANCES_MAX || awake.len() == 1 => self.start(),
             _ => self.running.remove(victim).dev.kill(),
         }
         if self.running.len() < INSTANCES {
