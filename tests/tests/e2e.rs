@@ -23,6 +23,8 @@ use serde_json::Value;
 mod development;
 #[path = "e2e/figures.rs"]
 mod figures;
+#[path = "e2e/serve_check.rs"]
+mod serve_check;
 #[path = "e2e/spans.rs"]
 mod spans;
 #[path = "e2e/unknown.rs"]

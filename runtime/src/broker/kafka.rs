@@ -16,6 +16,7 @@ use rdkafka::admin::AdminClient;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
+pub use self::audit::{Finding, Plan, PlannedFunction, Verdict};
 use self::clients::{
     Clients, Quiet, REQUEST_TIMEOUT, Shared, check_property, lock, partition_counts, unreachable_broker,
 };
@@ -34,6 +35,7 @@ use super::{
 };
 use crate::clock::Clock;
 
+mod audit;
 mod base64;
 mod catalog;
 mod clients;

@@ -168,7 +168,13 @@ pub(super) fn alter(topic: &Topic, settings: &str) -> String {
 
 /// Whether the broker would make a topic; it makes none.
 pub(super) async fn would_make(admin: &AdminClient<Quiet>, replication: i32, needed: &Needed) -> Result<(), Error> {
-    ask(admin, replication, needed, &options().validate_only(true)).await.map_err(CatalogError::into_broker)
+    let asked = ask(admin, replication, needed, &options().validate_only(true)).await;
+    match asked.map_err(CatalogError::into_broker)? {
+        Answer::Made => Ok(()),
+        Answer::IsThere => {
+            Err(Error::Transient("it is there, and the principal may not see it: grant it Describe".to_owned()))
+        }
+    }
 }
 
 /// Makes a topic for events, with the broker's own settings where the retention says nothing.
@@ -205,7 +211,13 @@ fn kept_for_ever() -> Vec<(&'static str, String)> {
 }
 
 async fn create(admin: &AdminClient<Quiet>, replication: i32, needed: &Needed) -> Result<(), CatalogError> {
-    ask(admin, replication, needed, &options()).await
+    ask(admin, replication, needed, &options()).await.map(drop)
+}
+
+/// What a broker says to a topic that is to be made.
+enum Answer {
+    Made,
+    IsThere,
 }
 
 async fn ask(
@@ -213,7 +225,7 @@ async fn ask(
     replication: i32,
     needed: &Needed,
     options: &AdminOptions,
-) -> Result<(), CatalogError> {
+) -> Result<Answer, CatalogError> {
     let Needed { name, partitions, settings, .. } = needed;
     let mut topic =
         NewTopic::new(name.as_str(), super::clients::signed(*partitions), TopicReplication::Fixed(replication));
@@ -223,10 +235,9 @@ async fn ask(
     let results = admin.create_topics([&topic], options).await;
     let results = results.map_err(|e| CatalogError::Broker(unreachable_broker("make a topic", &e)))?;
     match results.into_iter().next() {
-        Some(Err((_, code))) if code != RDKafkaErrorCode::TopicAlreadyExists => {
-            Err(CatalogError::Broker(refused(name, code)))
-        }
-        _ => Ok(()),
+        Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(Answer::IsThere),
+        Some(Err((_, code))) => Err(CatalogError::Broker(refused(name, code))),
+        _ => Ok(Answer::Made),
     }
 }
 
