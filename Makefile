@@ -35,7 +35,7 @@ setup:
 guests: setup
 	$(call step,building the guests)
 	@source $(ENV)
-	packages=$$(grep -rl --include=Cargo.toml --exclude-dir=target '"cdylib"' guest-examples tests/bench 2>/dev/null | sort |
+	packages=$$(grep -rl --include=Cargo.toml --exclude-dir=target '"cdylib"' guest-examples tests/bench tests/chaos 2>/dev/null | sort |
 	  while read -r manifest; do sed -n 's/^name = "\(.*\)"/-p \1/p' "$$manifest" | head -n 1; done) || true
 	if [ -z "$$packages" ]; then echo 'there are no guests yet'; exit 0; fi
 	cargo build --profile guest --target wasm32-wasip2 $$packages || {

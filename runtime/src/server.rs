@@ -183,15 +183,30 @@ impl Server<KafkaLog> {
     /// If no broker answers, a property is wrong, or the sandbox cannot be prepared.
     pub async fn connect(config: Config) -> Result<Self, StartError> {
         let clock = Clock::system();
-        let options = kafka::Options {
-            prefix: config.prefix.clone(),
-            instance: config.kafka.instance.clone(),
-            replication: config.kafka.replication,
-            properties: config.kafka.properties.clone(),
-            clock,
-            ..kafka::Options::new(&config.kafka.bootstrap)
-        };
+        let options = kafka_options(&config, clock);
         Self::start(config, clock, move || Ok(KafkaLog::open(options)?)).await
+    }
+
+    /// Connects to Kafka alone, for whoever only wants to look at it.
+    ///
+    /// # Errors
+    /// If no broker answers, or a property is wrong.
+    pub async fn reach(config: &Config) -> Result<KafkaLog, StartError> {
+        let options = kafka_options(config, Clock::system());
+        let opening = tokio::task::spawn_blocking(move || KafkaLog::open(options));
+        Ok(opening.await.map_err(|e| broker::Error::Fatal(e.to_string()))??)
+    }
+}
+
+#[cfg(feature = "kafka")]
+fn kafka_options(config: &Config, clock: Clock) -> kafka::Options {
+    kafka::Options {
+        prefix: config.prefix.clone(),
+        instance: config.kafka.instance.clone(),
+        replication: config.kafka.replication,
+        properties: config.kafka.properties.clone(),
+        clock,
+        ..kafka::Options::new(&config.kafka.bootstrap)
     }
 }
 

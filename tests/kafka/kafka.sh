@@ -6,15 +6,22 @@
 #   kafka.sh status [DIR]   prints the address if it runs, else fails
 #   kafka.sh stop [DIR]     stops it with SIGTERM and removes DIR
 #   kafka.sh kill [DIR]     stops it with SIGKILL and keeps DIR; `start` goes on from there, on the same ports
+#   kafka.sh read [DIR] TOPIC
+#                           prints all committed records of a topic with Kafka's own console consumer, one a line:
+#                           Partition:N, Offset:N, key and value, with tabs between
 #
-# DIR is target/kafka unless given. KAFKA_HEAP (512m) is the size of its heap.
+#   kafka.sh tool DIR CLASS ARGUMENT...
+#                           runs one of Kafka's own tools on it, such as org.apache.kafka.tools.TopicCommand
+#
+# DIR is target/kafka unless given. KAFKA_HEAP (512m) is the size of its heap. KAFKA_SETTINGS has more lines for its
+# server.properties.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 command=${1:-}
 dir=${2:-$(cd "$here/../.." && pwd)/target/kafka}
 cache=${XDG_CACHE_HOME:-$HOME/.cache}/millrace-kafka
 version=$(sed -n '/<artifactId>kafka_/,/<version>/s/.*<version>\(.*\)<.*/\1/p' "$here/pom.xml")
-libs=$cache/$version
+libs=$cache/$version-$(cksum <"$here/pom.xml" | cut -d' ' -f1)
 
 say() { echo "[kafka] $*" >&2; }
 die() {
@@ -34,11 +41,11 @@ fetch() {
 
 running() { [ -e "$dir/pid" ] && kill -0 "$(cat "$dir/pid")" 2>/dev/null; }
 
-# A port that nobody listens on.
+# A port of one of four ranges that nobody listens on.
 free_port() {
   local port
   for _ in $(seq 100); do
-    port=$((20000 + RANDOM % 12000))
+    port=$((20000 + 3000 * $1 + RANDOM % 3000))
     (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || {
       echo "$port"
       return 0
@@ -51,17 +58,22 @@ java_tool() { java -Xmx128m "-Dlog4j2.configurationFile=$here/log4j2.properties"
 
 prepare() {
   mkdir -p "$dir"
-  local port controller
-  port=$(free_port)
-  controller=$(free_port)
-  [ "$controller" != "$port" ] || controller=$((port + 1))
-  sed -e "s|@PORT@|$port|; s|@CONTROLLER@|$controller|; s|@DIR@|$dir|" "$here/server.properties" >"$dir/server.properties"
+  local port controller behind front
+  # Different ones: each from a range of its own.
+  port=$(free_port 0)
+  controller=$(free_port 1)
+  behind=$(free_port 2)
+  front=$(free_port 3)
+  sed -e "s|@PORT@|$port|g; s|@CONTROLLER@|$controller|g; s|@BEHIND@|$behind|g; s|@FRONT@|$front|g; s|@DIR@|$dir|g" \
+    "$here/server.properties" >"$dir/server.properties"
+  printf '%s\n' "${KAFKA_SETTINGS:-}" >>"$dir/server.properties"
   local id
   id=$(java_tool kafka.tools.StorageTool random-uuid)
   java_tool kafka.tools.StorageTool format --standalone -t "$id" -c "$dir/server.properties" >"$dir/format.log" 2>&1 || {
     cat "$dir/format.log" >&2
     die "its directory could not be prepared"
   }
+  echo "127.0.0.1:$front 127.0.0.1:$behind" >"$dir/between"
   echo "127.0.0.1:$port" >"$dir/address"
 }
 
@@ -115,5 +127,16 @@ kill)
   ended
   mv "$dir/kafka.log" "$dir/kafka.log.before"
   ;;
-*) die "say start, status, stop or kill" ;;
+read)
+  # It ends when nothing came for this long, and says so as an error.
+  java_tool org.apache.kafka.tools.consumer.ConsoleConsumer --bootstrap-server "$(cat "$dir/address")" --topic "${3:?a topic}" \
+    --from-beginning --isolation-level read_committed --timeout-ms 8000 \
+    --property print.partition=true --property print.offset=true \
+    --property print.key=true 2>"$dir/read.log" || grep -q TimeoutException "$dir/read.log" || {
+    cat "$dir/read.log" >&2
+    exit 1
+  }
+  ;;
+tool) java_tool "$3" --bootstrap-server "$(cat "$dir/address")" "${@:4}" ;;
+*) die "say start, status, stop, kill, read or tool" ;;
 esac

@@ -1,5 +1,7 @@
-//! What the tests of the whole share: a simulated world to run the runtime in, the real binary, and a collector of spans.
+//! What the tests of the whole share: a simulated world to run the runtime in, the real binary, a collector of
+//! spans, and something that spoils what passes between Kafka and its clients.
 
+pub mod between;
 pub mod collector;
 pub mod process;
 pub mod sim;

@@ -1,6 +1,7 @@
 //! The real binary, run as anybody would run it.
 
 use std::io::{BufRead as _, BufReader, Lines, Read};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
@@ -49,10 +50,20 @@ impl Kafka {
     /// # Panics
     /// If there is none although there must be one.
     #[must_use]
-    #[expect(clippy::print_stderr, reason = "whoever reads the output of the tests must see that this one did not run")]
     pub fn start() -> Option<Self> {
+        Self::start_with("")
+    }
+
+    /// The same, with more lines for its `server.properties`.
+    ///
+    /// # Panics
+    /// If there is none although there must be one.
+    #[must_use]
+    #[expect(clippy::print_stderr, reason = "whoever reads the output of the tests must see that this one did not run")]
+    pub fn start_with(settings: &str) -> Option<Self> {
         let directory = tempfile::tempdir().expect("a directory");
-        let started = Self::script("start", &directory);
+        let started = script("start", &directory).env("KAFKA_SETTINGS", settings).output();
+        let started = started.expect("the script can be run");
         if !started.status.success() {
             assert!(std::env::var_os("KAFKA_REQUIRED").is_none(), "there is no Kafka to test on: {started:?}");
             eprintln!(
@@ -65,16 +76,67 @@ impl Kafka {
         Some(Self { directory, bootstrap })
     }
 
-    fn script(what: &str, directory: &tempfile::TempDir) -> std::process::Output {
-        let mut command = Command::new(root().join("tests/kafka/kafka.sh"));
-        command.arg(what).arg(directory.path().join("kafka")).output().expect("the script can be run")
+    /// Kills it with SIGKILL; what it has written stays.
+    ///
+    /// # Panics
+    /// If it does not end.
+    pub fn kill(&self) {
+        let killed = script("kill", &self.directory).output().expect("the script can be run");
+        assert!(killed.status.success(), "the broker cannot be killed: {killed:?}");
+    }
+
+    /// Starts it again where it was killed, at the same address.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn start_again(&self) {
+        let started = script("start", &self.directory).output().expect("the script can be run");
+        assert!(started.status.success(), "the broker does not start again: {started:?}");
+    }
+
+    /// Where clients are sent that come in at the second address, for a test to listen, and that address.
+    ///
+    /// # Panics
+    /// If the script did not say.
+    #[must_use]
+    pub fn between(&self) -> (SocketAddr, SocketAddr) {
+        let said = std::fs::read_to_string(self.directory.path().join("kafka/between")).expect("the script says");
+        let (front, behind) = said.trim().split_once(' ').expect("two addresses");
+        (front.parse().expect("an address"), behind.parse().expect("an address"))
+    }
+
+    /// All committed records of a topic, as Kafka's own console consumer tells of them.
+    ///
+    /// # Panics
+    /// If they cannot be read.
+    #[must_use]
+    pub fn read(&self, topic: &str) -> String {
+        let read = script("read", &self.directory).arg(topic).output().expect("the script can be run");
+        assert!(read.status.success(), "`{topic}` cannot be read: {}", String::from_utf8_lossy(&read.stderr));
+        String::from_utf8_lossy(&read.stdout).into_owned()
+    }
+
+    /// Runs one of Kafka's own tools on it.
+    ///
+    /// # Panics
+    /// If it fails.
+    pub fn tool(&self, class: &str, arguments: &[&str]) {
+        let ran = script("tool", &self.directory).arg(class).args(arguments).output().expect("the script can be run");
+        let said = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+        assert!(ran.status.success(), "{class} {arguments:?}: {said:?}");
     }
 }
 
 impl Drop for Kafka {
     fn drop(&mut self) {
-        drop(Self::script("stop", &self.directory));
+        drop(script("stop", &self.directory).output());
     }
+}
+
+fn script(what: &str, directory: &tempfile::TempDir) -> Command {
+    let mut command = Command::new(root().join("tests/kafka/kafka.sh"));
+    command.arg(what).arg(directory.path().join("kafka"));
+    command
 }
 
 /// A running `millrace dev` or `millrace serve`; killed when dropped.
@@ -117,16 +179,40 @@ impl Dev {
         Self::started(&mut command)
     }
 
-    /// Starts an instance of an application of the guest examples on Kafka, and waits until it is ready.
+    /// Starts an instance of an application on Kafka, and waits until it is ready.
     ///
     /// # Panics
     /// If it does not start; what it says is shown.
     #[must_use]
-    pub fn serve(application: &str, data: &Path, bootstrap: &str) -> Self {
+    pub fn serve(application: &Path, data: &Path, bootstrap: &str) -> Self {
+        Self::started(Self::serving(application, data, bootstrap).args(["--log-level", "error"]))
+    }
+
+    /// The same, with its log in a file.
+    ///
+    /// # Panics
+    /// If it does not start; what it says is shown.
+    #[must_use]
+    pub fn serve_telling(application: &Path, data: &Path, bootstrap: &str, errors: Stdio) -> Self {
+        Self::started(Self::serving(application, data, bootstrap).stderr(errors))
+    }
+
+    /// The command that starts an instance.
+    #[must_use]
+    pub fn serving(application: &Path, data: &Path, bootstrap: &str) -> Command {
         let mut command = on("serve", application, data);
-        command.args(["--log-level", "error", "--set", "kafka.properties.session.timeout.ms=6000"]);
+        command.args(["--set", "kafka.properties.session.timeout.ms=6000"]);
         command.arg("--set").arg(format!("kafka.bootstrap={bootstrap}"));
-        Self::started(&mut command)
+        command
+    }
+
+    /// Sends it a signal, such as `STOP`.
+    ///
+    /// # Panics
+    /// If it cannot be sent.
+    pub fn signal(&self, name: &str) {
+        let sent = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status();
+        assert!(sent.is_ok_and(|status| status.success()), "the process cannot be sent {name}");
     }
 
     fn started(command: &mut Command) -> Self {
@@ -189,8 +275,7 @@ impl Dev {
     /// If it cannot be asked.
     #[must_use]
     pub fn stop(mut self) -> bool {
-        let asked = Command::new("kill").arg(self.child.id().to_string()).status();
-        assert!(asked.is_ok_and(|status| status.success()), "the process cannot be asked to stop");
+        self.signal("TERM");
         self.child.wait().expect("it was started").success()
     }
 
@@ -225,12 +310,12 @@ impl Drop for Dev {
 
 /// `millrace dev` on an application of the guest examples, or in a directory of its own.
 fn dev(application: &str, data: &Path) -> Command {
-    on("dev", application, data)
+    on("dev", &root().join("guest-examples").join(application), data)
 }
 
-fn on(subcommand: &str, application: &str, data: &Path) -> Command {
+fn on(subcommand: &str, application: &Path, data: &Path) -> Command {
     let mut command = Command::new(program());
-    command.arg(subcommand).arg(root().join("guest-examples").join(application));
+    command.arg(subcommand).arg(application);
     command.arg("--data").arg(data).args(["--listen", "127.0.0.1:0"]);
     // A collector of whoever runs the tests is not to be disturbed.
     for variable in ["OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"] {
@@ -337,7 +422,15 @@ impl Api {
         let began = Instant::now();
         let mut before = Value::Null;
         loop {
-            let status = self.get(&format!("{url}/v1/status")).await;
+            let answer = self.send(Method::GET, &format!("{url}/v1/status"), "application/json", String::new()).await;
+            let (code, status) = answer.expect("the server answers");
+            // The log may just be coming back.
+            if code.is_server_error() {
+                assert!(began.elapsed() < PATIENCE, "it never settles: {status:#}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+            assert!(code.is_success(), "{code} {status}");
             let functions = status["functions"].as_array().expect("functions");
             let open = |f: &Value| f["lag_records"].as_u64().unwrap_or(1) + f["parked"].as_u64().unwrap_or(1);
             // Functions are read one after the other: only what stays the same is at rest.

@@ -2,6 +2,10 @@
 
 #[path = "e2e/bad_input.rs"]
 mod bad_input;
+#[path = "e2e/chaos.rs"]
+mod chaos;
+#[path = "e2e/deploy.rs"]
+mod deploy;
 #[path = "e2e/full_disk.rs"]
 mod full_disk;
 #[path = "e2e/kafka.rs"]
@@ -19,8 +23,12 @@ use serde_json::Value;
 mod development;
 #[path = "e2e/figures.rs"]
 mod figures;
+#[path = "e2e/serve_check.rs"]
+mod serve_check;
 #[path = "e2e/spans.rs"]
 mod spans;
+#[path = "e2e/unknown.rs"]
+mod unknown;
 
 /// How often the process is killed in the middle of its work.
 const KILLS: u32 = 50;

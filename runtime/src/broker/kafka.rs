@@ -16,9 +16,11 @@ use rdkafka::admin::AdminClient;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
+pub use self::audit::{Finding, Plan, PlannedFunction, Verdict};
 use self::clients::{
     Clients, Quiet, REQUEST_TIMEOUT, Shared, check_property, lock, partition_counts, unreachable_broker,
 };
+use self::growth::Growth;
 use self::letters::Letters;
 use self::member::commit::choose;
 use self::member::{Joining, Request};
@@ -33,9 +35,11 @@ use super::{
 };
 use crate::clock::Clock;
 
+mod audit;
 mod base64;
 mod catalog;
 mod clients;
+mod growth;
 mod keys;
 mod letters;
 mod member;
@@ -101,7 +105,7 @@ struct Inner {
     /// Sees open transactions, and what topics there are.
     observer: Shared<Quiet>,
     reading: Reading,
-    admin: AdminClient<Quiet>,
+    admin: Arc<AdminClient<Quiet>>,
     publisher: Publisher,
     members: Mutex<BTreeMap<FunctionName, SyncSender<Request>>>,
     letters: Mutex<BTreeMap<FunctionName, Arc<Mutex<Letters>>>>,
@@ -137,7 +141,7 @@ impl KafkaLog {
         let (running, ended) = mpsc::channel(1);
         Ok(Self(Arc::new(Inner {
             reading: Reading::new(&clients)?,
-            admin: clients.admin()?,
+            admin: Arc::new(clients.admin()?),
             publisher: Publisher::start(Arc::clone(&clients))?,
             options,
             clients,
@@ -197,7 +201,9 @@ impl KafkaLog {
     fn wait_for_topics(&self, topics: &[Topic]) -> Result<(), Error> {
         let deadline = Instant::now() + REQUEST_TIMEOUT;
         for topic in topics {
-            while self.partition_count(topic.as_str())?.is_none() {
+            // A broker can know of a topic before it serves it.
+            let is_unserved = |count: u32| self.end(topic.as_str(), count.saturating_sub(1)).is_err();
+            while self.partition_count(topic.as_str())?.is_none_or(is_unserved) {
                 if Instant::now() >= deadline {
                     return Err(Error::Transient(format!("topic `{topic}` was made, and no broker knows of it yet")));
                 }
@@ -265,13 +271,26 @@ impl Broker for KafkaLog {
         let log = self.clone();
         let placing = tokio::task::spawn_blocking(move || log.place(records)).await;
         let placed = placing.map_err(|e| Error::Transient(format!("publishing was interrupted: {e}")))??;
-        self.0.publisher.publish(placed).await
+        match self.0.publisher.publish(placed).await {
+            // The topic itself can take less than the runtime does.
+            Err(PublishError::TooLarge { index, topic, size_bytes, max_bytes }) => {
+                let takes = topics::batch_max_bytes(self.admin(), &topic).await;
+                Err(PublishError::TooLarge { index, topic, size_bytes, max_bytes: takes.unwrap_or(max_bytes) })
+            }
+            published => published,
+        }
     }
 
     async fn subscribe(&self, subscription: Subscription) -> Result<mpsc::Receiver<Assignment<KafkaPartition>>, Error> {
-        let wanted = subscription.clone();
+        let (wanted, runtime) = (subscription.clone(), Handle::current());
         let (sources, existing) = self
-            .blocking(move |log| Ok((log.sources(&wanted)?, log.partition_counts()?)))
+            .blocking(move |log| {
+                let sources = log.sources(&wanted)?;
+                let growth =
+                    Growth { clients: log.clients(), admin: log.admin(), observer: &log.0.observer, runtime: &runtime };
+                sources.keys().try_for_each(|source| growth.follow(&wanted.function, source))?;
+                Ok((sources, log.partition_counts()?))
+            })
             .await
             .map_err(CatalogError::into_broker)?;
         let window = self.clock().now().since(subscription.keys_since);
@@ -287,10 +306,10 @@ impl Broker for KafkaLog {
         let (assignments, receiver) = mpsc::channel(siblings);
         let running = lock(&self.0.running).clone();
         let running = running.ok_or_else(|| Error::Fatal("the log is closed".to_owned()))?;
-        let (clients, observer) = (Arc::clone(&self.0.clients), Arc::clone(&self.0.observer));
         let member = member::start(Joining {
-            clients,
-            observer,
+            clients: Arc::clone(&self.0.clients),
+            observer: Arc::clone(&self.0.observer),
+            admin: Arc::clone(&self.0.admin),
             subscription,
             assignments,
             siblings,

@@ -11,6 +11,8 @@ use crate::config::{self, Flags};
 use crate::server::{Server, StartError};
 use crate::telemetry;
 
+mod check;
+
 /// Arguments of `millrace serve`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -19,6 +21,7 @@ Examples:
   millrace serve shop billing                              two applications in one process
   millrace serve --set kafka.bootstrap=kafka-0:9092        on this cluster
   millrace serve --set kafka.properties.group.protocol=consumer
+  millrace serve --check                                   what is missing in the cluster, and how to mend it
 
 SIGTERM lets what is being handled come to its end, and leaves the group. A second one ends the process at once, which
 loses nothing.")]
@@ -26,6 +29,10 @@ pub(crate) struct Args {
     /// Directories of applications, each with its millrace.toml and its components, which were built before
     #[arg(default_value = ".", value_name = "DIR")]
     directories: Vec<PathBuf>,
+    /// Only compare what the applications need with what the cluster has and allows; nothing is changed. With --json for
+    /// programs. Exits with 1 if something is wrong, with 3 if no broker answers
+    #[arg(long)]
+    check: bool,
     #[command(flatten)]
     flags: Flags,
 }
@@ -57,16 +64,11 @@ pub(crate) async fn run(args: Args, context: &mut Context) -> Result<Exit, Error
         context.console.note(format_args!("warning: {warning}"))?;
     }
     telemetry::init(&resolved.config.log);
+    if args.check {
+        return check::run(&applications, resolved.config, context).await;
+    }
     let stop = stop_signal()?;
-    let server = Server::connect(resolved.config).await.map_err(|e| {
-        let fix = match &e {
-            StartError::Broker(e) if e.is_transient() => {
-                "see that Kafka runs there, or name another one with --set kafka.bootstrap=HOST:PORT"
-            }
-            _ => "mend that, and start again",
-        };
-        Error::failed(e, fix)
-    })?;
+    let server = Server::connect(resolved.config).await.map_err(|e| not_reached(Exit::Failed, &e))?;
     for application in &applications {
         let made = server.make_topics(&application.manifest).await;
         made.map_err(|e| Error::failed(e, "then start again"))?;
@@ -90,4 +92,15 @@ pub(crate) async fn run(args: Args, context: &mut Context) -> Result<Exit, Error
     server.run(listener, stop).await.map_err(|e| Error::failed(e, "start again to recover"))?;
     context.console.note("Stopped. Everything that was settled is committed; other instances go on.")?;
     Ok(Exit::Done)
+}
+
+/// `unreachable` is how to exit if no broker answers.
+fn not_reached(unreachable: Exit, error: &StartError) -> Error {
+    match error {
+        StartError::Broker(e) if e.is_transient() => {
+            let fix = "see that Kafka runs there, or name another one with --set kafka.bootstrap=HOST:PORT";
+            Error::new(unreachable, error, fix)
+        }
+        _ => Error::failed(error, "mend that, and start again"),
+    }
 }

@@ -24,7 +24,7 @@ const TRANSACTION_TIMEOUT_MS: u32 = 10_000;
 const RECORD_OVERHEAD_BYTES: usize = 64 * limits::KIB;
 
 /// Properties of librdkafka that are ours, because the promise rests on them, with the reason.
-const OURS: [(&str, &str); 18] = [
+const OURS: [(&str, &str); 19] = [
     ("bootstrap.servers", "it is the setting kafka.bootstrap"),
     ("metadata.broker.list", "it is the setting kafka.bootstrap"),
     ("group.id", "it follows from the prefix and the function's name"),
@@ -43,6 +43,7 @@ const OURS: [(&str, &str); 18] = [
     ("message.timeout.ms", "it follows from the time-out of transactions"),
     ("delivery.timeout.ms", "it follows from the time-out of transactions"),
     ("partitioner", "the runtime chooses partitions"),
+    ("partition.assignment.strategy", "partitions are taken and given back one by one"),
 ];
 
 /// Checks a property that somebody wants to pass to librdkafka.
@@ -100,6 +101,8 @@ impl Clients {
             ("fetch.wait.max.ms", "500"),
             ("queued.min.messages", "4000"),
             ("queued.max.messages.kbytes", "8192"),
+            // So soon a partition that was added is read.
+            ("topic.metadata.refresh.interval.ms", "30000"),
         ];
         let fixed = [
             ("group.id", group),
@@ -139,15 +142,22 @@ impl Clients {
         made(BaseConsumer::from_config_and_context(&self.config(&[], &fixed), Quiet))
     }
 
-    pub(super) fn producer(&self, transactional_id: &str) -> Result<BaseProducer<Deliveries>, Error> {
+    /// A transactional producer. A batch of records has at most `batch_bytes`, if that is given, or is a single record.
+    pub(super) fn producer(
+        &self,
+        transactional_id: &str,
+        batch_bytes: Option<usize>,
+    ) -> Result<BaseProducer<Deliveries>, Error> {
         let largest = (limits::DEAD_LETTER_MAX_BYTES + RECORD_OVERHEAD_BYTES).to_string();
         let tuned = [("linger.ms", "0.5"), ("message.max.bytes", largest.as_str())];
         let timeout = TRANSACTION_TIMEOUT_MS.to_string();
-        let fixed = [
+        let batch_bytes = batch_bytes.map(|bytes| bytes.to_string());
+        let mut fixed = vec![
             ("transactional.id", transactional_id),
             ("transaction.timeout.ms", timeout.as_str()),
             ("message.timeout.ms", timeout.as_str()),
         ];
+        fixed.extend(batch_bytes.as_deref().map(|bytes| ("batch.size", bytes)));
         made(BaseProducer::from_config_and_context(&self.config(&tuned, &fixed), Deliveries::default()))
     }
 

@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 
 use millrace_core::limits;
 use millrace_core::name::{FunctionName, Topic, Unit};
-use millrace_core::progress::{Progress, StreamProgress};
+use millrace_core::progress::{Progress, Stream, StreamProgress};
+use millrace_core::time::Timestamp;
 use rdkafka::Offset;
-use rdkafka::consumer::{BaseConsumer, Consumer, RebalanceProtocol};
+use rdkafka::admin::AdminClient;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -21,11 +23,12 @@ use super::clients::{
     Change, Clients, MemberContext, Quiet, REQUEST_TIMEOUT, Shared, at, partitions, signed, unreachable_broker,
     unsigned,
 };
+use super::growth::Growth;
 use super::partition::{self, Inbox, KafkaPartition};
-use super::values::KafkaState;
+use super::values::{KafkaState, Values};
 use super::writer::Writer;
 use super::{metadata, native, restore};
-use crate::broker::{Assignment, Commit, CommitOutcome, Error, Restored, Subscription};
+use crate::broker::{Assignment, Commit, CommitOutcome, Error, KeyBlock, Restored, Subscription};
 
 pub(super) mod commit;
 
@@ -33,6 +36,9 @@ pub(super) mod commit;
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Before something that the broker refused is tried again.
 const PAUSE: Duration = Duration::from_millis(500);
+/// How long positions are asked for before the clients are replaced: a broker looks every ten seconds, unless it is told
+/// otherwise, for transactions that have been open for ten seconds.
+const POSITIONS_PATIENCE: Duration = Duration::from_secs(30);
 /// How long leaving the group may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Commits and wake-ups that may wait: one commit of each unit, and some more.
@@ -44,6 +50,8 @@ pub(super) enum Request {
     Wake,
     /// A commit of one unit.
     Commit(Box<Pending>),
+    /// One log of a unit is to be read from here on, after librdkafka has given it up.
+    Restart { unit: (Topic, u32), epoch: u64, stream: Stream, at: u64 },
     /// What is committed for these partitions, whoever owns them.
     Committed(Vec<(Topic, u32)>, oneshot::Sender<Result<Vec<Committed>, Error>>),
 }
@@ -69,6 +77,7 @@ pub(super) struct Committed {
 pub(super) struct Joining {
     pub(super) clients: Arc<Clients>,
     pub(super) observer: Shared<Quiet>,
+    pub(super) admin: Arc<AdminClient<Quiet>>,
     pub(super) subscription: Subscription,
     pub(super) assignments: mpsc::Sender<Assignment<KafkaPartition>>,
     /// Units of the function in all.
@@ -203,6 +212,7 @@ impl Member {
             match request {
                 Request::Wake => {}
                 Request::Commit(pending) => commits.push(*pending),
+                Request::Restart { unit, epoch, stream, at } => self.restart(unit, epoch, (stream, at))?,
                 Request::Committed(wanted, reply) => drop(reply.send(self.committed(&wanted))),
             }
             next = self.requests.try_recv().ok();
@@ -236,7 +246,7 @@ impl Member {
             let topic = Topic::new(topic).map_err(|e| Error::Fatal(e.to_string()))?;
             wanted.push((topic, partition));
         }
-        let committed = self.committed(&wanted)?;
+        let committed = self.committed_in_the_end(&wanted)?;
         let (mut source, mut redrive) = (Vec::new(), Vec::new());
         let mut restoring = BTreeMap::<Topic, Vec<Restoring>>::new();
         for Committed { topic, partition, progress } in committed {
@@ -260,7 +270,7 @@ impl Member {
                 requests: self.sender.clone(),
                 observer: Arc::clone(&self.joining.observer),
                 expected: [Some(progress.source.resume), Some(progress.redrive.resume)],
-                last: millrace_core::progress::Stream::Source,
+                last: Stream::Source,
                 metadata_bytes: 0,
                 state: state.clone(),
             };
@@ -269,13 +279,32 @@ impl Member {
             restoring.entry(topic.clone()).or_default().push(one);
             self.own((topic, partition), owned);
         }
-        assign(&self.consumers.source, &source)?;
-        add(&self.consumers.redrive, &redrive)?;
+        add(&self.consumers.source, &source)?;
+        if !redrive.is_empty() {
+            add(&self.consumers.redrive, &redrive)?;
+        }
         tracing::info!(function = %self.function(), partitions = source.len(), "Partitions were assigned.");
         for (topic, units) in restoring {
             self.restore(topic, units);
         }
         Ok(())
+    }
+
+    /// Reads one log of a unit from an offset on, as if it had just been assigned.
+    fn restart(&mut self, unit: (Topic, u32), epoch: u64, (stream, at): (Stream, u64)) -> Result<(), Error> {
+        if self.owned.get(&unit).is_none_or(|owned| owned.epoch != epoch) {
+            return Ok(());
+        }
+        let (topic, partition) = unit;
+        let (consumer, topic) = match stream {
+            Stream::Source => (&self.consumers.source, topic),
+            Stream::Redrive => {
+                let redrives = self.joining.clients.names.redrive(self.function(), &topic);
+                (&self.consumers.redrive, redrives.map_err(|e| Error::Fatal(e.to_string()))?)
+            }
+        };
+        remove(consumer, &[(topic.clone(), partition)])?;
+        add(consumer, &[(topic, partition, at)])
     }
 
     fn own(&mut self, unit: (Topic, u32), owned: Owned) {
@@ -294,13 +323,13 @@ impl Member {
             lost.push((topic, partition));
         }
         tracing::info!(function = %self.function(), partitions = lost.len(), "Partitions were revoked.");
-        unassign(&self.consumers.source, &lost)?;
+        remove(&self.consumers.source, &lost)?;
         let names = &self.joining.clients.names;
         let redrives = lost
             .iter()
             .filter_map(|(topic, partition)| Some((names.redrive(self.function(), topic).ok()?, *partition)));
         let redrives: Vec<_> = redrives.collect();
-        remove(&self.consumers.redrive, &redrives)
+        if redrives.is_empty() { Ok(()) } else { remove(&self.consumers.redrive, &redrives) }
     }
 
     fn lose_all(&mut self) {
@@ -313,6 +342,22 @@ impl Member {
         committed(&self.consumers.source, self.function(), wanted)
     }
 
+    /// The same, although a transaction of another instance can hide it for as long as the broker waits for that one.
+    fn committed_in_the_end(&self, wanted: &[(Topic, u32)]) -> Result<Vec<Committed>, Error> {
+        let began = Instant::now();
+        loop {
+            match self.committed(wanted) {
+                Err(Error::Transient(reason))
+                    if began.elapsed() < POSITIONS_PATIENCE && !self.joining.assignments.is_closed() =>
+                {
+                    tracing::info!(function = %self.function(), reason, "Positions are not known yet; they are asked for again.");
+                    std::thread::park_timeout(PAUSE);
+                }
+                found => return found,
+            }
+        }
+    }
+
     /// A partition without a position was added after its function began to read the topic.
     fn beginning(&self, topic: &Topic, partition: u32) -> Result<Progress, Error> {
         let watermarks = self.joining.observer.fetch_watermarks(topic.as_str(), signed(partition), REQUEST_TIMEOUT);
@@ -322,27 +367,26 @@ impl Member {
 
     /// Reads what units remember, while this thread goes on, and hands them over.
     fn restore(&self, topic: Topic, units: Vec<Restoring>) {
-        let (clients, assignments) = (Arc::clone(&self.joining.clients), self.joining.assignments.clone());
-        let (function, since) = (self.function().clone(), self.joining.subscription.keys_since);
-        let siblings = self.joining.siblings;
-        self.joining.runtime.spawn_blocking(move || {
-            let began = Instant::now();
-            let partitions: Vec<u32> = units.iter().map(|unit| unit.partition.unit.partition).collect();
-            let (mut keys, mut values) = loop {
-                let keys = restore::keys(&clients, &function, &topic, &partitions, since);
-                let found = keys.and_then(|keys| Ok((keys, restore::values(&clients, &function, &topic, &partitions)?)));
-                match found {
-                    Ok(found) => break found,
-                    Err(error) if units.iter().all(Restoring::is_lost) || assignments.is_closed() => {
-                        tracing::debug!(%function, %topic, %error, "What was to be restored is lost.");
-                        return;
-                    }
-                    Err(error) => tracing::warn!(%function, %topic, %error, "Idempotency keys and state could not be read; it is tried again."),
-                }
-                std::thread::park_timeout(PAUSE);
+        let Joining { clients, observer, admin, assignments, siblings, runtime, failure, subscription, .. } =
+            &self.joining;
+        let reading = Remembering {
+            clients: Arc::clone(clients),
+            observer: Arc::clone(observer),
+            admin: Arc::clone(admin),
+            runtime: runtime.clone(),
+            function: self.function().clone(),
+            topic,
+            partitions: units.iter().map(|unit| unit.partition.unit.partition).collect(),
+            since: subscription.keys_since,
+        };
+        let (assignments, siblings, failure) = (assignments.clone(), *siblings, failure.clone());
+        runtime.spawn_blocking(move || {
+            let is_wanted = || !assignments.is_closed() && !units.iter().all(Restoring::is_lost);
+            let (mut keys, mut values) = match reading.remembered(is_wanted) {
+                Ok(Some(found)) => found,
+                Ok(None) => return,
+                Err(error) => return drop(failure.send_replace(Some(error))),
             };
-            let count: usize = keys.values().flatten().map(|block| block.keys.len()).sum();
-            tracing::info!(%function, %topic, partitions = partitions.len(), keys = count, took = ?began.elapsed(), "Restored.");
             for Restoring { partition, progress, revoked } in units {
                 let keys = keys.remove(&partition.unit.partition).unwrap_or_default();
                 partition.state.restore(values.remove(&partition.unit.partition).unwrap_or_default());
@@ -352,6 +396,55 @@ impl Member {
                 }
             }
         });
+    }
+}
+
+/// What is read of some units of one source topic before they are handed over.
+struct Remembering {
+    clients: Arc<Clients>,
+    observer: Shared<Quiet>,
+    admin: Arc<AdminClient<Quiet>>,
+    runtime: Handle,
+    function: FunctionName,
+    topic: Topic,
+    partitions: Vec<u32>,
+    since: Timestamp,
+}
+
+/// Key blocks and values, by partition.
+type Remembered = (BTreeMap<u32, Vec<KeyBlock>>, BTreeMap<u32, Values>);
+
+impl Remembering {
+    /// Tries until it has read all, or it is not wanted any more. Blocks.
+    fn remembered(&self, is_wanted: impl Fn() -> bool) -> Result<Option<Remembered>, Error> {
+        let Self { function, topic, .. } = self;
+        let began = Instant::now();
+        loop {
+            match self.read() {
+                Ok(found) => {
+                    let keys: usize = found.0.values().flatten().map(|block| block.keys.len()).sum();
+                    let (partitions, took) = (self.partitions.len(), began.elapsed());
+                    tracing::info!(%function, %topic, partitions, keys, ?took, "Restored.");
+                    return Ok(Some(found));
+                }
+                Err(error @ Error::Fatal(_)) => return Err(error),
+                Err(error) if !is_wanted() => {
+                    tracing::debug!(%function, %topic, %error, "What was to be restored is lost.");
+                    return Ok(None);
+                }
+                Err(error) => {
+                    tracing::warn!(%function, %topic, %error, "Idempotency keys and state could not be read; it is tried again.");
+                }
+            }
+            std::thread::park_timeout(PAUSE);
+        }
+    }
+
+    fn read(&self) -> Result<Remembered, Error> {
+        let Self { clients, observer, admin, runtime, function, topic, partitions, since } = self;
+        Growth { clients, admin, observer, runtime }.follow(function, topic)?;
+        let keys = restore::keys(clients, function, topic, partitions, *since)?;
+        Ok((keys, restore::values(clients, function, topic, partitions)?))
     }
 }
 
@@ -436,40 +529,18 @@ fn list(places: &Places) -> rdkafka::TopicPartitionList {
     partitions(places.iter().map(|(topic, partition, offset)| (topic.as_str(), *partition, at(*offset))))
 }
 
-/// Takes up what the coordinator assigned.
-fn assign(consumer: &BaseConsumer<MemberContext>, places: &Places) -> Result<(), Error> {
-    let assigned = match consumer.rebalance_protocol() {
-        RebalanceProtocol::Cooperative => consumer.incremental_assign(&list(places)),
-        RebalanceProtocol::Eager | RebalanceProtocol::None => consumer.assign(&list(places)),
-    };
-    assigned.map_err(|e| unreachable_broker("assign partitions", &e))
-}
-
-fn unassign(consumer: &BaseConsumer<MemberContext>, lost: &[(Topic, u32)]) -> Result<(), Error> {
-    let unassigned = match consumer.rebalance_protocol() {
-        RebalanceProtocol::Cooperative => consumer.incremental_unassign(&without_offsets(lost)),
-        RebalanceProtocol::Eager | RebalanceProtocol::None => consumer.unassign(),
-    };
-    unassigned.map_err(|e| unreachable_broker("give partitions back", &e))
-}
-
 fn without_offsets(lost: &[(Topic, u32)]) -> rdkafka::TopicPartitionList {
     partitions(lost.iter().map(|(topic, partition)| (topic.as_str(), *partition, Offset::Invalid)))
 }
 
-/// A consumer outside of a group is told all changes.
+/// Takes partitions up, beside those that are there.
 fn add(consumer: &BaseConsumer<MemberContext>, places: &Places) -> Result<(), Error> {
-    if places.is_empty() {
-        return Ok(());
-    }
-    consumer.incremental_assign(&list(places)).map_err(|e| unreachable_broker("read redriven records", &e))
+    consumer.incremental_assign(&list(places)).map_err(|e| unreachable_broker("take partitions up", &e))
 }
 
+/// Gives partitions back.
 fn remove(consumer: &BaseConsumer<MemberContext>, lost: &[(Topic, u32)]) -> Result<(), Error> {
-    if lost.is_empty() {
-        return Ok(());
-    }
-    consumer.incremental_unassign(&without_offsets(lost)).map_err(|e| unreachable_broker("read redriven records", &e))
+    consumer.incremental_unassign(&without_offsets(lost)).map_err(|e| unreachable_broker("give partitions back", &e))
 }
 
 /// Leaves the group, within a bound.
@@ -480,7 +551,7 @@ fn close(consumers: Consumers) {
                 let (Change::Assigned(units) | Change::Revoked(units)) = change;
                 let units =
                     units.into_iter().filter_map(|(topic, partition)| Some((Topic::new(topic).ok()?, partition)));
-                if let Err(error) = unassign(consumer, &units.collect::<Vec<_>>()) {
+                if let Err(error) = remove(consumer, &units.collect::<Vec<_>>()) {
                     tracing::debug!(%error, "librdkafka");
                 }
             }

@@ -34,6 +34,11 @@ impl Names {
         format!("{}.{function}.{}", self.prefix, self.instance)
     }
 
+    /// What shows whether transactions may be begun, and disturbs none.
+    pub(super) fn check_id(&self) -> String {
+        format!("{}.check.{}", self.prefix, self.instance)
+    }
+
     /// What fences whoever else decides where the function starts.
     pub(super) fn start_id(&self, function: &FunctionName) -> String {
         format!("{}.{function}.start", self.prefix)

@@ -107,7 +107,13 @@ impl KafkaPartition {
         if *expected != Some(wanted) {
             *expected = None;
             let sought = log.consumer.seek(&log.topic, signed(self.unit.partition), at(wanted), SEEK_TIMEOUT);
-            sought.map_err(|e| unreachable_broker("go to an offset", &e))?;
+            if let Err(error) = sought {
+                // librdkafka gives a partition up whose position is out of range, and cannot seek in it any more.
+                tracing::debug!(unit = %self.unit, %error, "Its position is taken up anew.");
+                let unit = (self.unit.topic.clone(), self.unit.partition);
+                let asked = self.requests.try_send(Request::Restart { unit, epoch: self.epoch, stream, at: wanted });
+                asked.map_err(|_| Error::Transient("too many requests wait".to_owned()))?;
+            }
             *expected = Some(wanted);
         }
         let (mut records, mut bytes) = (Vec::new(), 0);
@@ -125,7 +131,7 @@ impl KafkaPartition {
                     // Whatever it is, going to the offset once more shows whether it lasts.
                     *expected = None;
                     if records.is_empty() {
-                        return self.failed(stream, &error);
+                        return self.failed(&log.topic, &error);
                     }
                     break;
                 }
@@ -138,13 +144,10 @@ impl KafkaPartition {
         Ok(Taken::Some(Fetched { stream, records, next }))
     }
 
-    fn failed(&self, stream: Stream, error: &KafkaError) -> Result<Taken, Error> {
+    fn failed(&self, topic: &str, error: &KafkaError) -> Result<Taken, Error> {
         use RDKafkaErrorCode as Code;
         match error.rdkafka_error_code() {
-            Some(Code::OffsetOutOfRange | Code::AutoOffsetReset | Code::NoOffset) => {
-                let log = lock(self.inbox.log(stream));
-                Ok(log.as_ref().map_or(Taken::Nothing, |log| Taken::Gone(log.topic.clone())))
-            }
+            Some(Code::OffsetOutOfRange | Code::AutoOffsetReset | Code::NoOffset) => Ok(Taken::Gone(topic.to_owned())),
             _ => Err(Error::Transient(format!("{} cannot be read: {error}", self.unit))),
         }
     }

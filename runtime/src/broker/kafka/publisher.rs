@@ -5,6 +5,7 @@ use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::time::Duration;
 
 use millrace_core::limits;
+use rdkafka::error::RDKafkaErrorCode;
 use tokio::sync::oneshot;
 
 use super::clients::Clients;
@@ -82,7 +83,7 @@ fn write(writer: &mut Writer, mut group: Vec<Batch>) {
                 drop(batch.reply.send(Ok(places.collect())));
             }
         }
-        Ended::Refused { index, reason } => {
+        Ended::Refused { index, code, reason } => {
             // The others must not suffer for it.
             let mut end = 0;
             let at_fault = group.iter().position(|batch| {
@@ -90,7 +91,7 @@ fn write(writer: &mut Writer, mut group: Vec<Batch>) {
                 index < end
             });
             let batch = group.remove(at_fault.expect("the record that is refused is one of the group's"));
-            let error = refusal(&batch, index + batch.records.len() - end, &reason);
+            let error = refusal(&batch, index + batch.records.len() - end, (code, &reason));
             drop(batch.reply.send(Err(error)));
             if !group.is_empty() {
                 write(writer, group);
@@ -129,14 +130,18 @@ fn attempt(writer: &mut Writer, records: &[Placed]) -> Ended {
     ended
 }
 
-fn refusal(batch: &Batch, index: usize, reason: &str) -> PublishError {
+fn refusal(batch: &Batch, index: usize, (code, reason): (RDKafkaErrorCode, &str)) -> PublishError {
+    use RDKafkaErrorCode as Code;
     let Placed { topic, record, .. } = &batch.records[index];
-    match topic.parse() {
-        Ok(topic) if reason.contains("MessageSizeTooLarge") => {
+    match (topic.parse(), code) {
+        (Ok(topic), Code::MessageSizeTooLarge) => {
+            // What the topic takes is asked for by whoever tells of it.
             let max_bytes = limits::EVENT_MAX_BYTES;
             PublishError::TooLarge { index, topic, size_bytes: record.size_bytes(), max_bytes }
         }
-        Ok(topic) if reason.contains("Unknown") => PublishError::UnknownTopic { index, topic },
+        (Ok(topic), Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) => {
+            PublishError::UnknownTopic { index, topic }
+        }
         _ => PublishError::Broker(Error::Transient(format!("record {index}: {reason}"))),
     }
 }

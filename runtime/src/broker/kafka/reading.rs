@@ -1,10 +1,11 @@
 //! Reading a partition outside of any group: for people, and for what is kept in topics of ours.
 
 use std::sync::{Arc, Mutex};
+use std::time::Instant;
 
 use millrace_core::record::Record;
 use rdkafka::consumer::Consumer;
-use rdkafka::error::KafkaError;
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 
 use super::clients::{Clients, Quiet, REQUEST_TIMEOUT, Shared, at, lock, partitions, signed, unreachable_broker};
@@ -57,6 +58,7 @@ impl Reading {
         let unreadable = |e: &KafkaError| unreachable_broker("read a topic", e);
         reader.assign(&partitions([(topic, partition, at(from))])).map_err(|e| unreadable(&e))?;
         let (mut page, mut bytes) = (Page { records: Vec::new(), next: from }, 0);
+        let began = Instant::now();
         let ended = loop {
             match reader.poll(REQUEST_TIMEOUT) {
                 Some(Ok(message)) if message.topic() == topic && message.partition() == signed(partition) => {
@@ -76,6 +78,7 @@ impl Reading {
                     break Ok(());
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => {}
+                Some(Err(error)) if is_mended_by_itself(&error) && began.elapsed() < REQUEST_TIMEOUT => {}
                 Some(Err(error)) => break Err(unreadable(&error)),
                 None => {
                     break Err(Error::Transient(format!("Kafka gave nothing of {topic}/{partition} for ten seconds")));
@@ -85,6 +88,12 @@ impl Reading {
         reader.unassign().map_err(|e| unreadable(&e))?;
         ended.map(|()| page)
     }
+}
+
+/// A connection was lost, possibly long ago: librdkafka connects again.
+pub(super) fn is_mended_by_itself(error: &KafkaError) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(error.rdkafka_error_code(), Some(Code::BrokerTransportFailure | Code::AllBrokersDown | Code::Resolve))
 }
 
 /// Reads a topic of one partition up to its end, and answers with the offset to go on from.

@@ -16,6 +16,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::Message as _;
 
 use super::clients::{Clients, Quiet, REQUEST_TIMEOUT, partitions, signed, unreachable_broker, unsigned};
+use super::reading::is_mended_by_itself;
 use super::values::{self, Values};
 use super::{keys, record};
 use crate::broker::{Error, KeyBlock};
@@ -151,6 +152,7 @@ fn read(
             Some(Err(KafkaError::PartitionEOF(partition))) => {
                 left.remove(&unsigned(partition));
             }
+            Some(Err(error)) if is_mended_by_itself(&error) => {}
             Some(Err(error)) => return Err(unreachable_broker("restore", &error)),
             None => {
                 return Err(Error::Transient(

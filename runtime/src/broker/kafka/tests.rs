@@ -1,6 +1,7 @@
 //! The adapter on a real Kafka, at `KAFKA_BOOTSTRAP`; without one these tests say so and are skipped.
 
 mod exactly_once;
+mod faults;
 mod letters;
 mod members;
 mod support;

@@ -5,18 +5,35 @@ use std::time::Duration;
 
 use millrace_core::limits;
 use millrace_core::name::{FunctionName, Topic};
-use rdkafka::admin::{AdminClient, AdminOptions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::error::RDKafkaErrorCode;
 
 use super::clients::{Clients, Quiet, REQUEST_TIMEOUT, unreachable_broker};
 use crate::broker::{CatalogError, Error, Retention};
 
+/// No bound, as Kafka writes it.
+const KEPT_FOR_EVER: &str = "-1";
+
 /// A topic of ours that a function needs.
 #[derive(Clone, Debug)]
 pub(super) struct Needed {
     pub(super) name: Topic,
-    partitions: u32,
+    pub(super) partitions: u32,
+    /// It follows its source when that gets more partitions.
+    pub(super) grows: bool,
     settings: Vec<(&'static str, String)>,
+}
+
+impl Needed {
+    /// A topic for events, with the broker's settings.
+    pub(super) fn for_events(name: Topic, partitions: u32) -> Self {
+        Self { name, partitions, grows: false, settings: Vec::new() }
+    }
+
+    /// The topic of deployments.
+    pub(super) fn registry(name: Topic) -> Self {
+        Self { name, partitions: 1, grows: false, settings: kept_for_ever() }
+    }
 }
 
 /// All that a function needs beside its sources, which are given with their partitions. Idempotency keys are kept for
@@ -37,16 +54,19 @@ pub(super) fn needed(
     let letters = names.dead_letters(function).map_err(invalid)?;
     let statuses = names.statuses(function).map_err(invalid)?;
     let mut needed = vec![
-        Needed { name: letters, partitions: 1, settings: with(kept_for_ever(), &largest) },
-        Needed { name: statuses, partitions: 1, settings: kept_for_ever() },
+        Needed { name: letters, partitions: 1, grows: false, settings: with(kept_for_ever(), &largest) },
+        Needed { name: statuses, partitions: 1, grows: false, settings: kept_for_ever() },
     ];
     for (source, partitions) in sources {
         let (redrive, keys) = (names.redrive(function, source), names.keys(function, source));
         let state = names.state(function, source).map_err(invalid)?;
-        let settings = with(kept_for_ever(), &largest);
-        needed.push(Needed { name: redrive.map_err(invalid)?, partitions: *partitions, settings });
-        needed.push(Needed { name: keys.map_err(invalid)?, partitions: *partitions, settings: expiring(window) });
-        needed.push(Needed { name: state, partitions: *partitions, settings: with(compacted(), &largest) });
+        for (name, settings) in [
+            (redrive.map_err(invalid)?, with(kept_for_ever(), &largest)),
+            (keys.map_err(invalid)?, expiring(window)),
+            (state, with(compacted(), &largest)),
+        ] {
+            needed.push(Needed { name, partitions: *partitions, grows: true, settings });
+        }
     }
     Ok(needed)
 }
@@ -75,7 +95,7 @@ fn compacted() -> Vec<(&'static str, String)> {
     ]
 }
 
-/// Makes what is missing. What is there must have as many partitions.
+/// Makes what is missing. What is there must have as many partitions, and settings that lose nothing.
 pub(super) async fn make(
     admin: &AdminClient<Quiet>,
     replication: i32,
@@ -87,7 +107,8 @@ pub(super) async fn make(
             Some(partitions) if *partitions == one.partitions => continue,
             Some(partitions) => {
                 return Err(Error::Fatal(format!(
-                    "topic `{}` of the runtime has {partitions} partitions, and its source has {}: raise the count of the one that has fewer",
+                    "topic `{}` of the runtime has {partitions} partitions and needs {}: a source was made anew with fewer; give it another \
+                     name, or remove the topics of the runtime for it",
                     one.name, one.partitions
                 )));
             }
@@ -95,7 +116,65 @@ pub(super) async fn make(
         }
         create(admin, replication, one).await.map_err(CatalogError::into_broker)?;
     }
-    Ok(())
+    let mut there: Vec<Needed> =
+        needed.iter().filter(|one| existing.contains_key(one.name.as_str())).cloned().collect();
+    // How long idempotency keys are kept may differ from what the manifest says by now.
+    there
+        .iter_mut()
+        .for_each(|one| one.settings.retain(|(name, value)| *name != "retention.ms" || value == KEPT_FOR_EVER));
+    match wrong_settings(admin, &there).await.pop() {
+        None => Ok(()),
+        Some((topic, wrong)) => {
+            let fix = alter(&topic, &wrong);
+            Err(Error::Fatal(format!(
+                "topic `{topic}` of the runtime would lose something: set {wrong}, for example with `{fix}`"
+            )))
+        }
+    }
+}
+
+/// Topics with settings by which something could be lost, each with the settings that it should have, as `name=value` with
+/// commas between. A topic that the broker does not tell of is left out.
+pub(super) async fn wrong_settings(admin: &AdminClient<Quiet>, needed: &[Needed]) -> Vec<(Topic, String)> {
+    let wanted: Vec<_> = needed.iter().map(|one| ResourceSpecifier::Topic(one.name.as_str())).collect();
+    let Ok(found) = admin.describe_configs(&wanted, &options()).await else { return Vec::new() };
+    let mut wrong = Vec::new();
+    for (one, found) in needed.iter().zip(found) {
+        let Ok(found) = found else { continue };
+        let has = |name: &str| found.get(name).and_then(|entry| entry.value.clone()).unwrap_or_default();
+        let loses = one.settings.iter().filter(|(name, value)| loses(name, &has(name), value));
+        let settings: Vec<String> = loses.map(|(name, value)| format!("{name}={value}")).collect();
+        if !settings.is_empty() {
+            wrong.push((one.name.clone(), settings.join(",")));
+        }
+    }
+    wrong
+}
+
+/// Whether something can be lost by what a setting is instead of what it is made with.
+fn loses(name: &str, is: &str, wanted: &str) -> bool {
+    let number = |text: &str| text.parse::<i64>().ok().map(|number| if number < 0 { i64::MAX } else { number });
+    match name {
+        "cleanup.policy" => is != wanted,
+        "retention.ms" | "retention.bytes" | "max.message.bytes" => number(is) < number(wanted),
+        _ => false,
+    }
+}
+
+/// The command that gives a topic its settings.
+pub(super) fn alter(topic: &Topic, settings: &str) -> String {
+    format!("kafka-configs --bootstrap-server … --alter --topic {topic} --add-config {settings}")
+}
+
+/// Whether the broker would make a topic; it makes none.
+pub(super) async fn would_make(admin: &AdminClient<Quiet>, replication: i32, needed: &Needed) -> Result<(), Error> {
+    let asked = ask(admin, replication, needed, &options().validate_only(true)).await;
+    match asked.map_err(CatalogError::into_broker)? {
+        Answer::Made => Ok(()),
+        Answer::IsThere => {
+            Err(Error::Transient("it is there, and the principal may not see it: grant it Describe".to_owned()))
+        }
+    }
 }
 
 /// Makes a topic for events, with the broker's own settings where the retention says nothing.
@@ -111,7 +190,7 @@ pub(super) async fn make_for_events(
     let bytes =
         retention.max_bytes.map(|bytes| ("retention.bytes", (bytes / u64::from(partitions)).max(1).to_string()));
     let settings = age.into_iter().chain(bytes).collect();
-    create(admin, replication, &Needed { name, partitions, settings }).await
+    create(admin, replication, &Needed { settings, ..Needed::for_events(name, partitions) }).await
 }
 
 /// Makes the topic of deployments, if it is missing.
@@ -120,33 +199,68 @@ pub(super) async fn make_registry(
     replication: i32,
     name: Topic,
 ) -> Result<(), CatalogError> {
-    create(admin, replication, &Needed { name, partitions: 1, settings: kept_for_ever() }).await
+    create(admin, replication, &Needed::registry(name)).await
 }
 
 fn kept_for_ever() -> Vec<(&'static str, String)> {
     vec![
         ("cleanup.policy", "delete".to_owned()),
-        ("retention.ms", "-1".to_owned()),
-        ("retention.bytes", "-1".to_owned()),
+        ("retention.ms", KEPT_FOR_EVER.to_owned()),
+        ("retention.bytes", KEPT_FOR_EVER.to_owned()),
     ]
 }
 
 async fn create(admin: &AdminClient<Quiet>, replication: i32, needed: &Needed) -> Result<(), CatalogError> {
-    let Needed { name, partitions, settings } = needed;
+    ask(admin, replication, needed, &options()).await.map(drop)
+}
+
+/// What a broker says to a topic that is to be made.
+enum Answer {
+    Made,
+    IsThere,
+}
+
+async fn ask(
+    admin: &AdminClient<Quiet>,
+    replication: i32,
+    needed: &Needed,
+    options: &AdminOptions,
+) -> Result<Answer, CatalogError> {
+    let Needed { name, partitions, settings, .. } = needed;
     let mut topic =
         NewTopic::new(name.as_str(), super::clients::signed(*partitions), TopicReplication::Fixed(replication));
     for (setting, value) in settings {
         topic = topic.set(setting, value);
     }
-    let options = AdminOptions::new().operation_timeout(Some(REQUEST_TIMEOUT)).request_timeout(Some(REQUEST_TIMEOUT));
-    let results = admin.create_topics([&topic], &options).await;
+    let results = admin.create_topics([&topic], options).await;
     let results = results.map_err(|e| CatalogError::Broker(unreachable_broker("make a topic", &e)))?;
     match results.into_iter().next() {
-        Some(Err((_, code))) if code != RDKafkaErrorCode::TopicAlreadyExists => {
-            Err(CatalogError::Broker(refused(name, code)))
-        }
+        Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(Answer::IsThere),
+        Some(Err((_, code))) => Err(CatalogError::Broker(refused(name, code))),
+        _ => Ok(Answer::Made),
+    }
+}
+
+/// Raises the number of a topic's partitions. Somebody else may have been quicker.
+pub(super) async fn raise(admin: &AdminClient<Quiet>, name: &Topic, partitions: u32) -> Result<(), Error> {
+    let wanted = NewPartitions::new(name.as_str(), partitions as usize);
+    let results = admin.create_partitions([&wanted], &options()).await;
+    let results = results.map_err(|e| unreachable_broker("raise the partitions of a topic", &e))?;
+    match results.into_iter().next() {
+        Some(Err((_, code))) if code != RDKafkaErrorCode::InvalidPartitions => Err(refused(name, code)),
         _ => Ok(()),
     }
+}
+
+/// The largest batch of records that a topic takes, if the broker tells.
+pub(super) async fn batch_max_bytes(admin: &AdminClient<Quiet>, name: &Topic) -> Option<usize> {
+    let found = admin.describe_configs([&ResourceSpecifier::Topic(name.as_str())], &options()).await.ok()?;
+    let settings = found.into_iter().next()?.ok()?;
+    settings.get("max.message.bytes")?.value.as_ref()?.parse().ok()
+}
+
+fn options() -> AdminOptions {
+    AdminOptions::new().operation_timeout(Some(REQUEST_TIMEOUT)).request_timeout(Some(REQUEST_TIMEOUT))
 }
 
 fn refused(name: &Topic, code: RDKafkaErrorCode) -> Error {

@@ -19,6 +19,10 @@ use crate::broker::Error;
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two looks at what is on its way: far below the time that it takes.
 const LOOK_AGAIN: Duration = Duration::from_micros(100);
+/// What librdkafka puts into one batch unless told otherwise.
+const BATCH_BYTES: usize = 1_000_000;
+/// Batches are not made smaller than this for a topic that takes only small ones.
+const BATCH_MIN_BYTES: usize = 1024;
 
 /// How a transaction ended.
 #[derive(Debug)]
@@ -31,6 +35,8 @@ pub(super) enum Ended {
     Refused {
         /// Which of the records.
         index: usize,
+        /// What the broker has against it.
+        code: RDKafkaErrorCode,
         /// For a person.
         reason: String,
     },
@@ -59,12 +65,14 @@ pub(super) struct Writer {
     clients: Arc<Clients>,
     transactional_id: String,
     producer: Option<BaseProducer<Deliveries>>,
+    /// How many bytes a batch may have, once a topic was found that takes less than usual.
+    batch_bytes: Option<usize>,
 }
 
 impl Writer {
     /// Fences whoever had the same id before. To be followed by [`Writer::renew`].
     pub(super) fn new(clients: Arc<Clients>, transactional_id: String) -> Self {
-        Self { clients, transactional_id, producer: None }
+        Self { clients, transactional_id, producer: None, batch_bytes: None }
     }
 
     pub(super) fn is_ready(&self) -> bool {
@@ -74,7 +82,7 @@ impl Writer {
     /// A new producer. When it returns, every earlier transaction of the same id has ended, one way or the other.
     pub(super) fn renew(&mut self) -> Result<(), Error> {
         self.producer = None;
-        let producer = self.clients.producer(&self.transactional_id)?;
+        let producer = self.clients.producer(&self.transactional_id, self.batch_bytes)?;
         producer.init_transactions(REQUEST_TIMEOUT).map_err(|error| {
             let fatal = matches!(&error, KafkaError::Transaction(e) if is_forbidden(e.code()));
             let reason = format!("no transaction of `{}` can be begun: {error}", self.transactional_id);
@@ -86,6 +94,31 @@ impl Writer {
 
     /// Writes all or nothing.
     pub(super) fn write(&mut self, records: &[Placed], positions: Option<&Positions<'_>>) -> Ended {
+        match self.write_once(records, positions) {
+            Ended::Refused { code: RDKafkaErrorCode::MessageSizeTooLarge, .. } if records.len() > 1 => {
+                self.write_one_by_one(records, positions)
+            }
+            ended => ended,
+        }
+    }
+
+    /// A broker measures whole batches, so what it found too large may be several records together, and does not tell which
+    /// record it is. Each in a batch of its own, only a record that really is too large is refused.
+    fn write_one_by_one(&mut self, records: &[Placed], positions: Option<&Positions<'_>>) -> Ended {
+        let before = self.batch_bytes.replace(1);
+        let ended = match self.renew() {
+            Ok(()) => self.write_once(records, positions),
+            Err(error) => Ended::Failed(error.to_string()),
+        };
+        self.producer = None;
+        self.batch_bytes = match &ended {
+            Ended::Committed(_) => Some((before.unwrap_or(BATCH_BYTES) / 4).max(BATCH_MIN_BYTES)),
+            _ => before,
+        };
+        ended
+    }
+
+    fn write_once(&mut self, records: &[Placed], positions: Option<&Positions<'_>>) -> Ended {
         let Some(producer) = &self.producer else { return Ended::Failed("the producer is not ready".to_owned()) };
         match attempt(producer, records, positions) {
             Ok(offsets) => Ended::Committed(offsets),
@@ -124,7 +157,7 @@ fn attempt(
     for (number, placed) in records.iter().enumerate() {
         send(producer, placed, number, deadline)?;
     }
-    let offsets = delivered(producer, records.len(), deadline)?;
+    let offsets = delivered(producer, records, deadline)?;
     if let Some(Positions { offsets, member }) = positions {
         repeat(deadline, || producer.send_offsets_to_transaction(offsets, member, REQUEST_TIMEOUT))
             .map_err(|e| fault(&e))?;
@@ -171,14 +204,14 @@ fn send(producer: &BaseProducer<Deliveries>, placed: &Placed, number: usize, dea
 }
 
 /// Waits until all records are with the broker. A producer's own way to wait takes a tenth of a second.
-fn delivered(producer: &BaseProducer<Deliveries>, count: usize, deadline: Instant) -> Result<Vec<u64>, Fault> {
+fn delivered(producer: &BaseProducer<Deliveries>, records: &[Placed], deadline: Instant) -> Result<Vec<u64>, Fault> {
     while producer.in_flight_count() > 0 && Instant::now() < deadline {
         producer.poll(Duration::ZERO);
         if producer.in_flight_count() > 0 {
             std::thread::park_timeout(LOOK_AGAIN);
         }
     }
-    let mut offsets = vec![None; count];
+    let mut offsets = vec![None; records.len()];
     let mut failed: Option<(usize, RDKafkaErrorCode)> = None;
     for delivery in producer.context().take() {
         match delivery.result {
@@ -193,7 +226,7 @@ fn delivered(producer: &BaseProducer<Deliveries>, count: usize, deadline: Instan
     match failed {
         None => {}
         Some((number, code)) if is_content(code) => {
-            return Err(Fault::Abort(Ended::Refused { index: number, reason: describe(code) }));
+            return Err(Fault::Abort(refused(number, &records[number], code)));
         }
         Some((_, code)) => return Err(Fault::Abort(Ended::Failed(format!("a record was not taken: {code}")))),
     }
@@ -266,9 +299,5 @@ fn is_forbidden(code: RDKafkaErrorCode) -> bool {
 }
 
 fn refused(index: usize, placed: &Placed, code: RDKafkaErrorCode) -> Ended {
-    Ended::Refused { index, reason: format!("topic `{}`: {}", placed.topic, describe(code)) }
-}
-
-fn describe(code: RDKafkaErrorCode) -> String {
-    format!("the broker refuses the record: {code}")
+    Ended::Refused { index, code, reason: format!("topic `{}`: the broker refuses the record: {code}", placed.topic) }
 }

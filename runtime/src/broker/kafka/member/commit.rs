@@ -60,6 +60,7 @@ impl Member {
         let metadata = self.consumers.source.group_metadata();
         // Looked at after it was read: librdkafka resets it by itself when the session is lost.
         let Some(metadata) = metadata.filter(|_| is_member(&self.consumers.source)) else {
+            tracing::info!(function = %self.function(), "A commit is given up: this member has lost its place in the group.");
             group.into_iter().for_each(|one| answer(one.pending, Ok(CommitOutcome::Aborted)));
             return Ok(());
         };
@@ -73,21 +74,23 @@ impl Member {
                 }
             }
             Ended::Aborted(reason) => {
-                tracing::debug!(function = %self.function(), reason, "A commit was aborted.");
+                tracing::info!(function = %self.function(), reason, "A commit was fenced: the group goes on without this member, or with it in another place.");
                 group.into_iter().for_each(|one| answer(one.pending, Ok(CommitOutcome::Aborted)));
             }
             Ended::Failed(reason) => {
+                // A topic that is gone is noticed so.
+                self.counts.0.clear();
                 let error = Error::Transient(format!("Kafka did not take a commit: {reason}"));
                 group.into_iter().for_each(|one| answer(one.pending, Err(error.clone())));
             }
-            Ended::Refused { index, reason } => self.refused(group, index, reason)?,
+            Ended::Refused { index, reason, .. } => self.refused(group, index, reason)?,
             Ended::Unknown(reason) => self.unknown(group, &reason)?,
         }
         Ok(())
     }
 
     fn committed_one(&mut self, pending: Pending) {
-        if let Some(owned) = self.owned.get_mut(&pending.unit) {
+        if let Some(owned) = self.owned.get_mut(&pending.unit).filter(|owned| owned.epoch == pending.epoch) {
             owned.commits = pending.commit.progress.commits;
             owned.state.apply(&pending.commit.state);
         }

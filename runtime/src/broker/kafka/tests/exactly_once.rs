@@ -16,8 +16,11 @@ use crate::broker::kafka::{KafkaLog, KafkaPartition};
 use crate::broker::{Assignment, Broker, Catalog, CommitOutcome, Log, Outgoing, Partition, Placing, Wanted};
 
 const PARTITIONS: u32 = 4;
-const RECORDS: u64 = 3000;
+const RECORDS_A_ROUND: u64 = 500;
+/// At least; more while no commit was under way when the members changed.
 const ROUNDS: u32 = 6;
+const ROUNDS_MAX: u32 = 60;
+const INSTANCES_MAX: usize = 4;
 
 /// What happened to commits, over all instances.
 #[derive(Debug, Default)]
@@ -128,10 +131,13 @@ async fn each_output_is_there_once_however_instances_come_and_go() {
     let tally = Arc::new(Tally::default());
     let mut running = vec![Instance::start(&cluster, &tally).await];
     let mut published = 0u64;
-    for round in 0..ROUNDS {
-        let until = RECORDS * u64::from(round + 1) / u64::from(ROUNDS);
+    for round in 0..ROUNDS_MAX {
+        if round >= ROUNDS && tally.aborted.load(Ordering::Relaxed) > 0 {
+            break;
+        }
+        let until = published + RECORDS_A_ROUND;
         let changed = async {
-            if round % 3 == 2 && running.len() > 1 {
+            if (round % 3 == 2 && running.len() > 1) || running.len() == INSTANCES_MAX {
                 running.remove(0).stop().await;
             }
             running.push(Instance::start(&cluster, &tally).await);
@@ -152,7 +158,7 @@ async fn each_output_is_there_once_however_instances_come_and_go() {
     let began = Instant::now();
     loop {
         let units = within(log.units(&function())).await.unwrap();
-        if units.iter().map(|unit| unit.progress.source.totals.completed).sum::<u64>() == RECORDS {
+        if units.iter().map(|unit| unit.progress.source.totals.completed).sum::<u64>() == published {
             break;
         }
         assert!(began.elapsed() < Duration::from_secs(90), "it never ends: {tally:?} {units:#?}");
@@ -161,8 +167,10 @@ async fn each_output_is_there_once_however_instances_come_and_go() {
     let (bootstrap, topic) = (cluster.bootstrap.clone(), cluster.topic("copies").to_string());
     let found = tokio::task::spawn_blocking(move || read_independently(&bootstrap, &topic)).await.unwrap();
     for partition in 0..PARTITIONS {
-        let expected: Vec<String> =
-            (0..RECORDS).filter(|n| n % u64::from(PARTITIONS) == u64::from(partition)).map(|n| n.to_string()).collect();
+        let expected: Vec<String> = (0..published)
+            .filter(|n| n % u64::from(PARTITIONS) == u64::from(partition))
+            .map(|n| n.to_string())
+            .collect();
         assert_eq!(found[&partition.cast_signed()], expected, "partition {partition}: {tally:?}");
     }
     assert!(tally.aborted.load(Ordering::Relaxed) > 0, "no commit was under way when members changed: {tally:?}");

@@ -30,6 +30,7 @@ pub(super) fn began() -> Timestamp {
 }
 
 /// A cluster, and names that nobody else uses.
+#[derive(Clone)]
 pub(super) struct Cluster {
     pub(super) bootstrap: String,
     pub(super) prefix: String,
@@ -45,6 +46,9 @@ impl Cluster {
             eprintln!("##### SKIPPED: there is no Kafka to test on; set {BOOTSTRAP}, or run `make test` #####");
             return None;
         };
+        // RUST_LOG=millrace=debug shows what the adapter says.
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        drop(tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init());
         let suffix = random_instance();
         Some(Self { bootstrap, prefix: format!("test-{suffix}"), suffix })
     }

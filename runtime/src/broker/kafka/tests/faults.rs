@@ -1,0 +1,417 @@
+//! What goes wrong in a cluster, beside what kills: each is recovered from, or told with a reason, and nothing is lost.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use millrace_core::name::Unit;
+use millrace_core::outcome::Category;
+use millrace_core::progress::{KeyHash, ParkedHead, Position, Progress, Stream};
+use rdkafka::ClientConfig;
+use rdkafka::admin::{AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::consumer::Consumer;
+use rdkafka::producer::{BaseProducer, Producer};
+use tokio::sync::mpsc;
+
+use super::super::clients::{Deliveries, REQUEST_TIMEOUT, at};
+use super::super::member::commit::plain;
+use super::super::record::{self, Placed};
+use super::super::{KafkaLog, KafkaPartition, keys, metadata};
+use super::support::*;
+use crate::broker::{
+    Assignment, Broker, Commit, CommitOutcome, FetchError, Log, Partition, PublishError, StateReader as _, StateWrite,
+};
+
+/// Waits as long as this for something that must not come.
+const SILENCE: Duration = Duration::from_secs(2);
+
+fn admin_options() -> AdminOptions {
+    AdminOptions::new().operation_timeout(Some(REQUEST_TIMEOUT)).request_timeout(Some(REQUEST_TIMEOUT))
+}
+
+impl Cluster {
+    /// Changes of topics are noticed at once.
+    async fn open_attentive(&self) -> KafkaLog {
+        self.open_with(&[("topic.metadata.refresh.interval.ms", "500")]).await
+    }
+
+    async fn make_topic(&self, log: &KafkaLog, name: &str, partitions: i32, settings: &[(&str, &str)]) {
+        let name = self.topic(name);
+        let mut topic = NewTopic::new(name.as_str(), partitions, TopicReplication::Fixed(1));
+        for (setting, value) in settings {
+            topic = topic.set(setting, value);
+        }
+        let made = log.admin().create_topics([&topic], &admin_options()).await.unwrap();
+        made.into_iter().for_each(|made| drop(made.unwrap()));
+        let log = log.clone();
+        tokio::task::spawn_blocking(move || log.wait_for_topics(&[name]).unwrap()).await.unwrap();
+    }
+
+    async fn delete_topic(&self, log: &KafkaLog, name: &str) {
+        let name = self.topic(name);
+        let deleted = log.admin().delete_topics(&[name.as_str()], &admin_options()).await.unwrap();
+        deleted.into_iter().for_each(|deleted| drop(deleted.unwrap()));
+    }
+
+    async fn raise_partitions(&self, log: &KafkaLog, name: &str, count: usize) {
+        let name = self.topic(name);
+        let raised = log.admin().create_partitions([&NewPartitions::new(name.as_str(), count)], &admin_options()).await;
+        raised.unwrap().into_iter().for_each(|raised| drop(raised.unwrap()));
+    }
+
+    /// Removes the records of partition 0 before an offset, as retention does.
+    async fn remove_before(&self, log: &KafkaLog, name: &str, offset: u64) {
+        let mut list = rdkafka::TopicPartitionList::new();
+        list.add_partition_offset(self.topic(name).as_str(), 0, at(offset)).unwrap();
+        log.admin().delete_records(&list, &admin_options()).await.unwrap();
+    }
+}
+
+/// A commit of partition 0 as another instance leaves it that is killed in the middle: nothing but its end is missing. The
+/// broker ends it after `timeout`.
+fn begin_commit(
+    cluster: &Cluster,
+    log: &KafkaLog,
+    (progress, has_position): (&Progress, bool),
+    timeout: Duration,
+) -> BaseProducer<Deliveries> {
+    let (clients, orders) = (log.clients(), cluster.topic("orders"));
+    let unit = Unit { function: function(), topic: orders.clone(), partition: 0 };
+    let producer: BaseProducer<Deliveries> = ClientConfig::new()
+        .set("bootstrap.servers", &cluster.bootstrap)
+        .set("transactional.id", format!("{}.other", cluster.prefix))
+        .set("transaction.timeout.ms", timeout.as_millis().to_string())
+        .create_with_context(Deliveries::default())
+        .unwrap();
+    producer.init_transactions(REQUEST_TIMEOUT).unwrap();
+    producer.begin_transaction().unwrap();
+    let value = keys::encode(&unit, began(), &[KeyHash(2)]);
+    let topic = clients.names.keys(&function(), &orders).unwrap().to_string();
+    let placed = Placed { topic, partition: 0, record: plain(began(), None, value.into()) };
+    producer.send(record::send(&placed, 0)).map_err(|(error, _)| error).unwrap();
+    while producer.in_flight_count() > 0 {
+        producer.poll(Duration::from_millis(1));
+    }
+    if has_position {
+        let mut offsets = rdkafka::TopicPartitionList::new();
+        let mut element = offsets.add_partition(orders.as_str(), 0);
+        element.set_offset(at(progress.source.resume)).unwrap();
+        element.set_metadata(metadata::encode(&unit, progress));
+        let member = clients.outsider(&clients.names.group(&function())).unwrap().group_metadata().unwrap();
+        producer.send_offsets_to_transaction(&offsets, &member, REQUEST_TIMEOUT).unwrap();
+    }
+    producer
+}
+
+/// How a transaction that holds others back ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Committed,
+    Aborted,
+}
+
+/// What a unit remembers is complete however long the end of an earlier commit is held back.
+async fn check_held_back(has_position: bool, end: End) {
+    let Some(cluster) = Cluster::find() else { return };
+    let log = cluster.orders().await;
+    let mut receiver = cluster.subscribe(&log).await;
+    let mut partition = assigned(&mut receiver, 2).await.swap_remove(0).partition;
+    let progress = after(&Progress::default(), 1);
+    let mut first = commit(&progress);
+    first.keys = vec![KeyHash(1)];
+    commits(&mut partition, first).await;
+    drop((partition, receiver));
+    log.close(Duration::from_secs(10)).await;
+    let log = cluster.open().await;
+    let next = after(&progress, 1);
+    let (opened, opening, held) = (log.clone(), cluster.clone(), next.clone());
+    let open = move || begin_commit(&opening, &opened, (&held, has_position), Duration::from_secs(60));
+    let producer = tokio::task::spawn_blocking(open).await.unwrap();
+    let taking = async {
+        let mut receiver = cluster.subscribe(&log).await;
+        let restored = assigned(&mut receiver, 2).await.swap_remove(0).restored;
+        (restored, receiver)
+    };
+    let mut taking = std::pin::pin!(taking);
+    let early = tokio::time::timeout(SILENCE, &mut taking).await;
+    assert!(early.is_err(), "partition 0 was handed over while its newest commit was open");
+    let ended = tokio::task::spawn_blocking(move || match end {
+        End::Committed => producer.commit_transaction(REQUEST_TIMEOUT),
+        End::Aborted => producer.abort_transaction(REQUEST_TIMEOUT),
+    });
+    ended.await.unwrap().unwrap();
+    let (restored, _receiver) = taking.await;
+    let expected = if has_position && end == End::Committed { next } else { progress };
+    assert_eq!(restored.progress, expected, "{end:?}");
+    let hashes: Vec<KeyHash> = restored.keys.into_iter().flat_map(|block| block.keys).collect();
+    let expected = if end == End::Committed { vec![KeyHash(1), KeyHash(2)] } else { vec![KeyHash(1)] };
+    assert_eq!(hashes, expected, "{end:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unit_waits_for_keys_whose_commit_is_held_back() {
+    check_held_back(false, End::Committed).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_unit_waits_for_a_position_whose_commit_is_held_back() {
+    check_held_back(true, End::Committed).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_held_back_commit_would_have_been_is_not_there_once_it_is_aborted() {
+    check_held_back(true, End::Aborted).await;
+}
+
+/// A killed instance's transaction ends when the broker has waited long enough, which takes longer than one answer may.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_commit_that_nobody_ends_is_waited_out() {
+    let Some(cluster) = Cluster::find() else { return };
+    let log = cluster.orders().await;
+    let mut receiver = cluster.subscribe(&log).await;
+    drop(assigned(&mut receiver, 2).await);
+    drop(receiver);
+    log.close(Duration::from_secs(10)).await;
+    let log = cluster.open().await;
+    let (opened, opening) = (cluster.open().await, cluster.clone());
+    let left = after(&Progress::default(), 1);
+    let leave = move || begin_commit(&opening, &opened, (&left, true), Duration::from_secs(11));
+    let producer = tokio::task::spawn_blocking(leave).await.unwrap();
+    let mut receiver = cluster.subscribe(&log).await;
+    let units = assigned(&mut receiver, 2).await;
+    assert!(units.iter().all(|unit| unit.restored.progress == Progress::default() && unit.restored.keys.is_empty()));
+    drop(producer);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_position_out_of_retention_is_told_and_the_rest_can_be_read() {
+    let Some(cluster) = Cluster::find() else { return };
+    let log = cluster.orders().await;
+    for value in ["a", "b", "c", "d", "e"] {
+        cluster.publish(&log, "orders", 0, &[value]).await;
+    }
+    let mut receiver = cluster.subscribe(&log).await;
+    drop(assigned(&mut receiver, 2).await);
+    drop(receiver);
+    // Each record is followed by the mark of its transaction.
+    cluster.remove_before(&log, "orders", 4).await;
+    let mut receiver = cluster.subscribe(&log).await;
+    let mut partition = assigned(&mut receiver, 2).await.swap_remove(0).partition;
+    for _ in 0..2 {
+        let gone = within(partition.fetch(wanted(0))).await.unwrap_err();
+        let is_told = matches!(gone, FetchError::Gone { stream: Stream::Source, wanted: 0, earliest: 4 });
+        assert!(is_told, "{gone}");
+    }
+    assert_eq!(fetch(&mut partition, 4, 3).await, ["c", "d", "e"]);
+    // While it runs, too: nothing that was removed is waited for.
+    cluster.publish(&log, "orders", 0, &["f"]).await;
+    cluster.remove_before(&log, "orders", 10).await;
+    let gone = within(partition.fetch(wanted(0))).await.unwrap_err();
+    assert!(matches!(gone, FetchError::Gone { earliest: 10, .. }), "{gone}");
+    assert_eq!(fetch(&mut partition, 10, 1).await, ["f"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_too_large_for_its_topic_stops_nothing_but_itself() {
+    let Some(cluster) = Cluster::find() else { return };
+    let log = cluster.orders().await;
+    cluster.make_topic(&log, "small", 1, &[("max.message.bytes", "2000")]).await;
+    cluster.publish(&log, "orders", 0, &["a"]).await;
+    cluster.publish(&log, "orders", 1, &["a"]).await;
+    let large = "x".repeat(5000);
+    let batch = vec![cluster.outgoing("small", 0, "a"), cluster.outgoing("small", 0, &large)];
+    let error = within(log.publish(batch)).await.unwrap_err();
+    assert!(matches!(error, PublishError::TooLarge { index: 1, max_bytes: 2000, .. }), "{error:?}");
+    // Many small ones are together more than the topic takes of one.
+    let many: Vec<String> = (0..50).map(|n| format!("{n:0>500}")).collect();
+    cluster.publish(&log, "small", 0, &many.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    let mut receiver = cluster.subscribe(&log).await;
+    let mut units = assigned(&mut receiver, 2).await;
+    let progress = after(&Progress::default(), 1);
+    let mut refused = commit(&progress);
+    refused.outputs = vec![cluster.outgoing("small", 0, "b"), cluster.outgoing("small", 0, &large)];
+    let mut good = commit(&progress);
+    good.outputs = many.iter().map(|value| cluster.outgoing("small", 0, value)).collect();
+    let (first, second) = units.split_at_mut(1);
+    let (refused, good) = tokio::join!(first[0].partition.commit(refused), second[0].partition.commit(good));
+    assert!(matches!(&refused, Ok(CommitOutcome::Refused { reason }) if reason.contains("small")), "{refused:?}");
+    assert_eq!(good.unwrap(), CommitOutcome::Committed);
+    commits(&mut first[0].partition, commit(&progress)).await;
+    assert_eq!(cluster.all(&log, "small", 0).await, [many.clone(), many].concat());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_was_deleted_is_named_and_others_go_on() {
+    let Some(cluster) = Cluster::find() else { return };
+    let log = cluster.open_attentive().await;
+    for name in ["orders", "gone"] {
+        cluster.make_topic(&log, name, 1, &[]).await;
+    }
+    cluster.publish(&log, "orders", 0, &["a", "b"]).await;
+    let mut receiver = cluster.subscribe(&log).await;
+    let mut partition = assigned(&mut receiver, 1).await.swap_remove(0).partition;
+    let progress = after(&Progress::default(), 1);
+    let mut first = commit(&progress);
+    first.outputs = vec![cluster.outgoing("gone", 0, "a")];
+    commits(&mut partition, first).await;
+    cluster.delete_topic(&log, "gone").await;
+    let next = after(&progress, 1);
+    let mut second = commit(&next);
+    second.outputs = vec![cluster.outgoing("gone", 0, "b"), cluster.outgoing("orders", 0, "c")];
+    let mut outcome = within(partition.commit(second.clone())).await;
+    // First the broker is waited for, since it could be that it does not know of the topic yet.
+    if let Err(error) = &outcome {
+        assert!(error.is_transient(), "{error}");
+        outcome = within(partition.commit(second)).await;
+    }
+    let is_named = |reason: &str| reason.contains(cluster.topic("gone").as_str());
+    assert!(matches!(&outcome, Ok(CommitOutcome::Refused { reason }) if is_named(reason)), "{outcome:?}");
+    let error = within(log.publish(vec![cluster.outgoing("gone", 0, "b")])).await.unwrap_err();
+    assert!(matches!(error, PublishError::UnknownTopic { .. }), "{error}");
+    commits(&mut partition, commit(&next)).await;
+    assert_eq!(cluster.all(&log, "orders", 0).await, ["a", "b"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_source_that_was_deleted_is_left_and_read_again_once_it_is_back() {
+    let Some(cluster) = Cluster::find() else { return };
+    let log = cluster.open_attentive().await;
+    for name in ["orders", "returns"] {
+        cluster.make_topic(&log, name, 1, &[]).await;
+        cluster.publish(&log, name, 0, &["a"]).await;
+    }
+    let mut receiver = within(log.subscribe(cluster.subscription(&["orders", "returns"]))).await.unwrap();
+    let mut units: Vec<_> = assigned(&mut receiver, 2).await;
+    units.sort_by_key(|unit| unit.partition.unit().topic.clone());
+    let mut returns = units.pop().unwrap();
+    let mut orders = units.pop().unwrap();
+    let progress = after(&Progress::default(), 1);
+    commits(&mut returns.partition, commit(&progress)).await;
+    cluster.delete_topic(&log, "returns").await;
+    within(returns.revoked.wait_for(|revoked| *revoked)).await.unwrap();
+    commits_in_the_end(&mut orders.partition, commit(&progress)).await;
+    cluster.make_topic(&log, "returns", 1, &[]).await;
+    cluster.publish(&log, "returns", 0, &["b"]).await;
+    let mut returns = next_of(&mut receiver, "returns", &cluster).await;
+    assert_eq!(returns.restored.progress, Progress::default());
+    assert_eq!(fetch(&mut returns.partition, 0, 1).await, ["b"]);
+    assert!(!*orders.revoked.borrow());
+    commits_in_the_end(&mut orders.partition, commit(&after(&progress, 1))).await;
+}
+
+/// A change of the group aborts what is under way, and that is done again.
+async fn commits_in_the_end(partition: &mut KafkaPartition, commit: Commit) {
+    while within(partition.commit(commit.clone())).await.unwrap() != CommitOutcome::Committed {}
+}
+
+/// The next assignment of a topic.
+async fn next_of(
+    receiver: &mut mpsc::Receiver<Assignment<KafkaPartition>>,
+    topic: &str,
+    cluster: &Cluster,
+) -> Assignment<KafkaPartition> {
+    loop {
+        let next = within(receiver.recv()).await.expect("the function is assigned its partitions");
+        if next.partition.unit().topic == cluster.topic(topic) {
+            return next;
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_that_are_added_are_read_from_their_beginning() {
+    let Some(cluster) = Cluster::find() else { return };
+    let log = cluster.open_attentive().await;
+    cluster.make_topic(&log, "orders", 1, &[]).await;
+    let mut receiver = cluster.subscribe(&log).await;
+    let first = assigned(&mut receiver, 1).await.swap_remove(0);
+    let progress = after(&Progress::default(), 0);
+    let mut units = BTreeMap::from([(0, first.partition)]);
+    commits(units.get_mut(&0).unwrap(), commit(&progress)).await;
+    cluster.raise_partitions(&log, "orders", 3).await;
+    // Of a unit that is assigned once more, only the newest assignment counts.
+    while units.len() < 3 {
+        let next = assigned(&mut receiver, 1).await.swap_remove(0).partition;
+        units.insert(next.unit().partition, next);
+    }
+    cluster.publish(&log, "orders", 2, &["a"]).await;
+    let added = units.get_mut(&2).unwrap();
+    let fetched = loop {
+        match within(added.fetch(wanted(0))).await {
+            Ok(fetched) => break fetched,
+            // The client hears of a new partition later than its group does.
+            Err(FetchError::Broker(error)) if error.is_transient() => {}
+            Err(error) => panic!("{error}"),
+        }
+    };
+    assert_eq!(texts(&fetched), ["a"]);
+    let mut next = commit(&after(&Progress::default(), 1));
+    next.keys = vec![KeyHash(7)];
+    commits_in_the_end(added, next.clone()).await;
+    commits_in_the_end(units.get_mut(&0).unwrap(), commit(&after(&progress, 0))).await;
+    drop((units, receiver));
+    log.close(Duration::from_secs(10)).await;
+    let log = cluster.open().await;
+    let mut receiver = cluster.subscribe(&log).await;
+    let restored = assigned(&mut receiver, 3).await.pop().unwrap().restored;
+    assert_eq!((restored.progress, restored.keys.len()), (next.progress, 1));
+}
+
+/// A key that moves to another partition would leave its state behind.
+#[tokio::test(flavor = "multi_thread")]
+async fn partitions_that_are_added_stop_a_function_that_has_state() {
+    let Some(cluster) = Cluster::find() else { return };
+    let log = cluster.open_attentive().await;
+    cluster.make_topic(&log, "orders", 1, &[]).await;
+    let mut receiver = cluster.subscribe(&log).await;
+    let mut first = assigned(&mut receiver, 1).await.swap_remove(0).partition;
+    let mut written = commit(&after(&Progress::default(), 0));
+    written.state = vec![StateWrite { key: "key".into(), value: Some("1".into()) }];
+    commits(&mut first, written).await;
+    cluster.raise_partitions(&log, "orders", 2).await;
+    let failure = within(log.run()).await;
+    let is_told = |error: &crate::broker::Error| {
+        let text = error.to_string();
+        !error.is_transient() && text.contains("state") && text.contains(cluster.topic("orders").as_str())
+    };
+    assert!(is_told(&failure), "{failure}");
+    drop((first, receiver));
+    log.close(Duration::from_secs(10)).await;
+    let log = cluster.open().await;
+    let failure = log.subscribe(cluster.subscription(&["orders"])).await.unwrap_err();
+    assert!(is_told(&failure), "{failure}");
+}
+
+/// Progress with keys that wait for their next attempt at every second offset.
+fn with_heads(before: &Progress, heads: u64) -> Progress {
+    let mut progress = after(before, 0);
+    let offsets = (0..heads).map(|n| progress.source.resume + 2 * n);
+    progress.parked = offsets
+        .map(|offset| ParkedHead {
+            position: Position { stream: Stream::Source, offset },
+            attempts: 3,
+            first_failed_at: began() + Duration::from_millis(offset * 7919),
+            due_at: began() + Duration::from_secs(3600),
+            category: Category::Transient,
+        })
+        .collect();
+    progress
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_records_are_taken_while_a_position_has_no_room_for_more_keys_that_fail() {
+    let Some(cluster) = Cluster::find() else { return };
+    let log = cluster.orders().await;
+    cluster.publish(&log, "orders", 0, &["a", "b"]).await;
+    let mut receiver = cluster.subscribe(&log).await;
+    let mut partition = assigned(&mut receiver, 2).await.swap_remove(0).partition;
+    assert_eq!(fetch(&mut partition, 0, 2).await, ["a", "b"]);
+    let many = with_heads(&Progress::default(), 260);
+    commits(&mut partition, commit(&many)).await;
+    let nothing = tokio::time::timeout(SILENCE, partition.fetch(wanted(0))).await;
+    assert!(nothing.is_err(), "records were taken: {nothing:?}");
+    let outcome = within(partition.commit(commit(&with_heads(&many, 2000)))).await.unwrap();
+    assert!(matches!(&outcome, CommitOutcome::Refused { reason } if reason.contains("too many keys")), "{outcome:?}");
+    commits(&mut partition, commit(&with_heads(&many, 3))).await;
+    assert_eq!(fetch(&mut partition, 0, 2).await, ["a", "b"]);
+    assert_eq!(partition.state().keys(None, 1).await.unwrap().len(), 0);
+}
