@@ -138,7 +138,7 @@ async fn an_emitted_event_is_complete() {
     assert_eq!(emission.topic.as_str(), "out");
     assert_eq!(emission.record.key.as_deref(), Some(&b"customer-7"[..]));
     let expected = Event {
-        id: emission.event().unwrap().id.clone(),
+        id: emission.event().unwrap().id,
         source: "/millrace/shop/orders".into(),
         ty: "emitted".into(),
         subject: None,
