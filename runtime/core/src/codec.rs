@@ -21,7 +21,7 @@ mod media;
 #[cfg(test)]
 mod tests;
 
-pub use attributes::{EXTENSION_NAME_MAX_CHARS, check, known_content_type, known_extension};
+pub use attributes::{EXTENSION_NAME_MAX_CHARS, check};
 pub use media::{Mode, is_json};
 
 use attributes::{Draft, Flaw, not_utf8};

@@ -25,14 +25,12 @@ fn known(texts: &[&'static str], text: &str) -> Option<ByteString> {
 }
 
 /// The name of an extension that nearly every event has, without memory of its own.
-#[must_use]
-pub fn known_extension(name: &str) -> Option<ByteString> {
+fn known_extension(name: &str) -> Option<ByteString> {
     known(&KNOWN_EXTENSIONS, name)
 }
 
 /// A content type that nearly every event has, without memory of its own.
-#[must_use]
-pub fn known_content_type(text: &str) -> Option<ByteString> {
+fn known_content_type(text: &str) -> Option<ByteString> {
     known(&KNOWN_CONTENT_TYPES, text)
 }
 
