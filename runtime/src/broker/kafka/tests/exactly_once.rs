@@ -3,13 +3,14 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use millrace_core::progress::Progress;
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::message::Message;
+use tokio::sync::watch;
 
 use super::support::*;
 use crate::broker::kafka::{KafkaLog, KafkaPartition};
@@ -17,9 +18,7 @@ use crate::broker::{Assignment, Broker, Catalog, CommitOutcome, Log, Outgoing, P
 
 const PARTITIONS: u32 = 4;
 const RECORDS_A_ROUND: u64 = 500;
-/// At least; more while no commit was under way when the members changed.
 const ROUNDS: u32 = 6;
-const ROUNDS_MAX: u32 = 60;
 const INSTANCES_MAX: usize = 4;
 /// Longer than a transaction that nobody ends stays open.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -29,10 +28,46 @@ const PATIENCE: Duration = Duration::from_secs(60);
 struct Tally {
     committed: AtomicU64,
     aborted: AtomicU64,
+    /// Whoever began them was gone before they ended.
+    abandoned: AtomicU64,
+}
+
+/// A commit under way, from its beginning to whatever becomes of it.
+struct UnderWay<'a> {
+    tally: &'a Tally,
+    commits: &'a watch::Sender<usize>,
+    ended: bool,
+}
+
+impl<'a> UnderWay<'a> {
+    fn begin(tally: &'a Tally, commits: &'a watch::Sender<usize>) -> Self {
+        commits.send_modify(|commits| *commits += 1);
+        Self { tally, commits, ended: false }
+    }
+
+    fn end(mut self, committed: bool) {
+        let counter = if committed { &self.tally.committed } else { &self.tally.aborted };
+        counter.fetch_add(1, Ordering::Relaxed);
+        self.ended = true;
+    }
+}
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.commits.send_modify(|commits| *commits -= 1);
+        if !self.ended {
+            self.tally.abandoned.fetch_add(1, Ordering::Relaxed);
+        }
+    }
 }
 
 /// Copies each record of a partition to the partition of the same number, until the partition is lost.
-async fn copy(assignment: Assignment<KafkaPartition>, to: millrace_core::name::Topic, tally: Arc<Tally>) {
+async fn copy(
+    assignment: Assignment<KafkaPartition>,
+    to: millrace_core::name::Topic,
+    tally: Arc<Tally>,
+    commits: watch::Sender<usize>,
+) {
     let Assignment { mut partition, restored, mut revoked, .. } = assignment;
     let mut progress: Progress = restored.progress;
     loop {
@@ -50,13 +85,14 @@ async fn copy(assignment: Assignment<KafkaPartition>, to: millrace_core::name::T
         let placing = Placing::Partition(partition.unit().partition);
         let outputs = fetched.records.into_iter().map(|(_, record)| Outgoing { topic: to.clone(), placing, record });
         let written = crate::broker::Commit { outputs: outputs.collect(), ..commit(&next) };
+        let under_way = UnderWay::begin(&tally, &commits);
         match partition.commit(written).await {
             Ok(CommitOutcome::Committed) => {
-                tally.committed.fetch_add(1, Ordering::Relaxed);
+                under_way.end(true);
                 progress = next;
             }
             Ok(CommitOutcome::Aborted) | Err(_) => {
-                tally.aborted.fetch_add(1, Ordering::Relaxed);
+                under_way.end(false);
                 if *revoked.borrow() {
                     return;
                 }
@@ -69,6 +105,8 @@ async fn copy(assignment: Assignment<KafkaPartition>, to: millrace_core::name::T
 /// One instance that copies; it leaves in order when it is told to.
 struct Instance {
     log: KafkaLog,
+    /// How many of its commits are under way.
+    commits: watch::Receiver<usize>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -77,17 +115,23 @@ impl Instance {
         let log = cluster.open_with(&[("session.timeout.ms", "6000")]).await;
         let mut assignments = cluster.subscribe(&log).await;
         let (to, tally) = (cluster.topic("copies"), Arc::clone(tally));
+        let (sender, commits) = watch::channel(0);
         let task = tokio::spawn(async move {
             let mut workers = tokio::task::JoinSet::new();
             while let Some(assignment) = assignments.recv().await {
-                workers.spawn(copy(assignment, to.clone(), Arc::clone(&tally)));
+                workers.spawn(copy(assignment, to.clone(), Arc::clone(&tally), sender.clone()));
             }
         });
-        Self { log, task }
+        Self { log, commits, task }
     }
 
-    /// Ends in the middle of whatever is under way.
-    async fn stop(self) {
+    /// Ends in the middle of a commit.
+    async fn stop(mut self) {
+        within(self.commits.wait_for(|commits| *commits > 0)).await.unwrap();
+        self.end().await;
+    }
+
+    async fn end(self) {
         self.task.abort();
         drop(self.task.await);
         self.log.close(Duration::from_secs(10)).await;
@@ -149,20 +193,18 @@ async fn each_output_is_there_once_however_instances_come_and_go() {
     let tally = Arc::new(Tally::default());
     let mut running = vec![Instance::start(&cluster, &tally).await];
     let mut published = 0u64;
-    for round in 0..ROUNDS_MAX {
-        if round >= ROUNDS && tally.aborted.load(Ordering::Relaxed) > 0 {
-            break;
-        }
-        let until = published + RECORDS_A_ROUND;
+    for round in 0..ROUNDS {
+        let (enough, changing) = (published + RECORDS_A_ROUND, AtomicBool::new(true));
         let changed = async {
             if (round % 3 == 2 && running.len() > 1) || running.len() == INSTANCES_MAX {
                 running.remove(0).stop().await;
             }
             running.push(Instance::start(&cluster, &tally).await);
+            changing.store(false, Ordering::Relaxed);
         };
         let publishing = async {
-            while published < until {
-                let batch: Vec<Outgoing> = (published..until.min(published + 20))
+            while published < enough || changing.load(Ordering::Relaxed) {
+                let batch: Vec<Outgoing> = (published..published + 20)
                     .map(|n| {
                         cluster.outgoing("orders", u32::try_from(n % u64::from(PARTITIONS)).unwrap(), &n.to_string())
                     })
@@ -193,8 +235,8 @@ async fn each_output_is_there_once_however_instances_come_and_go() {
             .collect();
         assert_eq!(found[&partition.cast_signed()], expected, "partition {partition}: {tally:?}");
     }
-    assert!(tally.aborted.load(Ordering::Relaxed) > 0, "no commit was under way when members changed: {tally:?}");
+    assert!(tally.abandoned.load(Ordering::Relaxed) > 0, "no commit was under way when an instance ended: {tally:?}");
     for instance in running {
-        instance.stop().await;
+        instance.end().await;
     }
 }
