@@ -12,6 +12,7 @@ mod clock;
 mod dispatch;
 mod events;
 mod figure;
+mod kafka;
 mod product;
 mod sandbox;
 mod skeleton;
@@ -27,7 +28,7 @@ pub(crate) struct Guests {
 /// The names of figures, and how they are measured.
 type Measure = (&'static str, fn(&Guests) -> Vec<Figure>);
 
-const MEASURES: [Measure; 8] = [
+const MEASURES: [Measure; 9] = [
     ("sandbox.reused sandbox.fresh", |guests| sandbox::measure(&guests.tiny)),
     ("core.dispatch", |_| dispatch::measure()),
     ("http.parse", |_| dispatch::accept()),
@@ -36,11 +37,15 @@ const MEASURES: [Measure; 8] = [
     ("embedded.throughput", product::throughput),
     ("embedded.latency", product::latency),
     ("memory.growth", product::growth),
+    ("kafka.native.ratio kafka.native.fresh_ratio kafka.streams.ratio kafka.streams.p99_ratio", kafka::measure),
 ];
 
 #[expect(clippy::print_stdout, reason = "whoever measures reads it")]
 fn main() {
     let chosen: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
+    if let Some((kafka::native::WORD, arguments)) = chosen.split_first().map(|(word, rest)| (word.as_str(), rest)) {
+        kafka::native::run(arguments);
+    }
     let guests = Guests::load();
     let mut figures = Vec::new();
     for (names, measure) in MEASURES {

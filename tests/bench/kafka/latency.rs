@@ -1,0 +1,123 @@
+//! How long an event takes from its publisher to a reader of what is committed, at a moderate rate.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use hdrhistogram::Histogram;
+use millrace_core::codec;
+use millrace_core::time::Timestamp;
+use rdkafka::consumer::BaseConsumer;
+use rdkafka::message::Message;
+use rdkafka::producer::{BaseProducer, Producer};
+
+use super::super::events;
+use super::super::figure::{Figure, Goal};
+use super::cluster::{client, reader, send};
+use super::contestant::Contestant;
+use super::{Bench, INTERVALS_MS};
+
+/// Events a second.
+const RATE: u32 = 2_000;
+/// Before the clock starts, and how long it runs.
+const WARM_UP: Duration = Duration::from_secs(15);
+const MEASURED: Duration = Duration::from_secs(20);
+/// Room for the time of sending in an event's data.
+const DIGITS: usize = 20;
+/// How long the last answers may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// 50 and 99 of a hundred events take at most so long, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+struct Latency {
+    p50: f64,
+    p99: f64,
+}
+
+pub(super) fn measure(bench: &Bench<'_>) -> Vec<Figure> {
+    let ours = run(bench, |from| bench.ours(1000, from));
+    let streams = INTERVALS_MS.map(|interval| run(bench, |from| bench.streams(interval, 1, from)));
+    let best = streams.into_iter().min_by(|a, b| a.p99.total_cmp(&b.p99)).expect("there was a run");
+    vec![
+        Figure::new("kafka.streams.p99_ratio", ours.p99, "ms", best.p99, Goal::RatioAtMost(0.75)),
+        Figure::shown("  p50 of ours", ours.p50, "ms"),
+        Figure::shown("  p50 of Kafka Streams", best.p50, "ms"),
+    ]
+}
+
+#[expect(clippy::print_stdout, reason = "long work shows how far it is")]
+fn run(bench: &Bench<'_>, contestant: impl FnOnce(&str) -> Contestant) -> Latency {
+    let from = bench.name("live");
+    bench.cluster.create(&from);
+    bench.cluster.create("out");
+    let mut contestant = contestant(&from);
+    let mut running = contestant.start();
+    let (began, done) = (Instant::now(), AtomicBool::new(false));
+    let bootstrap = bench.cluster.bootstrap();
+    let consumer = reader(bootstrap, "out");
+    let histogram = std::thread::scope(|scope| {
+        let publishing = scope.spawn(|| publish(bootstrap, &from, began));
+        let reading = scope.spawn(|| read(&consumer, began, &done));
+        publishing.join().expect("all is published");
+        done.store(true, Ordering::Relaxed);
+        reading.join().expect("all is answered")
+    });
+    running.usage();
+    drop(running);
+    bench.cluster.delete("out");
+    bench.cluster.delete(&from);
+    let millis = |quantile: f64| Duration::from_nanos(histogram.value_at_quantile(quantile)).as_secs_f64() * 1e3;
+    let latency = Latency { p50: millis(0.5), p99: millis(0.99) };
+    println!("    {:<34} p50 {:.1} ms, p99 {:.1} ms", contestant.name, latency.p50, latency.p99);
+    latency
+}
+
+fn total() -> u64 {
+    (WARM_UP + MEASURED).as_secs() * u64::from(RATE)
+}
+
+/// Publishes at an even rate, with the time in the data.
+fn publish(bootstrap: &str, topic: &str, began: Instant) {
+    let mut config = client(bootstrap);
+    let producer: BaseProducer = config.set("linger.ms", "0").create().expect("a client");
+    let template = events::order();
+    for number in 0..total() {
+        let due = Duration::from_secs(1) * u32::try_from(number).expect("few") / RATE;
+        while began.elapsed() < due {
+            producer.poll(Duration::ZERO);
+            std::thread::park_timeout((due.saturating_sub(began.elapsed())).min(Duration::from_millis(1)));
+        }
+        let mut event = events::event(number);
+        let sent = format!("{:0DIGITS$}", began.elapsed().as_nanos());
+        event.data = Some(Bytes::from(template.clone().replacen(&".".repeat(DIGITS), &sent, 1)));
+        let key = event.extension("partitionkey").map(|key| Bytes::copy_from_slice(key.as_bytes()));
+        send(&producer, topic, &codec::encode(&event, key, Timestamp::EPOCH));
+    }
+    producer.flush(PATIENCE).expect("the broker takes them");
+}
+
+/// Reads until each event has its answer.
+fn read(consumer: &BaseConsumer, began: Instant, published: &AtomicBool) -> Histogram<u64> {
+    let most = u64::try_from(PATIENCE.as_nanos()).expect("a minute");
+    let mut histogram = Histogram::new_with_bounds(1, most, 3).expect("three digits");
+    let (mut seen, mut last) = (0, Instant::now());
+    while seen < total() {
+        let Some(message) = consumer.poll(Duration::from_millis(100)) else {
+            let given_up = published.load(Ordering::Relaxed) && last.elapsed() > PATIENCE;
+            assert!(!given_up, "{seen} of {} events are answered", total());
+            continue;
+        };
+        // The end of a partition is no message.
+        let Ok(message) = message else { continue };
+        let now = began.elapsed();
+        (seen, last) = (seen + 1, Instant::now());
+        let data = message.payload().expect("an event has data");
+        let at = data.windows(5).rposition(|window| window == b"note\"").expect("a note") + 7;
+        let sent = std::str::from_utf8(&data[at..at + DIGITS]).ok().and_then(|digits| digits.parse().ok());
+        let sent = Duration::from_nanos(sent.expect("a time"));
+        if sent >= WARM_UP {
+            histogram.saturating_record(u64::try_from(now.saturating_sub(sent).as_nanos()).unwrap_or(most));
+        }
+    }
+    histogram
+}
