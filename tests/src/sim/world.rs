@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use bytestring::ByteString;
-use millrace::broker::{Commit, KeyBlock, LetterId, LetterStatus, Restored, StateWrite};
+use millrace::broker::{Commit, KeyBlock, LetterId, LetterStatus, Restored};
 use millrace_core::letter;
 use millrace_core::name::{Topic, Unit};
 use millrace_core::partition;
@@ -14,6 +14,7 @@ use millrace_core::progress::{Progress, Stream};
 use millrace_core::record::Record;
 use millrace_core::time::Timestamp;
 
+use super::broker::write;
 use super::rng::Rng;
 
 /// How often things go wrong, out of a hundred.
@@ -39,6 +40,28 @@ pub(super) struct StoredLetter {
     pub(super) record: Record,
 }
 
+/// How often the situations came about that the simulation is there for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    /// Commits of an instance that had lost the partition without knowing.
+    pub fenced: u64,
+    /// Partitions that were taken away while a commit was under way.
+    pub revoked_in_commit: u64,
+    /// Of these, commits that reached the disk all the same.
+    pub committed_after_revocation: u64,
+    /// Partitions with committed progress that went to another owner.
+    pub taken_over: u64,
+}
+
+impl std::ops::AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.fenced += other.fenced;
+        self.revoked_in_commit += other.revoked_in_commit;
+        self.committed_after_revocation += other.committed_after_revocation;
+        self.taken_over += other.taken_over;
+    }
+}
+
 /// A commit on its way to the disk.
 #[derive(Debug)]
 pub(super) struct Pending {
@@ -58,10 +81,15 @@ pub(super) struct World {
     pub(super) letters: BTreeMap<LetterId, StoredLetter>,
     pub(super) pending: BTreeMap<u64, Pending>,
     pub(super) next_pending: u64,
+    /// How often each unit was taken away from an owner, or a life ended.
+    epochs: BTreeMap<Unit, u64>,
+    /// Since when the owner of each unit can be expected to get on.
+    owned_since: BTreeMap<Unit, Timestamp>,
+    pub(super) counts: Counts,
     /// How often the handler was called for each event.
     pub(super) calls: BTreeMap<String, u32>,
-    /// When each record was settled for the first time, by partition and offset.
-    pub(super) settled_at: BTreeMap<(u32, u64), Timestamp>,
+    /// When each record was settled for the first time, and since when its owner could do so, by partition and offset.
+    pub(super) settled_at: BTreeMap<(u32, u64), (Timestamp, Timestamp)>,
     /// The cause of all failures is gone.
     pub(super) mended: bool,
     pub(super) trace: String,
@@ -110,6 +138,9 @@ impl World {
             letters: BTreeMap::new(),
             pending: BTreeMap::new(),
             next_pending: 0,
+            epochs: BTreeMap::new(),
+            owned_since: BTreeMap::new(),
+            counts: Counts::default(),
             calls: BTreeMap::new(),
             settled_at: BTreeMap::new(),
             mended: false,
@@ -156,7 +187,7 @@ impl World {
             commit.keys.len(),
             commit.state.len()
         ));
-        self.note_settled(unit.partition, &commit.progress);
+        self.note_settled(&unit, &commit.progress);
         for output in commit.outputs {
             let millrace::broker::Placing::Hash(hash) = output.placing else {
                 panic!("an output is placed by its hash");
@@ -177,28 +208,23 @@ impl World {
             state: BTreeMap::new(),
         });
         stored.progress = commit.progress;
-        for StateWrite { key, value } in commit.state {
-            match value {
-                Some(value) => drop(stored.state.insert(key, value)),
-                None => drop(stored.state.remove(&key)),
-            }
-        }
+        write(&mut stored.state, commit.state);
         assert_state_counts_what_completed(stored);
         if !commit.keys.is_empty() {
             stored.keys.push(KeyBlock { committed_at: commit.at, keys: commit.keys });
         }
     }
 
-    fn note_settled(&mut self, partition: u32, progress: &Progress) {
-        let now = self.now;
+    fn note_settled(&mut self, unit: &Unit, progress: &Progress) {
+        let when = (self.now, self.owned_since.get(unit).copied().unwrap_or(self.now));
         let source = &progress.source;
         let above = source.settled_above.iter().flat_map(Clone::clone);
         for offset in (source.start..source.resume).chain(above) {
-            self.settled_at.entry((partition, offset)).or_insert(now);
+            self.settled_at.entry((unit.partition, offset)).or_insert(when);
         }
     }
 
-    /// The process dies: each commit on its way is on the disk, or is not.
+    /// All processes die: each commit on its way is on the disk, or is not.
     pub(super) fn crash(&mut self) {
         self.note(format_args!("crash"));
         for (_, pending) in std::mem::take(&mut self.pending) {
@@ -208,19 +234,58 @@ impl World {
         }
     }
 
-    /// A partition is lost: its commit on the way is on the disk, or will never be.
-    pub(super) fn revoke(&mut self, unit: &Unit) {
-        self.note(format_args!("revoke {unit}"));
-        let tickets: Vec<u64> =
-            self.pending.iter().filter(|(_, p)| p.unit == *unit).map(|(ticket, _)| *ticket).collect();
-        for ticket in tickets {
-            let pending = self.pending.remove(&ticket);
-            if let Some(pending) = pending
-                && self.rng.percent(50)
-            {
-                self.apply(pending);
-            }
+    /// Takes a commit on its way, and answers with its number.
+    pub(super) fn admit(&mut self, pending: Pending) -> u64 {
+        let ticket = self.next_pending;
+        self.next_pending += 1;
+        self.pending.insert(ticket, pending);
+        ticket
+    }
+
+    /// Whether a commit of a unit is under way.
+    pub(super) fn is_committing(&self, unit: &Unit) -> bool {
+        self.pending.values().any(|pending| pending.unit == *unit)
+    }
+
+    /// Loses the commit of a unit that is under way, this often out of a hundred.
+    pub(super) fn drop_pending(&mut self, unit: &Unit, percent: u64) {
+        let ticket = self.pending.iter().find(|(_, pending)| pending.unit == *unit).map(|(ticket, _)| *ticket);
+        if let Some(ticket) = ticket
+            && self.rng.percent(percent)
+        {
+            self.note(format_args!("lost {unit}"));
+            self.pending.remove(&ticket);
         }
+    }
+
+    /// A partition is taken away from whoever owns it: its commit on the way will get to the disk, or never. Answers with the
+    /// epoch of the next owner.
+    pub(super) fn revoke(&mut self, unit: &Unit) -> u64 {
+        self.counts.taken_over += u64::from(self.units.contains_key(unit));
+        self.counts.revoked_in_commit += u64::from(self.is_committing(unit));
+        self.drop_pending(unit, 50);
+        self.counts.committed_after_revocation += u64::from(self.is_committing(unit));
+        let epoch = self.epochs.entry(unit.clone()).or_default();
+        *epoch += 1;
+        let epoch = *epoch;
+        self.note(format_args!("revoke {unit} before {epoch}"));
+        epoch
+    }
+
+    /// Which owner of a unit may commit.
+    pub(super) fn epoch(&self, unit: &Unit) -> u64 {
+        self.epochs.get(unit).copied().unwrap_or(0)
+    }
+
+    /// The owner of a unit begins with it, or goes on after a halt.
+    pub(super) fn owner_is_fresh(&mut self, unit: &Unit) {
+        self.note(format_args!("fresh {unit}"));
+        self.owned_since.insert(unit.clone(), self.now);
+    }
+
+    /// What a unit's handler stored.
+    pub(super) fn state_of(&self, unit: &Unit) -> BTreeMap<ByteString, Bytes> {
+        self.units.get(unit).map(|stored| stored.state.clone()).unwrap_or_default()
     }
 
     /// A person sends all open letters to their function once more.
