@@ -42,11 +42,11 @@ fn check(range: &std::ops::Range<u64>, run: impl Fn(u64) -> sim::Report + Sync) 
                         panic!("{broken}\nrun it alone: SEED={seed} cargo test -p millrace-tests --test sim");
                     }
                 }
-                *all.lock().unwrap() += counts;
+                *all.lock().expect("no seed is broken") += counts;
             });
         }
     });
-    all.into_inner().unwrap()
+    all.into_inner().expect("no seed is broken")
 }
 
 #[test]

@@ -13,7 +13,7 @@ use millrace::broker::{
 use millrace_core::name::Unit;
 use millrace_core::progress::Stream;
 use millrace_core::record::Record;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::group::{Group, Member};
 use super::life::Life;
@@ -41,6 +41,7 @@ pub(super) struct SimPartition {
     life: Life,
     /// Of the assignment: a commit of an earlier one is refused.
     epoch: u64,
+    revoked: watch::Receiver<bool>,
     /// Restored on assignment, then what this owner committed.
     state: Arc<Mutex<State>>,
 }
@@ -77,9 +78,15 @@ enum Admitted {
 }
 
 impl SimPartition {
-    pub(super) fn new(group: &Arc<Group>, unit: &Unit, epoch: u64, life: &Life, state: State) -> Self {
+    pub(super) fn new(
+        group: &Arc<Group>,
+        (unit, epoch): (&Unit, u64),
+        life: &Life,
+        revoked: watch::Receiver<bool>,
+        state: State,
+    ) -> Self {
         let state = Arc::new(Mutex::new(state));
-        Self { unit: unit.clone(), group: Arc::clone(group), life: life.clone(), epoch, state }
+        Self { unit: unit.clone(), group: Arc::clone(group), life: life.clone(), epoch, revoked, state }
     }
 
     fn available(&self, wanted: &Wanted) -> Option<Fetched> {
@@ -219,6 +226,7 @@ impl Partition for SimPartition {
     }
 
     async fn fetch(&mut self, wanted: Wanted) -> Result<Fetched, FetchError> {
+        assert!(!*self.revoked.borrow(), "whoever knows that a partition is lost reads no more of it");
         loop {
             let mut appended = std::pin::pin!(self.group.appended.notified());
             appended.as_mut().enable();

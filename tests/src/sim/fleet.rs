@@ -70,10 +70,13 @@ impl<'a> Fleet<'a> {
 
     /// Something happens to one of the instances, or one is started.
     pub(super) async fn disturb(&mut self) {
-        let (what, which) = {
+        let (what, which, in_commit) = {
             let mut world = self.group.world();
-            (world.rng.below(12), world.rng.next())
+            (world.rng.below(12), world.rng.next(), world.rng.percent(60))
         };
+        if in_commit {
+            self.group.wait_for_commit().await;
+        }
         let running: Vec<usize> = (0..self.instances.len()).filter(|at| self.instances[*at].is_up()).collect();
         if running.is_empty() || (what == 0 && running.len() < INSTANCES_MAX) {
             return self.start_one().await;
@@ -164,9 +167,10 @@ impl Instance {
     fn drain(&mut self, group: &Arc<Group>) {
         group.world().note(format_args!("drain {}", self.id));
         self.draining = true;
-        let (group, id, registry) = (Arc::clone(group), self.id, self.registry.clone());
+        let (group, id, life, registry) = (Arc::clone(group), self.id, self.life.clone(), self.registry.clone());
         tokio::spawn(async move {
             registry.drain(Duration::from_secs(25)).await;
+            life.kill();
             group.leave(id, Told::AtOnce);
         });
     }

@@ -16,7 +16,7 @@ use super::life::Life;
 use super::world::{Shared, World, lock};
 
 /// The longest time until an instance learns that it lost a partition, if nobody tells it.
-const IGNORANCE_MAX_MS: u64 = 800;
+const IGNORANCE_MAX_MS: u64 = 300;
 
 #[derive(Debug)]
 pub(super) struct Group {
@@ -114,6 +114,16 @@ impl Group {
         Some(member)
     }
 
+    /// Waits a little for a commit to be under way, so that what happens next happens in the middle of it.
+    pub(super) async fn wait_for_commit(&self) {
+        for _ in 0..20 {
+            if !self.world().pending.is_empty() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    }
+
     /// How many partitions an instance owns.
     pub(super) fn owned_by(&self, id: u32) -> usize {
         self.roster().owners.values().filter(|owner| owner.member == id).count()
@@ -161,6 +171,7 @@ impl Group {
     fn hand_over(self: &Arc<Self>, roster: &mut Roster, unit: &Unit, to: Option<(u32, Member)>, told: Told) {
         let epoch = self.world().revoke(unit);
         if let Some(owner) = roster.owners.remove(unit) {
+            self.world().counts.taken_over += 1;
             self.tell(owner, told);
         }
         let Some((member, Member { life, assignments })) = to else { return };
@@ -221,7 +232,7 @@ impl Group {
     ) -> Assignment<SimPartition> {
         let siblings = self.roster().units.len();
         let world = self.world();
-        let partition = SimPartition::new(self, unit, epoch, life, world.state_of(unit));
+        let partition = SimPartition::new(self, (unit, epoch), life, revoked.clone(), world.state_of(unit));
         Assignment { partition, restored: world.restored(unit), siblings, revoked }
     }
 }

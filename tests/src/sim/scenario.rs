@@ -168,6 +168,7 @@ pub(super) fn live<T>(world: &Shared, scenario: &Scenario, until: impl AsyncFnOn
 
 async fn publish_all(fleet: &mut Fleet<'_>, published: &[Published], mut disturbances: u64) {
     for item in published {
+        publish(&fleet.group, item);
         let (pause, disturbed) = {
             let mut world = fleet.group.world();
             (if world.rng.percent(20) { world.rng.between(0, 400) } else { world.rng.below(4) }, world.rng.percent(15))
@@ -177,7 +178,6 @@ async fn publish_all(fleet: &mut Fleet<'_>, published: &[Published], mut disturb
             disturbances -= 1;
             fleet.disturb().await;
         }
-        publish(&fleet.group, item);
     }
     let pause = fleet.group.world().rng.below(600);
     tokio::time::sleep(Duration::from_millis(pause)).await;

@@ -49,7 +49,7 @@ pub struct Counts {
     pub revoked_in_commit: u64,
     /// Of these, commits that reached the disk all the same.
     pub committed_after_revocation: u64,
-    /// Partitions with committed progress that went to another owner.
+    /// Partitions that were taken away from an instance.
     pub taken_over: u64,
 }
 
@@ -261,7 +261,6 @@ impl World {
     /// A partition is taken away from whoever owns it: its commit on the way will get to the disk, or never. Answers with the
     /// epoch of the next owner.
     pub(super) fn revoke(&mut self, unit: &Unit) -> u64 {
-        self.counts.taken_over += u64::from(self.units.contains_key(unit));
         self.counts.revoked_in_commit += u64::from(self.is_committing(unit));
         self.drop_pending(unit, 50);
         self.counts.committed_after_revocation += u64::from(self.is_committing(unit));
