@@ -5,6 +5,7 @@
 //! shares nothing with them. The same seed gives the same trace.
 
 mod broker;
+mod catalog;
 mod check;
 mod crashes;
 mod fleet;

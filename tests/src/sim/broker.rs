@@ -7,20 +7,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use bytestring::ByteString;
 use millrace::broker::{
-    Assignment, Broker, Commit, CommitOutcome, Error, FetchError, Fetched, Outgoing, Partition, Placement, Placing,
+    Assignment, Broker, Commit, CommitOutcome, Error, FetchError, Fetched, Outgoing, Partition, Placement,
     PublishError, StateReader, StateWrite, Subscription, Wanted,
 };
 use millrace_core::name::Unit;
 use millrace_core::progress::Stream;
-use millrace_core::record::Record;
 use tokio::sync::{mpsc, watch};
 
+use super::catalog::page;
 use super::group::{Group, Member};
 use super::life::Life;
 use super::world::{Pending, World};
-
-/// What a record must carry so that the broker refuses it.
-pub(super) const REFUSED_HEADER: &str = "ce_refused";
 
 /// One instance's connection.
 #[derive(Debug)]
@@ -50,21 +47,24 @@ impl Broker for SimBroker {
     type Partition = SimPartition;
 
     async fn publish(&self, records: Vec<Outgoing>) -> Result<Vec<Placement>, PublishError> {
-        let publish = |Outgoing { topic, placing, record }| {
-            let Placing::Hash(hash) = placing else { panic!("the simulation publishes by hash") };
-            let (partition, offset) = self.group.publish(&topic, hash, record);
-            Placement { partition, offset }
-        };
-        Ok(records.into_iter().map(publish).collect())
+        self.group.publish(records)
     }
 
     async fn subscribe(&self, subscription: Subscription) -> Result<mpsc::Receiver<Assignment<SimPartition>>, Error> {
         let (assignments, receiver) = mpsc::channel(64);
-        let Subscription { function, topics, .. } = subscription;
-        let partitions = self.group.world().partitions;
-        let unit = |topic, partition| Unit { function: function.clone(), topic, partition };
-        let units = topics.iter().flat_map(|topic| (0..partitions).map(|p| unit(topic.clone(), p))).collect();
-        self.group.join(self.id, Member { life: self.life.clone(), assignments }, units);
+        let Subscription { function, topics, from, keys_since } = subscription;
+        let mut units = Vec::new();
+        for topic in topics {
+            let Some(count) = self.group.world().topics.get(&topic).map(Vec::len) else {
+                return Err(Error::Transient(format!("there is no topic `{topic}`: create it before")));
+            };
+            let partitions = 0..u32::try_from(count).expect("few partitions");
+            units.extend(partitions.map(|p| Unit { function: function.clone(), topic: topic.clone(), partition: p }));
+        }
+        for unit in &units {
+            self.group.world().begin(unit, from);
+        }
+        self.group.join(self.id, Member { life: self.life.clone(), assignments, keys_since }, units);
         Ok(receiver)
     }
 }
@@ -92,26 +92,21 @@ impl SimPartition {
     fn available(&self, wanted: &Wanted) -> Option<Fetched> {
         let mut world = self.group.world();
         let max = usize::try_from(world.rng.between(1, 12)).expect("small").min(wanted.max_records);
-        let partition = usize::try_from(self.unit.partition).expect("few partitions");
         let source_first = world.rng.percent(50);
-        let redrive_key = (self.unit.topic.clone(), self.unit.partition);
         let source = wanted.source.map(|from| (Stream::Source, from));
         let redrive = wanted.redrive.map(|from| (Stream::Redrive, from));
         let order = if source_first { [source, redrive] } else { [redrive, source] };
-        for (stream, from) in order.into_iter().flatten() {
-            let none = Vec::new();
-            let records: &Vec<Record> = match stream {
-                Stream::Source => &world.log(&self.unit.topic)[partition],
-                Stream::Redrive => world.redrive.get(&redrive_key).unwrap_or(&none),
+        let nothing = Vec::new();
+        let pages = order.into_iter().flatten().map(|(stream, from)| {
+            let log = match stream {
+                Stream::Source => world.log(&self.unit.topic, self.unit.partition),
+                Stream::Redrive => world.redrive.get(&self.unit).unwrap_or(&nothing),
             };
-            let start = usize::try_from(from).expect("an index");
-            if start < records.len() {
-                let taken: Vec<_> = (from..).zip(records[start..].iter().cloned()).take(max).collect();
-                let next = from + taken.len() as u64;
-                return Some(Fetched { stream, records: taken, next });
-            }
-        }
-        None
+            page(stream, log, from, max)
+        });
+        let mut fetched = pages.into_iter().find(|page| !page.records.is_empty())?;
+        within(&mut fetched, wanted.max_bytes);
+        Some(fetched)
     }
 
     /// Takes a commit to its end, whoever waits for it: a process that is halted or killed afterwards has sent it.
@@ -139,7 +134,6 @@ impl SimPartition {
         let aborted = world.rng.percent(aborted);
         let slow = world.rng.percent(slow);
         let delay = Duration::from_millis(if slow { world.rng.between(20, 300) } else { world.rng.between(0, 3) });
-        let refused = commit.outputs.iter().any(|output| output.record.headers.last(REFUSED_HEADER).is_some());
         let admitted = if world.epoch(&self.unit) != self.epoch {
             // A zombie commits nothing.
             world.counts.fenced += 1;
@@ -148,8 +142,8 @@ impl SimPartition {
             Admitted::Not(Err(Error::Transient("the simulated network is down".into())))
         } else if aborted {
             Admitted::Not(Ok(CommitOutcome::Aborted))
-        } else if refused {
-            Admitted::Not(Ok(CommitOutcome::Refused { reason: "the simulated log does not take it".into() }))
+        } else if let Some(reason) = world.refusal(&commit) {
+            Admitted::Not(Ok(CommitOutcome::Refused { reason }))
         } else {
             Admitted::Pending(world.admit(Pending { unit: self.unit.clone(), commit }))
         };
@@ -166,6 +160,18 @@ impl SimPartition {
         self.group.appended.notify_waiters();
         CommitOutcome::Committed
     }
+}
+
+/// Leaves out what is more than this, except the first record.
+fn within(fetched: &mut Fetched, max_bytes: usize) {
+    let mut bytes = 0;
+    let fits = fetched.records.iter().take_while(|(_, record)| {
+        bytes += record.size_bytes();
+        bytes <= max_bytes
+    });
+    let fits = fits.count().max(1);
+    fetched.records.truncate(fits);
+    fetched.next = fetched.records.last().map_or(fetched.next, |(offset, _)| offset + 1);
 }
 
 /// Changes what is stored.

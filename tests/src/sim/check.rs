@@ -134,7 +134,7 @@ fn effects_happen_once(scenario: &Scenario, before_redrive: &Snapshot, world: &W
     }
     let undecodable: BTreeSet<_> =
         scenario.published.iter().filter(|i| i.kind == Kind::Undecodable).map(|i| i.id.as_str()).collect();
-    for (id, letter) in &world.letters {
+    for ((_, id), letter) in &world.letters {
         let event = letter.record.headers.last("ce_id").unwrap_or_default();
         let stays = undecodable.contains(&*String::from_utf8_lossy(&event));
         let expected = if redriven && !stays { LetterStatus::Resolved } else { LetterStatus::Open };

@@ -1,7 +1,6 @@
 //! An event that always fails, beside healthy ones, through many crashes: first alone, then as a redriven dead letter
 //! together with a repetition of itself.
 
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use millrace::broker::LetterStatus;
@@ -12,7 +11,7 @@ use millrace_core::outcome::Category;
 use super::guest::Plan;
 use super::rng::Rng;
 use super::scenario::{Kind, Published, Report, Scenario, live, publish, settle};
-use super::world::{Faults, Shared, World, lock};
+use super::world::{Faults, World, lock};
 
 /// How often the process is killed in each of the two parts.
 const CRASHES: u32 = 20;
@@ -26,7 +25,7 @@ const ATTEMPTS: u32 = 7;
 pub fn run_crashes(seed: u64) -> Report {
     let mut rng = Rng::new(seed);
     let scenario = scenario(&mut rng);
-    let world: Shared = Arc::new(Mutex::new(World::new(rng.next(), scenario.partitions, scenario.faults)));
+    let world = scenario.world(rng.next());
     let mut broken = None;
     let mut redriven = 0;
     for part in 0..2 {
@@ -106,7 +105,7 @@ fn stumbling(number: u32) -> Published {
 /// been there in time to be redriven too.
 fn check(world: &World, part: u32, redriven: usize) -> Result<(), String> {
     let mut redrives = 0;
-    for (id, letter) in &world.letters {
+    for ((_, id), letter) in &world.letters {
         let headers = LetterHeaders::read(&letter.record).map_err(|e| format!("letter {id}: {e}"))?;
         redrives += headers.redrives;
         if (letter.status, headers.attempts) != (LetterStatus::Open, ATTEMPTS) {

@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use millrace::broker::Assignment;
+use millrace::broker::{Assignment, Outgoing, Placement, PublishError};
 use millrace::clock::Clock;
-use millrace_core::name::{Topic, Unit};
-use millrace_core::record::Record;
+use millrace_core::name::Unit;
+use millrace_core::time::Timestamp;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::broker::SimPartition;
@@ -41,12 +41,20 @@ struct Roster {
 pub(super) struct Member {
     pub(super) life: Life,
     pub(super) assignments: mpsc::Sender<Assignment<SimPartition>>,
+    /// Older key blocks are not restored.
+    pub(super) keys_since: Timestamp,
+}
+
+impl Member {
+    fn is(&self, other: &Self) -> bool {
+        self.assignments.same_channel(&other.assignments)
+    }
 }
 
 #[derive(Debug)]
 struct Owner {
-    member: u32,
-    life: Life,
+    id: u32,
+    member: Member,
     revoked: watch::Sender<bool>,
 }
 
@@ -81,10 +89,10 @@ impl Group {
         self.roster.lock().expect("nothing panics while it holds the roster")
     }
 
-    pub(super) fn publish(&self, topic: &Topic, hash: u32, record: Record) -> (u32, u64) {
-        let place = self.world().append(topic, hash, record);
+    pub(super) fn publish(&self, records: Vec<Outgoing>) -> Result<Vec<Placement>, PublishError> {
+        let places = self.world().append(records)?;
         self.appended.notify_waiters();
-        place
+        Ok(places)
     }
 
     /// Takes in an instance that subscribes to these units, as all do.
@@ -126,13 +134,13 @@ impl Group {
 
     /// How many partitions an instance owns.
     pub(super) fn owned_by(&self, id: u32) -> usize {
-        self.roster().owners.values().filter(|owner| owner.member == id).count()
+        self.roster().owners.values().filter(|owner| owner.id == id).count()
     }
 
     /// An instance is gone: what it sent last arrived, or did not.
     pub(super) fn lose_requests_of(&self, id: u32) {
         let roster = self.roster();
-        for (unit, _) in roster.owners.iter().filter(|(_, owner)| owner.member == id) {
+        for (unit, _) in roster.owners.iter().filter(|(_, owner)| owner.id == id) {
             self.world().drop_pending(unit, 50);
         }
         drop(roster);
@@ -142,7 +150,7 @@ impl Group {
     /// An instance runs again after it was halted: only from now on can it be expected to get on.
     pub(super) fn resumed(&self, id: u32) {
         let roster = self.roster();
-        for (unit, _) in roster.owners.iter().filter(|(_, owner)| owner.member == id) {
+        for (unit, _) in roster.owners.iter().filter(|(_, owner)| owner.id == id) {
             self.world().owner_is_fresh(unit);
         }
     }
@@ -156,8 +164,9 @@ impl Group {
         for (unit, shift) in roster.units.clone().iter().zip(shift..) {
             let at = usize::try_from(shift).expect("few units") % ids.len().max(1);
             let to = ids.get(at).map(|id| (*id, roster.members[id].clone()));
-            let owner = roster.owners.get(unit).map(|owner| owner.member);
-            let stays = owner.is_some() && owner == to.as_ref().map(|(id, _)| *id);
+            let owner = roster.owners.get(unit).map(|owner| &owner.member);
+            // An instance that subscribed anew is another member.
+            let stays = owner.zip(to.as_ref()).is_some_and(|(owner, (_, to))| owner.is(to));
             if stays && !self.world().rng.percent(30) {
                 self.world().drop_pending(unit, 30);
             } else {
@@ -174,28 +183,22 @@ impl Group {
             self.world().counts.taken_over += 1;
             self.tell(owner, told);
         }
-        let Some((member, Member { life, assignments })) = to else { return };
+        let Some((id, member)) = to else { return };
         let revoked = watch::Sender::new(false);
-        let handing = Arc::clone(self).assign(
-            unit.clone(),
-            epoch,
-            Member { life: life.clone(), assignments },
-            revoked.subscribe(),
-        );
-        tokio::spawn(handing);
-        roster.owners.insert(unit.clone(), Owner { member, life, revoked });
+        tokio::spawn(Arc::clone(self).assign(unit.clone(), epoch, member.clone(), revoked.subscribe()));
+        roster.owners.insert(unit.clone(), Owner { id, member, revoked });
     }
 
     /// Lets an instance know that it lost a partition.
     fn tell(&self, owner: Owner, told: Told) {
-        if told == Told::AtOnce && owner.life.is_running() {
+        if told == Told::AtOnce && owner.member.life.is_running() {
             owner.revoked.send_replace(true);
             return;
         }
         let ignorance = Duration::from_millis(self.world().rng.below(IGNORANCE_MAX_MS));
         tokio::spawn(async move {
             tokio::time::sleep(ignorance).await;
-            owner.life.pass().await;
+            owner.member.life.pass().await;
             owner.revoked.send_replace(true);
         });
     }
@@ -215,7 +218,7 @@ impl Group {
             }
             ended.await;
         }
-        let assignment = self.restore(&unit, epoch, &to.life, revoked);
+        let assignment = self.restore((&unit, epoch), &to, revoked);
         to.life.pass().await;
         // A supervisor that is gone takes no more assignments.
         if to.assignments.try_send(assignment).is_ok() && self.world().epoch(&unit) == epoch {
@@ -225,14 +228,13 @@ impl Group {
 
     fn restore(
         self: &Arc<Self>,
-        unit: &Unit,
-        epoch: u64,
-        life: &Life,
+        (unit, epoch): (&Unit, u64),
+        to: &Member,
         revoked: watch::Receiver<bool>,
     ) -> Assignment<SimPartition> {
         let siblings = self.roster().units.len();
         let world = self.world();
-        let partition = SimPartition::new(self, (unit, epoch), life, revoked.clone(), world.state_of(unit));
-        Assignment { partition, restored: world.restored(unit), siblings, revoked }
+        let partition = SimPartition::new(self, (unit, epoch), &to.life, revoked.clone(), world.state_of(unit));
+        Assignment { partition, restored: world.restored(unit, to.keys_since), siblings, revoked }
     }
 }

@@ -98,10 +98,7 @@ pub(super) struct SimSandbox {
 impl SimSandbox {
     fn emit(&self, invocation: &Invocation<'_>, index: u32, refused: bool) -> Emission {
         let delivery = &invocation.delivery;
-        let mut extensions = vec![("origin".into(), invocation.event.id.clone())];
-        if refused {
-            extensions.push(("refused".into(), "yes".into()));
-        }
+        let extensions = vec![("origin".into(), invocation.event.id.clone())];
         let event = Event {
             id: identity::emitted_id(&self.function, &delivery.topic, &delivery.idempotency_key, index).into(),
             source: "/sim".into(),
@@ -113,7 +110,8 @@ impl SimSandbox {
             extensions,
             data: None,
         };
-        Emission::new(self.output.clone(), delivery.key.clone(), &event)
+        let topic = if refused { "nowhere".parse().expect("a topic") } else { self.output.clone() };
+        Emission::new(topic, delivery.key.clone(), &event)
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use millrace::broker::{Outgoing, Placing};
 use millrace::clock::Clock;
 use millrace_core::codec;
 use millrace_core::event::Event;
@@ -79,7 +80,7 @@ pub(super) fn output() -> Topic {
 pub fn run(seed: u64) -> Report {
     let mut rng = Rng::new(seed);
     let scenario = Scenario::draw(&mut rng);
-    let world: Shared = Arc::new(Mutex::new(World::new(rng.next(), scenario.partitions, scenario.faults)));
+    let world = scenario.world(rng.next());
     let per_life = scenario.published.len() / usize::try_from(scenario.crashes + 1).expect("few crashes") + 1;
     let lives: Vec<_> = scenario.published.chunks(per_life).collect();
     let mut settled = false;
@@ -185,7 +186,8 @@ async fn publish_all(fleet: &mut Fleet<'_>, published: &[Published], mut disturb
 
 pub(super) fn publish(group: &Group, item: &Published) {
     let (record, hash) = record_of(item, group.clock.now());
-    group.publish(&source(), hash, record);
+    let outgoing = Outgoing { topic: source(), placing: Placing::Hash(hash), record };
+    group.publish(vec![outgoing]).expect("the simulated broker takes every event");
 }
 
 fn record_of(item: &Published, at: Timestamp) -> (Record, u32) {
@@ -226,17 +228,10 @@ pub(super) async fn settle(world: &Shared) -> bool {
 }
 
 fn is_settled(world: &World) -> bool {
-    let source = &world.topics[&source()];
-    source.iter().enumerate().all(|(partition, records)| {
-        let unit = world.units.iter().find(|(unit, _)| usize::try_from(unit.partition) == Ok(partition));
-        let redrive = world.redrive.iter().find(|((_, at), _)| usize::try_from(*at) == Ok(partition));
-        let redriven = redrive.map_or(0, |(_, records)| records.len() as u64);
-        match unit {
-            Some((_, stored)) => {
-                stored.progress.source.resume == records.len() as u64 && stored.progress.redrive.resume == redriven
-            }
-            None => records.is_empty() && redriven == 0,
-        }
+    world.units.iter().all(|(unit, stored)| {
+        let records = world.log(&unit.topic, unit.partition).len() as u64;
+        let redriven = world.redrive.get(unit).map_or(0, |records| records.len() as u64);
+        stored.progress.source.resume == records && stored.progress.redrive.resume == redriven
     })
 }
 
@@ -282,6 +277,14 @@ impl Scenario {
     /// Whether nothing happened to the processes.
     pub(super) fn is_undisturbed(&self) -> bool {
         self.crashes + self.disturbances == 0
+    }
+
+    /// A world in which nothing happened yet.
+    pub(super) fn world(&self, seed: u64) -> Shared {
+        let mut world = World::new(seed, self.faults);
+        world.create(source(), self.partitions);
+        world.create(output(), self.partitions);
+        Arc::new(Mutex::new(world))
     }
 
     pub(super) fn attempts(&self) -> u32 {
