@@ -259,6 +259,22 @@ pub struct Commit {
     pub state: Vec<StateWrite>,
 }
 
+impl Commit {
+    /// Progress and nothing else.
+    #[must_use]
+    pub const fn new(at: Timestamp, progress: Progress) -> Self {
+        Self {
+            at,
+            progress,
+            keys: Vec::new(),
+            outputs: Vec::new(),
+            letters: Vec::new(),
+            resolved: Vec::new(),
+            state: Vec::new(),
+        }
+    }
+}
+
 /// How a commit ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CommitOutcome {

@@ -7,6 +7,7 @@
 mod broker;
 mod catalog;
 mod check;
+mod cluster;
 mod crashes;
 mod fleet;
 mod group;
@@ -16,6 +17,8 @@ mod rng;
 mod scenario;
 mod world;
 
+pub use broker::{SimBroker, SimPartition, SimState};
+pub use cluster::SimCluster;
 pub use crashes::run_crashes;
 pub use scenario::{Report, run};
 pub use world::Counts;

@@ -21,7 +21,7 @@ use super::world::{Pending, World};
 
 /// One instance's connection.
 #[derive(Debug)]
-pub(super) struct SimBroker {
+pub struct SimBroker {
     pub(super) group: Arc<Group>,
     /// The instance's number in the group.
     pub(super) id: u32,
@@ -31,8 +31,9 @@ pub(super) struct SimBroker {
 /// What a handler stored.
 type State = BTreeMap<ByteString, Bytes>;
 
+/// A partition that an instance owns, or did.
 #[derive(Clone, Debug)]
-pub(super) struct SimPartition {
+pub struct SimPartition {
     unit: Unit,
     group: Arc<Group>,
     life: Life,
@@ -186,7 +187,7 @@ pub(super) fn write(state: &mut State, writes: Vec<StateWrite>) {
 
 /// Reads what was restored and committed since, sometimes late and sometimes not at all.
 #[derive(Clone, Debug)]
-pub(super) struct SimState(SimPartition);
+pub struct SimState(SimPartition);
 
 impl SimState {
     async fn read<T>(self, read: impl FnOnce(&State) -> T) -> Result<T, Error> {

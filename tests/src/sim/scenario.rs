@@ -282,6 +282,7 @@ impl Scenario {
     /// A world in which nothing happened yet.
     pub(super) fn world(&self, seed: u64) -> Shared {
         let mut world = World::new(seed, self.faults);
+        world.handler_counts = true;
         world.create(source(), self.partitions);
         world.create(output(), self.partitions);
         Arc::new(Mutex::new(world))
