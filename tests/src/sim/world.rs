@@ -46,6 +46,8 @@ pub(super) struct Letter {
     pub(super) status: LetterStatus,
     status_at: Timestamp,
     note: Option<String>,
+    /// How often it was redriven since its record was written.
+    redriven: u32,
     pub(super) record: Record,
 }
 
@@ -270,7 +272,7 @@ impl World {
         self.append(commit.outputs).expect("a commit was looked at before it was taken");
         for letter in commit.letters {
             let (status, status_at) = (LetterStatus::Open, self.now);
-            let stored = Letter { status, status_at, note: None, record: letter.record };
+            let stored = Letter { status, status_at, note: None, redriven: 0, record: letter.record };
             self.letters.insert((unit.function.clone(), letter.id), stored);
         }
         for id in commit.resolved {
@@ -371,7 +373,8 @@ impl World {
         match action {
             LetterAction::Redrive => {
                 letter.change(now, LetterStatus::Redriven, None);
-                let record = Record { timestamp: now, ..letter::redriven(&letter.record) };
+                letter.redriven += 1;
+                let record = Record { timestamp: now, ..letter::redriven(&letter.record, letter.redriven) };
                 let unit = Unit { function: function.clone(), topic: id.topic.clone(), partition: id.partition };
                 self.redrive.entry(unit).or_default().push(record);
             }
