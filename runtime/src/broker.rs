@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
 pub mod embedded;
+#[cfg(test)]
+mod fixtures;
 mod frame;
 #[cfg(feature = "kafka")]
 pub mod kafka;
@@ -157,6 +159,15 @@ pub struct Fetched {
     pub records: Vec<(u64, Record)>,
     /// The offset to go on from.
     pub next: u64,
+}
+
+impl Fetched {
+    /// What was read from an offset on, where nothing follows the last record that is none.
+    #[must_use]
+    pub fn new(stream: Stream, from: u64, records: Vec<(u64, Record)>) -> Self {
+        let next = records.last().map_or(from, |(offset, _)| offset + 1);
+        Self { stream, records, next }
+    }
 }
 
 /// Why nothing could be fetched.

@@ -133,8 +133,7 @@ impl Catalog for SimBroker {
 pub(super) fn page(stream: Stream, log: &[Record], from: u64, max_records: usize) -> Fetched {
     let start = usize::try_from(from).map_or(log.len(), |start| start.min(log.len()));
     let records: Vec<_> = (from..).zip(log[start..].iter().take(max_records).cloned()).collect();
-    let next = from + records.len() as u64;
-    Fetched { stream, records, next }
+    Fetched::new(stream, from, records)
 }
 
 fn describe(world: &World, unit: &Unit) -> UnitInfo {

@@ -151,18 +151,22 @@ pub(crate) async fn a_letter_that_comes_again_is_counted_once<S: Subject>(subjec
     let mut progress = after_failures(&Progress::default(), 1);
     let letters = vec![letter(&subject, 0, "first")];
     commits(partition, Commit { letters, ..Commit::new(subject.now(), progress.clone()) }).await;
-    // Two redrives by force, which fail in one commit.
-    for _ in 0..2 {
-        act(&subject, &log, &[0], LetterAction::Redrive, Force::Yes).await.expect("force opens all doors");
+    // Two redrives by force: both fail in one commit, then one completes and the other fails.
+    for (completed, values) in [(0, &["second", "third"][..]), (1, &["fourth"])] {
+        for _ in 0..2 {
+            act(&subject, &log, &[0], LetterAction::Redrive, Force::Yes).await.expect("force opens all doors");
+        }
+        assert_eq!(statuses::<S>(&log).await, [Redriven]);
+        progress = after_redrives(&progress, completed, values.len() as u64);
+        let letters = values.iter().map(|value| letter(&subject, 0, value)).collect();
+        let resolved = std::iter::repeat_n(letter_id(&subject, 0), usize::from(completed > 0)).collect();
+        commits(partition, Commit { letters, resolved, ..Commit::new(subject.now(), progress.clone()) }).await;
+        assert_eq!(statuses::<S>(&log).await, [Open]);
+        assert_eq!(Some(&*value(&subject, &log, 0).await), values.last().copied());
     }
-    assert_eq!(statuses::<S>(&log).await, [Redriven]);
-    progress = after_redrives(&progress, 0, 2);
-    let letters = vec![letter(&subject, 0, "second"), letter(&subject, 0, "third")];
-    commits(partition, Commit { letters, ..Commit::new(subject.now(), progress.clone()) }).await;
-    assert_eq!((statuses::<S>(&log).await, &*value(&subject, &log, 0).await), (vec![Open], "third"));
     // It is open already.
     progress.commits += 1;
-    let letters = vec![letter(&subject, 0, "fourth")];
+    let letters = vec![letter(&subject, 0, "fifth")];
     commits(partition, Commit { letters, ..Commit::new(subject.now(), progress) }).await;
-    assert_eq!((statuses::<S>(&log).await, &*value(&subject, &log, 0).await), (vec![Open], "fourth"));
+    assert_eq!((statuses::<S>(&log).await, &*value(&subject, &log, 0).await), (vec![Open], "fifth"));
 }

@@ -45,7 +45,10 @@ pub(crate) async fn a_refused_batch_names_the_record_and_leaves_nothing<S: Subje
         let error = within(log.publish(batch)).await.expect_err("it is refused");
         let too_large = value.len() > 1;
         match &error {
-            PublishError::UnknownTopic { index: 1, topic } if !too_large => assert_eq!(*topic, subject.topic(name)),
+            PublishError::UnknownTopic { index: 1, topic } if !too_large => {
+                assert_eq!(*topic, subject.topic(name));
+                assert_eq!(error.to_string(), format!("there is no topic `{topic}`"));
+            }
             PublishError::TooLarge { index: 1, size_bytes, max_bytes, .. } if too_large => {
                 assert!(size_bytes > max_bytes && size_bytes > &value.len(), "{error}");
             }

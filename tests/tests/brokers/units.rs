@@ -157,7 +157,7 @@ pub(crate) async fn content_that_the_log_refuses_leaves_nothing<S: Subject>(subj
         with(outgoing(&subject, "orders", 1, &"x".repeat(3 << 20))),
         Commit {
             outputs: vec![good()],
-            letters: vec![letter(&subject, 0, &"x".repeat((1 << 20) + (64 << 10)))],
+            letters: vec![letter(&subject, 0, &"x".repeat(3 << 20))],
             ..Commit::new(now, progress.clone())
         },
     ];
