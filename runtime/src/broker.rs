@@ -17,6 +17,8 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
 pub mod embedded;
+#[cfg(test)]
+mod fixtures;
 mod frame;
 #[cfg(feature = "kafka")]
 pub mod kafka;
@@ -159,6 +161,15 @@ pub struct Fetched {
     pub next: u64,
 }
 
+impl Fetched {
+    /// What was read from an offset on, where nothing follows the last record that is none.
+    #[must_use]
+    pub fn new(stream: Stream, from: u64, records: Vec<(u64, Record)>) -> Self {
+        let next = records.last().map_or(from, |(offset, _)| offset + 1);
+        Self { stream, records, next }
+    }
+}
+
 /// Why nothing could be fetched.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum FetchError {
@@ -257,6 +268,22 @@ pub struct Commit {
     pub resolved: Vec<LetterId>,
     /// Changes of the unit's state, no key twice.
     pub state: Vec<StateWrite>,
+}
+
+impl Commit {
+    /// Progress and nothing else.
+    #[must_use]
+    pub const fn new(at: Timestamp, progress: Progress) -> Self {
+        Self {
+            at,
+            progress,
+            keys: Vec::new(),
+            outputs: Vec::new(),
+            letters: Vec::new(),
+            resolved: Vec::new(),
+            state: Vec::new(),
+        }
+    }
 }
 
 /// How a commit ended.

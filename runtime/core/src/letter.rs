@@ -97,11 +97,11 @@ pub fn original(record: &Record) -> Record {
     Record { headers: without_ours(&record.headers).build(), ..record.clone() }
 }
 
-/// The same letter, redriven once more.
+/// The same letter, redriven this often since its record was written.
 #[must_use]
-pub fn redriven(record: &Record) -> Record {
+pub fn redriven(record: &Record, times: u32) -> Record {
     match LetterHeaders::read(record) {
-        Ok(headers) => LetterHeaders { redrives: headers.redrives.saturating_add(1), ..headers }.seal(record),
+        Ok(headers) => LetterHeaders { redrives: headers.redrives.saturating_add(times), ..headers }.seal(record),
         Err(_) => record.clone(),
     }
 }
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn a_redrive_is_counted() {
-        let redriven = redriven(&letter().seal(&record()));
+        let redriven = redriven(&letter().seal(&record()), 1);
         assert_eq!(LetterHeaders::read(&redriven).map(|h| h.redrives), Ok(2));
         assert_eq!(original(&redriven), record());
     }

@@ -1,4 +1,4 @@
-//! A broker whose disk is the world, and which fails as often as the world wants.
+//! The broker as one instance sees it: its disk is the world, and it fails as often as the world wants.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
@@ -7,173 +7,202 @@ use std::time::Duration;
 use bytes::Bytes;
 use bytestring::ByteString;
 use millrace::broker::{
-    Assignment, Broker, Commit, CommitOutcome, Error, FetchError, Fetched, Outgoing, Partition, Placement, Placing,
-    PublishError, StateReader, Subscription, Wanted,
+    Assignment, Broker, Commit, CommitOutcome, Error, FetchError, Fetched, Outgoing, Partition, Placement,
+    PublishError, StateReader, StateWrite, Subscription, Wanted,
 };
-use millrace::clock::Clock;
 use millrace_core::name::Unit;
 use millrace_core::progress::Stream;
-use millrace_core::record::Record;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 
-use super::world::{Pending, Shared, lock};
+use super::catalog::page;
+use super::group::{Group, Member};
+use super::life::Life;
+use super::world::{Pending, World};
 
-/// What a record must carry so that the broker refuses it.
-pub(super) const REFUSED_HEADER: &str = "ce_refused";
-
-/// One connection of one life of the process.
+/// One instance's connection.
 #[derive(Debug)]
-pub(super) struct SimBroker {
-    pub(super) world: Shared,
-    pub(super) clock: Clock,
-    /// Told when something was appended.
-    pub(super) appended: Arc<Notify>,
-    /// Who owns what, and how to take it away.
-    pub(super) owners: Mutex<Vec<Owner>>,
+pub struct SimBroker {
+    pub(super) group: Arc<Group>,
+    /// The instance's number in the group.
+    pub(super) id: u32,
+    pub(super) life: Life,
 }
 
-#[derive(Debug)]
-pub(super) struct Owner {
-    unit: Unit,
-    siblings: usize,
-    revoked: watch::Sender<bool>,
-    assignments: mpsc::Sender<Assignment<SimPartition>>,
-}
+/// What a handler stored.
+type State = BTreeMap<ByteString, Bytes>;
 
-#[derive(Debug)]
-pub(super) struct SimPartition {
+/// A partition that an instance owns, or did.
+#[derive(Clone, Debug)]
+pub struct SimPartition {
     unit: Unit,
-    world: Shared,
-    clock: Clock,
-    /// Wakes waiters in their order. A watch channel would wake them in a random one.
-    appended: Arc<Notify>,
+    group: Arc<Group>,
+    life: Life,
+    /// Of the assignment: a commit of an earlier one is refused.
+    epoch: u64,
     revoked: watch::Receiver<bool>,
+    /// Restored on assignment, then what this owner committed.
+    state: Arc<Mutex<State>>,
 }
 
 impl Broker for SimBroker {
     type Partition = SimPartition;
 
     async fn publish(&self, records: Vec<Outgoing>) -> Result<Vec<Placement>, PublishError> {
-        let mut world = lock(&self.world);
-        world.now = self.clock.now();
-        let placements = records
-            .into_iter()
-            .map(|Outgoing { topic, placing, record }| {
-                let Placing::Hash(hash) = placing else { panic!("the simulation publishes by hash") };
-                let (partition, offset) = world.append(&topic, hash, record);
-                Placement { partition, offset }
-            })
-            .collect();
-        self.appended.notify_waiters();
-        Ok(placements)
+        self.group.publish(records)
     }
 
     async fn subscribe(&self, subscription: Subscription) -> Result<mpsc::Receiver<Assignment<SimPartition>>, Error> {
-        let (sender, receiver) = mpsc::channel(64);
-        let partitions = lock(&self.world).partitions;
-        let siblings = subscription.topics.len() * partitions as usize;
-        for topic in subscription.topics {
-            for partition in 0..partitions {
-                let unit = Unit { function: subscription.function.clone(), topic: topic.clone(), partition };
-                self.assign(unit, siblings, &sender);
-            }
+        let (assignments, receiver) = mpsc::channel(64);
+        let Subscription { function, topics, from, keys_since } = subscription;
+        let mut units = Vec::new();
+        for topic in topics {
+            let Some(count) = self.group.world().topics.get(&topic).map(Vec::len) else {
+                return Err(Error::Transient(format!("there is no topic `{topic}`: create it before")));
+            };
+            let partitions = 0..u32::try_from(count).expect("few partitions");
+            units.extend(partitions.map(|p| Unit { function: function.clone(), topic: topic.clone(), partition: p }));
         }
+        for unit in &units {
+            self.group.world().begin(unit, from);
+        }
+        self.group.join(self.id, Member { life: self.life.clone(), assignments, keys_since }, units);
         Ok(receiver)
     }
 }
 
-impl SimBroker {
-    fn assign(&self, unit: Unit, siblings: usize, assignments: &mpsc::Sender<Assignment<SimPartition>>) {
-        let revoked = watch::Sender::new(false);
-        let assignment = Assignment {
-            restored: lock(&self.world).restored(&unit),
-            siblings,
-            revoked: revoked.subscribe(),
-            partition: SimPartition {
-                unit: unit.clone(),
-                world: Arc::clone(&self.world),
-                clock: self.clock,
-                appended: Arc::clone(&self.appended),
-                revoked: revoked.subscribe(),
-            },
-        };
-        // A supervisor that is gone takes no more assignments.
-        if assignments.try_send(assignment).is_ok() {
-            let owner = Owner { unit, siblings, revoked, assignments: assignments.clone() };
-            self.owners.lock().expect("nothing panics meanwhile").push(owner);
-        }
-    }
-
-    /// Takes a partition away from its owner, in the middle of whatever it does, and assigns it anew.
-    pub(super) fn rebalance(&self) {
-        let owner = {
-            let mut owners = self.owners.lock().expect("nothing panics meanwhile");
-            if owners.is_empty() {
-                return;
-            }
-            let at = lock(&self.world).rng.below(owners.len() as u64);
-            owners.remove(usize::try_from(at).expect("an index"))
-        };
-        let mut world = lock(&self.world);
-        world.now = self.clock.now();
-        world.revoke(&owner.unit);
-        drop(world);
-        owner.revoked.send_replace(true);
-        self.assign(owner.unit, owner.siblings, &owner.assignments);
-    }
+/// What becomes of a commit that was sent.
+enum Admitted {
+    /// It is on its way, under this number.
+    Pending(u64),
+    /// It is not written.
+    Not(Result<CommitOutcome, Error>),
 }
 
 impl SimPartition {
+    pub(super) fn new(
+        group: &Arc<Group>,
+        (unit, epoch): (&Unit, u64),
+        life: &Life,
+        revoked: watch::Receiver<bool>,
+        state: State,
+    ) -> Self {
+        let state = Arc::new(Mutex::new(state));
+        Self { unit: unit.clone(), group: Arc::clone(group), life: life.clone(), epoch, revoked, state }
+    }
+
     fn available(&self, wanted: &Wanted) -> Option<Fetched> {
-        let mut world = lock(&self.world);
-        world.now = self.clock.now();
+        let mut world = self.group.world();
         let max = usize::try_from(world.rng.between(1, 12)).expect("small").min(wanted.max_records);
-        let partition = usize::try_from(self.unit.partition).expect("few partitions");
         let source_first = world.rng.percent(50);
-        let redrive_key = (self.unit.topic.clone(), self.unit.partition);
         let source = wanted.source.map(|from| (Stream::Source, from));
         let redrive = wanted.redrive.map(|from| (Stream::Redrive, from));
         let order = if source_first { [source, redrive] } else { [redrive, source] };
-        for (stream, from) in order.into_iter().flatten() {
-            let none = Vec::new();
-            let records: &Vec<Record> = match stream {
-                Stream::Source => &world.log(&self.unit.topic)[partition],
-                Stream::Redrive => world.redrive.get(&redrive_key).unwrap_or(&none),
+        let nothing = Vec::new();
+        let pages = order.into_iter().flatten().map(|(stream, from)| {
+            let log = match stream {
+                Stream::Source => world.log(&self.unit.topic, self.unit.partition),
+                Stream::Redrive => world.redrive.get(&self.unit).unwrap_or(&nothing),
             };
-            let start = usize::try_from(from).expect("an index");
-            if start < records.len() {
-                let taken: Vec<_> = (from..).zip(records[start..].iter().cloned()).take(max).collect();
-                let next = from + taken.len() as u64;
-                return Some(Fetched { stream, records: taken, next });
-            }
+            page(stream, log, from, max)
+        });
+        let mut fetched = pages.into_iter().find(|page| !page.records.is_empty())?;
+        within(&mut fetched, wanted.max_bytes);
+        Some(fetched)
+    }
+
+    /// Takes a commit to its end, whoever waits for it: a process that is halted or killed afterwards has sent it.
+    async fn carry(self, commit: Commit) -> Result<CommitOutcome, Error> {
+        self.life.pass().await;
+        let writes = commit.state.clone();
+        let (admitted, delay) = self.admit(commit);
+        tokio::time::sleep(delay).await;
+        let outcome = match admitted {
+            Admitted::Not(outcome) => outcome,
+            Admitted::Pending(ticket) => Ok(self.conclude(ticket)),
+        };
+        self.group.world().note(format_args!("{} {}: {outcome:?}", self.unit, self.epoch));
+        self.life.pass().await;
+        if matches!(outcome, Ok(CommitOutcome::Committed)) {
+            let mut state = self.state.lock().expect("nothing panics while it holds the state");
+            write(&mut state, writes);
         }
-        None
+        outcome
+    }
+
+    fn admit(&self, commit: Commit) -> (Admitted, Duration) {
+        let mut world = self.group.world();
+        let (aborted, slow) = (world.faults.commit_aborted, world.faults.slow);
+        let aborted = world.rng.percent(aborted);
+        let slow = world.rng.percent(slow);
+        let delay = Duration::from_millis(if slow { world.rng.between(20, 300) } else { world.rng.between(0, 3) });
+        let admitted = if world.epoch(&self.unit) != self.epoch {
+            // A zombie commits nothing.
+            world.counts.fenced += 1;
+            Admitted::Not(Ok(CommitOutcome::Aborted))
+        } else if aborted && world.rng.percent(30) {
+            Admitted::Not(Err(Error::Transient("the simulated network is down".into())))
+        } else if aborted {
+            Admitted::Not(Ok(CommitOutcome::Aborted))
+        } else if let Some(reason) = world.refusal(&commit) {
+            Admitted::Not(Ok(CommitOutcome::Refused { reason }))
+        } else {
+            Admitted::Pending(world.admit(Pending { unit: self.unit.clone(), commit }))
+        };
+        (admitted, delay)
+    }
+
+    fn conclude(&self, ticket: u64) -> CommitOutcome {
+        let mut world = self.group.world();
+        // It was lost, or the partition was taken away meanwhile.
+        let Some(pending) = world.pending.remove(&ticket) else { return CommitOutcome::Aborted };
+        world.apply(pending);
+        drop(world);
+        self.group.ended.notify_waiters();
+        self.group.appended.notify_waiters();
+        CommitOutcome::Committed
     }
 }
 
-/// Reads the disk as it is when the answer comes, sometimes late and sometimes not at all.
-#[derive(Clone, Debug)]
-pub(super) struct SimState {
-    unit: Unit,
-    world: Shared,
-    clock: Clock,
+/// Leaves out what is more than this, except the first record.
+fn within(fetched: &mut Fetched, max_bytes: usize) {
+    let mut bytes = 0;
+    let fits = fetched.records.iter().take_while(|(_, record)| {
+        bytes += record.size_bytes();
+        bytes <= max_bytes
+    });
+    let fits = fits.count().max(1);
+    fetched.records.truncate(fits);
+    fetched.next = fetched.records.last().map_or(fetched.next, |(offset, _)| offset + 1);
 }
 
+/// Changes what is stored.
+pub(super) fn write(state: &mut State, writes: Vec<StateWrite>) {
+    for StateWrite { key, value } in writes {
+        match value {
+            Some(value) => drop(state.insert(key, value)),
+            None => drop(state.remove(&key)),
+        }
+    }
+}
+
+/// Reads what was restored and committed since, sometimes late and sometimes not at all.
+#[derive(Clone, Debug)]
+pub struct SimState(SimPartition);
+
 impl SimState {
-    async fn read<T>(self, read: impl FnOnce(&BTreeMap<ByteString, Bytes>) -> T) -> Result<T, Error> {
+    async fn read<T>(self, read: impl FnOnce(&State) -> T) -> Result<T, Error> {
         let (failed, delay) = {
-            let mut world = lock(&self.world);
-            world.now = self.clock.now();
+            let mut world = self.0.group.world();
             let (failed_percent, slow_percent) = (world.faults.fetch_failed, world.faults.slow);
             let failed = world.rng.percent(failed_percent);
             (failed, if world.rng.percent(slow_percent) { world.rng.between(5, 50) } else { world.rng.below(2) })
         };
         tokio::time::sleep(Duration::from_millis(delay)).await;
+        self.0.life.pass().await;
         if failed {
             return Err(Error::Transient("the simulated state cannot be read".into()));
         }
-        let nothing = BTreeMap::new();
-        Ok(read(lock(&self.world).units.get(&self.unit).map_or(&nothing, |stored| &stored.state)))
+        Ok(read(&self.0.state.lock().expect("nothing panics while it holds the state")))
     }
 }
 
@@ -200,20 +229,21 @@ impl Partition for SimPartition {
     }
 
     fn state(&self) -> SimState {
-        SimState { unit: self.unit.clone(), world: Arc::clone(&self.world), clock: self.clock }
+        SimState(self.clone())
     }
 
     async fn fetch(&mut self, wanted: Wanted) -> Result<Fetched, FetchError> {
+        assert!(!*self.revoked.borrow(), "whoever knows that a partition is lost reads no more of it");
         loop {
-            let appended = Arc::clone(&self.appended);
-            let mut appended = std::pin::pin!(appended.notified());
+            let mut appended = std::pin::pin!(self.group.appended.notified());
             appended.as_mut().enable();
             let (failed, delay) = {
-                let mut world = lock(&self.world);
+                let world: &mut World = &mut self.group.world();
                 let percent = world.faults.fetch_failed;
                 (world.rng.percent(percent), world.rng.below(3))
             };
             tokio::time::sleep(Duration::from_millis(delay)).await;
+            self.life.pass().await;
             if failed {
                 return Err(Error::Transient("the simulated network is down".into()).into());
             }
@@ -225,42 +255,7 @@ impl Partition for SimPartition {
     }
 
     fn commit(&mut self, commit: Commit) -> impl Future<Output = Result<CommitOutcome, Error>> + Send + 'static {
-        let (world, clock, appended) = (Arc::clone(&self.world), self.clock, Arc::clone(&self.appended));
-        let refused = commit.outputs.iter().any(|output| output.record.headers.last(REFUSED_HEADER).is_some());
-        let (ticket, aborted, delay) = {
-            let mut world = lock(&world);
-            world.now = clock.now();
-            let ticket = world.next_pending;
-            world.next_pending += 1;
-            let (abort_percent, slow_percent) = (world.faults.commit_aborted, world.faults.slow);
-            // A zombie commits nothing.
-            let aborted = world.rng.percent(abort_percent) || *self.revoked.borrow();
-            let slow = world.rng.percent(slow_percent);
-            let delay = if slow { world.rng.between(20, 300) } else { world.rng.between(0, 3) };
-            if !aborted && !refused {
-                world.pending.insert(ticket, Pending { unit: self.unit.clone(), commit });
-            }
-            (ticket, aborted, delay)
-        };
-        async move {
-            tokio::time::sleep(Duration::from_millis(delay)).await;
-            let mut world = lock(&world);
-            world.now = clock.now();
-            if aborted {
-                world.note(format_args!("abort"));
-                return Ok(CommitOutcome::Aborted);
-            }
-            if refused {
-                world.note(format_args!("refuse"));
-                return Ok(CommitOutcome::Refused { reason: "the simulated log does not take it".into() });
-            }
-            let Some(pending) = world.pending.remove(&ticket) else {
-                // The partition was taken away meanwhile.
-                return Ok(CommitOutcome::Aborted);
-            };
-            world.apply(pending);
-            appended.notify_waiters();
-            Ok(CommitOutcome::Committed)
-        }
+        let carried = tokio::spawn(self.clone().carry(commit));
+        async move { carried.await.expect("the world takes every commit that follows the one before") }
     }
 }

@@ -134,7 +134,7 @@ fn effects_happen_once(scenario: &Scenario, before_redrive: &Snapshot, world: &W
     }
     let undecodable: BTreeSet<_> =
         scenario.published.iter().filter(|i| i.kind == Kind::Undecodable).map(|i| i.id.as_str()).collect();
-    for (id, letter) in &world.letters {
+    for ((_, id), letter) in &world.letters {
         let event = letter.record.headers.last("ce_id").unwrap_or_default();
         let stays = undecodable.contains(&*String::from_utf8_lossy(&event));
         let expected = if redriven && !stays { LetterStatus::Resolved } else { LetterStatus::Open };
@@ -245,7 +245,7 @@ fn order_is_kept(scenario: &Scenario, snapshot: &Snapshot) -> Result {
 /// A handler is not called more often than the policy allows, but for what a crash or an abort made happen again.
 fn attempts_are_bounded(scenario: &Scenario, world: &World) -> Result {
     let refused = scenario.published.iter().any(|item| item.kind == Kind::Event(Plan::Refused));
-    if !scenario.is_calm() || refused || world.mended {
+    if !scenario.is_calm() || !scenario.is_undisturbed() || refused || world.mended {
         return Ok(());
     }
     for (id, (plan, times)) in events(scenario) {
@@ -261,7 +261,8 @@ fn attempts_are_bounded(scenario: &Scenario, world: &World) -> Result {
     Ok(())
 }
 
-/// When nothing else goes wrong, an event whose key never fails is settled soon, whatever other keys do.
+/// When nothing else goes wrong, an event whose key never fails is settled soon, whatever other keys do, and whoever owned the
+/// partition before: soon after it was published, or after its partition got an owner that can get on.
 fn healthy_keys_are_not_delayed(scenario: &Scenario, world: &World) -> Result {
     const SOON: Duration = Duration::from_millis(500);
     let blocking = |plan: Plan| matches!(plan, Plan::Hang | Plan::Refused);
@@ -284,7 +285,7 @@ fn healthy_keys_are_not_delayed(scenario: &Scenario, world: &World) -> Result {
                 continue;
             }
             let place = (u32::try_from(partition).expect("few"), offset as u64);
-            let delay = world.settled_at.get(&place).map(|at| at.since(record.timestamp));
+            let delay = world.settled_at.get(&place).map(|(at, owned)| at.since(record.timestamp.max(*owned)));
             ensure(delay.is_some_and(|delay| delay < SOON), || format!("{place:?} of key {key:?} took {delay:?}"))?;
         }
     }

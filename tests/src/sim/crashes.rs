@@ -1,19 +1,17 @@
 //! An event that always fails, beside healthy ones, through many crashes: first alone, then as a redriven dead letter
 //! together with a repetition of itself.
 
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use millrace::broker::{Broker, LetterStatus, Outgoing, Placing};
+use millrace::broker::LetterStatus;
 use millrace_core::letter::LetterHeaders;
 use millrace_core::manifest::Manifest;
 use millrace_core::outcome::Category;
 
-use super::broker::SimBroker;
 use super::guest::Plan;
 use super::rng::Rng;
-use super::scenario::{Kind, Published, Report, Scenario, live, record_of, settle, source};
-use super::world::{Faults, Shared, World, lock};
+use super::scenario::{Kind, Published, Report, Scenario, live, publish, settle};
+use super::world::{Faults, World, lock};
 
 /// How often the process is killed in each of the two parts.
 const CRASHES: u32 = 20;
@@ -27,7 +25,7 @@ const ATTEMPTS: u32 = 7;
 pub fn run_crashes(seed: u64) -> Report {
     let mut rng = Rng::new(seed);
     let scenario = scenario(&mut rng);
-    let world: Shared = Arc::new(Mutex::new(World::new(rng.next(), scenario.partitions, scenario.faults)));
+    let world = scenario.world(rng.next());
     let mut broken = None;
     let mut redriven = 0;
     for part in 0..2 {
@@ -41,15 +39,15 @@ pub fn run_crashes(seed: u64) -> Report {
                 redriven = lock(&world).redrive_open();
             }
             let (life, stumbles) = (rng.below(90), rng.percent(30));
-            live(&world, &scenario, async |broker, world| {
+            live(&world, &scenario, async |fleet, world| {
                 if crash == 0 {
-                    publish(broker, &failing()).await;
+                    publish(&fleet.group, &failing());
                 }
                 let number = part * CRASHES + crash;
                 if stumbles {
-                    publish(broker, &stumbling(number)).await;
+                    publish(&fleet.group, &stumbling(number));
                 }
-                publish(broker, &healthy(number)).await;
+                publish(&fleet.group, &healthy(number));
                 tokio::time::sleep(Duration::from_millis(life)).await;
                 lock(world).note(format_args!("after {life} ms"));
             });
@@ -62,8 +60,8 @@ pub fn run_crashes(seed: u64) -> Report {
         }
         broken = broken.or_else(|| check(&lock(&world), part, redriven).err());
     }
-    let trace = lock(&world).trace.clone();
-    Report { trace, broken }
+    let world = lock(&world);
+    Report { trace: world.trace.clone(), broken, counts: world.counts }
 }
 
 fn scenario(rng: &mut Rng) -> Scenario {
@@ -78,7 +76,8 @@ fn scenario(rng: &mut Rng) -> Scenario {
         settings: manifest.functions.into_iter().next().expect("there is one function"),
         published: Vec::new(),
         crashes: CRASHES.into(),
-        rebalances: 0,
+        disturbances: 0,
+        instances: 1,
         faults: Faults { slow: rng.below(30), ..Faults::default() },
         partitions: 1,
         redrive: false,
@@ -102,17 +101,11 @@ fn stumbling(number: u32) -> Published {
     }
 }
 
-async fn publish(broker: &SimBroker, item: &Published) {
-    let (record, hash) = record_of(item, broker.clock.now());
-    let outgoing = Outgoing { topic: source(), placing: Placing::Hash(hash), record };
-    broker.publish(vec![outgoing]).await.expect("the simulated broker takes every event");
-}
-
 /// After the first part there is one letter; after the second one it was redriven, and there is another one, which may have
 /// been there in time to be redriven too.
 fn check(world: &World, part: u32, redriven: usize) -> Result<(), String> {
     let mut redrives = 0;
-    for (id, letter) in &world.letters {
+    for ((_, id), letter) in &world.letters {
         let headers = LetterHeaders::read(&letter.record).map_err(|e| format!("letter {id}: {e}"))?;
         redrives += headers.redrives;
         if (letter.status, headers.attempts) != (LetterStatus::Open, ATTEMPTS) {

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace::clock::Clock;
 use millrace::sandbox::{Completion, Emission, Error, Invocation, Sandbox, StateBuffer, StateError, Usage};
 use millrace::worker::Revision;
 use millrace_core::event::Event;
@@ -13,7 +12,8 @@ use millrace_core::name::{FunctionName, Topic};
 use millrace_core::outcome::{Category, Failure, Outcome};
 use millrace_core::state::Writes;
 
-use super::world::{Shared, lock};
+use super::group::Group;
+use super::life::Life;
 
 /// What a handler does with an event.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,8 +56,8 @@ impl Plan {
 #[derive(Debug)]
 pub(super) struct SimRevision {
     pub(super) intake: Intake,
-    pub(super) world: Shared,
-    pub(super) clock: Clock,
+    pub(super) group: Arc<Group>,
+    pub(super) life: Life,
     pub(super) function: FunctionName,
     pub(super) output: Topic,
 }
@@ -79,8 +79,8 @@ impl Revision for SimRevision {
 
     fn sandbox(&self) -> SimSandbox {
         SimSandbox {
-            world: Arc::clone(&self.world),
-            clock: self.clock,
+            group: Arc::clone(&self.group),
+            life: self.life.clone(),
             function: self.function.clone(),
             output: self.output.clone(),
         }
@@ -89,8 +89,8 @@ impl Revision for SimRevision {
 
 #[derive(Debug)]
 pub(super) struct SimSandbox {
-    world: Shared,
-    clock: Clock,
+    group: Arc<Group>,
+    life: Life,
     function: FunctionName,
     output: Topic,
 }
@@ -98,10 +98,7 @@ pub(super) struct SimSandbox {
 impl SimSandbox {
     fn emit(&self, invocation: &Invocation<'_>, index: u32, refused: bool) -> Emission {
         let delivery = &invocation.delivery;
-        let mut extensions = vec![("origin".into(), invocation.event.id.clone())];
-        if refused {
-            extensions.push(("refused".into(), "yes".into()));
-        }
+        let extensions = vec![("origin".into(), invocation.event.id.clone())];
         let event = Event {
             id: identity::emitted_id(&self.function, &delivery.topic, &delivery.idempotency_key, index).into(),
             source: "/sim".into(),
@@ -113,16 +110,17 @@ impl SimSandbox {
             extensions,
             data: None,
         };
-        Emission::new(self.output.clone(), delivery.key.clone(), &event)
+        let topic = if refused { "nowhere".parse().expect("a topic") } else { self.output.clone() };
+        Emission::new(topic, delivery.key.clone(), &event)
     }
 }
 
 impl Sandbox for SimSandbox {
     async fn invoke(&mut self, invocation: Invocation<'_>) -> Result<Completion, Error> {
+        self.life.pass().await;
         let plan = Plan::of(invocation.event.extension("plan").expect("each simulated event has a plan"));
         let (not_run, delay, mended) = {
-            let mut world = lock(&self.world);
-            world.now = self.clock.now();
+            let mut world = self.group.world();
             let percent = world.faults.guest_not_run;
             let not_run = world.rng.percent(percent);
             let slow_percent = world.faults.slow;
@@ -136,12 +134,13 @@ impl Sandbox for SimSandbox {
         let id = invocation.event.id.to_string();
         let attempt = invocation.delivery.attempt;
         {
-            let mut world = lock(&self.world);
+            let mut world = self.group.world();
             world.note(format_args!("call {id} #{attempt} {}", plan.to_text()));
             *world.calls.entry(id).or_default() += 1;
         }
         let delay = if plan == Plan::Hang && !mended { 1000 } else { delay };
         tokio::time::sleep(Duration::from_millis(delay)).await;
+        self.life.pass().await;
         // A handler that fails has written all the same.
         let written = remember(&invocation).await.map_err(|e| Error(e.to_string()))?;
         let (outcome, emitted, refused) = match plan {

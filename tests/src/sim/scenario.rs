@@ -3,13 +3,10 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use millrace::broker::{Broker, Outgoing, Placing};
+use millrace::broker::{Outgoing, Placing};
 use millrace::clock::Clock;
-use millrace::registry::{Deployment, Registry};
 use millrace_core::codec;
 use millrace_core::event::Event;
-use millrace_core::expression::Filter;
-use millrace_core::intake::Intake;
 use millrace_core::manifest::{Function, Manifest};
 use millrace_core::name::Topic;
 use millrace_core::outcome::Category;
@@ -18,11 +15,12 @@ use millrace_core::policy::{Ordering, Overflow};
 use millrace_core::record::Record;
 use millrace_core::time::Timestamp;
 
-use super::broker::SimBroker;
 use super::check;
-use super::guest::{Plan, SimRevision};
+use super::fleet::Fleet;
+use super::group::Group;
+use super::guest::Plan;
 use super::rng::Rng;
-use super::world::{Faults, Shared, World, lock};
+use super::world::{Counts, Faults, Shared, World, lock};
 
 /// What became of a seed.
 #[derive(Debug)]
@@ -31,6 +29,8 @@ pub struct Report {
     pub trace: String,
     /// The first broken promise, if any was broken.
     pub broken: Option<String>,
+    /// What came about.
+    pub counts: Counts,
 }
 
 /// What is published.
@@ -53,8 +53,12 @@ pub(super) enum Kind {
 pub(super) struct Scenario {
     pub(super) settings: Function,
     pub(super) published: Vec<Published>,
+    /// How often all instances are killed at once.
     pub(super) crashes: u64,
-    pub(super) rebalances: u64,
+    /// How often something happens to one of them in the meantime, at most.
+    pub(super) disturbances: u64,
+    /// How many there are at first.
+    pub(super) instances: u64,
     pub(super) faults: Faults,
     pub(super) partitions: u32,
     pub(super) redrive: bool,
@@ -76,17 +80,18 @@ pub(super) fn output() -> Topic {
 pub fn run(seed: u64) -> Report {
     let mut rng = Rng::new(seed);
     let scenario = Scenario::draw(&mut rng);
-    let world: Shared = Arc::new(Mutex::new(World::new(rng.next(), scenario.partitions, scenario.faults)));
+    let world = scenario.world(rng.next());
     let per_life = scenario.published.len() / usize::try_from(scenario.crashes + 1).expect("few crashes") + 1;
     let lives: Vec<_> = scenario.published.chunks(per_life).collect();
     let mut settled = false;
     for (life, published) in lives.iter().enumerate() {
-        let rebalances = if life % 2 == 0 { scenario.rebalances } else { 0 };
+        let disturbances = if life % 2 == 0 { scenario.disturbances } else { 0 };
         let last = life + 1 == lives.len();
-        settled = live(&world, &scenario, async |broker, world| {
-            publish_all(broker, world, published, rebalances).await;
+        settled = live(&world, &scenario, async |fleet, world| {
+            publish_all(fleet, published, disturbances).await;
             if last {
                 lock(world).faults = Faults::default();
+                fleet.keep_one().await;
                 return settle(world).await;
             }
             wait_for_parked(world).await;
@@ -109,7 +114,7 @@ pub fn run(seed: u64) -> Report {
     } else {
         Some("it never settles".into())
     };
-    Report { trace: world.trace.clone(), broken }
+    Report { trace: world.trace.clone(), broken, counts: world.counts }
 }
 
 /// Often a process does not get far before it dies again: what the first restart did must not be what the second one needs.
@@ -140,8 +145,8 @@ async fn wait_for_parked(world: &Shared) {
     }
 }
 
-/// One life of the process: from start until the given future ends, when everything is dropped as in a crash.
-pub(super) fn live<T>(world: &Shared, scenario: &Scenario, until: impl AsyncFnOnce(&SimBroker, &Shared) -> T) -> T {
+/// One life of all processes: from start until the given future ends, when everything is dropped as in a crash.
+pub(super) fn live<T>(world: &Shared, scenario: &Scenario, until: impl AsyncFnOnce(&mut Fleet<'_>, &Shared) -> T) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_time()
         .start_paused(true)
@@ -149,53 +154,43 @@ pub(super) fn live<T>(world: &Shared, scenario: &Scenario, until: impl AsyncFnOn
         .expect("a runtime can be built");
     let origin = lock(world).now;
     let result = runtime.block_on(async {
-        let clock = Clock::starting_at(origin);
-        let broker =
-            Arc::new(SimBroker { world: Arc::clone(world), clock, appended: Arc::default(), owners: Mutex::default() });
-        let registry = Registry::new(Arc::clone(&broker), clock);
-        let failure = registry.failure();
-        let revision = SimRevision {
-            intake: Intake {
-                ordering: scenario.settings.ordering,
-                filter: Some(Filter::compile("event.type != \"sim.filtered\"").expect("an expression")),
-                key: None,
-            },
-            world: Arc::clone(world),
-            clock,
-            function: scenario.settings.name.clone(),
-            output: output(),
-        };
-        let deployment = Deployment { settings: scenario.settings.clone(), digest: String::new(), revision };
-        registry.activate(deployment).await.expect("the simulated broker takes every subscription");
-        let result = until(&broker, world).await;
-        lock(world).now = clock.now();
-        assert!(failure.borrow().is_none(), "a worker failed: {:?}", *failure.borrow());
+        let group = Group::new(world, Clock::starting_at(origin));
+        let mut fleet = Fleet::start(group, &scenario.settings, scenario.instances).await;
+        let result = until(&mut fleet, world).await;
+        // From here on the world's time stands still, until the next life.
+        drop(fleet.group.world());
+        let failure = fleet.failure();
+        assert!(failure.is_none(), "a worker failed: {failure:?}");
         result
     });
     drop(runtime);
     result
 }
 
-async fn publish_all(broker: &SimBroker, world: &Shared, published: &[Published], mut rebalances: u64) {
+async fn publish_all(fleet: &mut Fleet<'_>, published: &[Published], mut disturbances: u64) {
     for item in published {
-        let (pause, rebalance) = {
-            let mut world = lock(world);
-            (if world.rng.percent(20) { world.rng.between(0, 400) } else { world.rng.below(4) }, world.rng.percent(10))
+        publish(&fleet.group, item);
+        let (pause, disturbed) = {
+            let mut world = fleet.group.world();
+            (if world.rng.percent(20) { world.rng.between(0, 400) } else { world.rng.below(4) }, world.rng.percent(15))
         };
         tokio::time::sleep(Duration::from_millis(pause)).await;
-        if rebalance && rebalances > 0 {
-            rebalances -= 1;
-            broker.rebalance();
+        if disturbed && disturbances > 0 {
+            disturbances -= 1;
+            fleet.disturb().await;
         }
-        let (record, hash) = record_of(item, broker.clock.now());
-        let outgoing = Outgoing { topic: source(), placing: Placing::Hash(hash), record };
-        broker.publish(vec![outgoing]).await.expect("the simulated broker takes every event");
     }
-    let pause = lock(world).rng.below(600);
+    let pause = fleet.group.world().rng.below(600);
     tokio::time::sleep(Duration::from_millis(pause)).await;
 }
 
-pub(super) fn record_of(item: &Published, at: Timestamp) -> (Record, u32) {
+pub(super) fn publish(group: &Group, item: &Published) {
+    let (record, hash) = record_of(item, group.clock.now());
+    let outgoing = Outgoing { topic: source(), placing: Placing::Hash(hash), record };
+    group.publish(vec![outgoing]).expect("the simulated broker takes every event");
+}
+
+fn record_of(item: &Published, at: Timestamp) -> (Record, u32) {
     let key = item.key.as_ref().map(|key| bytes::Bytes::from(key.clone()));
     let hash = partition::hash(key.as_deref(), "/sim", &item.id);
     let (ty, plan) = match item.kind {
@@ -233,40 +228,37 @@ pub(super) async fn settle(world: &Shared) -> bool {
 }
 
 fn is_settled(world: &World) -> bool {
-    let source = &world.topics[&source()];
-    source.iter().enumerate().all(|(partition, records)| {
-        let unit = world.units.iter().find(|(unit, _)| usize::try_from(unit.partition) == Ok(partition));
-        let redrive = world.redrive.iter().find(|((_, at), _)| usize::try_from(*at) == Ok(partition));
-        let redriven = redrive.map_or(0, |(_, records)| records.len() as u64);
-        match unit {
-            Some((_, stored)) => {
-                stored.progress.source.resume == records.len() as u64 && stored.progress.redrive.resume == redriven
-            }
-            None => records.is_empty() && redriven == 0,
-        }
+    world.units.iter().all(|(unit, stored)| {
+        let records = world.log(&unit.topic, unit.partition).len() as u64;
+        let redriven = world.redrive.get(unit).map_or(0, |records| records.len() as u64);
+        stored.progress.source.resume == records && stored.progress.redrive.resume == redriven
     })
 }
 
 impl Scenario {
     fn draw(rng: &mut Rng) -> Self {
-        let attempts = rng.between(1, 5);
-        let limit = rng.pick(&[2, 5, 1000]);
+        // Often enough nothing goes wrong but handlers and processes, so that it shows whom a failing key delays.
+        let plain = rng.percent(25);
+        let attempts = if plain { 5 } else { rng.between(1, 5) };
+        let limit = if plain { 1000 } else { rng.pick(&[2, 5, 1000]) };
         let overflow = rng.pick(&["dead-letter", "pause"]);
         let ordering = rng.pick(&["key", "key", "key", "partition", "none"]);
-        let breaker = rng.percent(30);
+        let breaker = !plain && rng.percent(30);
         let manifest = format!(
             "application = \"sim\"\n[functions.handler]\ncomponent = \"c.wasm\"\ntopics = [\"in\"]\nordering = \"{ordering}\"\n\
              retry = {{ attempts = {attempts}, initial = \"50ms\", max = \"2s\", max-age = \"1h\" }}\n\
              parked = {{ limit = {limit}, overflow = \"{overflow}\" }}\nbreaker = {{ enabled = {breaker} }}\n"
         );
         let (manifest, _) = Manifest::parse(&manifest).expect("the scenario's manifest is good");
-        let hostile = rng.percent(80);
+        let hostile = !plain && rng.percent(80);
+        let disturbed = rng.percent(70);
         let percent = |rng: &mut Rng, most| if hostile { rng.below(most) } else { 0 };
         Self {
             settings: manifest.functions.into_iter().next().expect("there is one function"),
-            published: draw_events(rng),
-            crashes: if hostile { rng.below(6) } else { 0 },
-            rebalances: if hostile { rng.below(4) } else { 0 },
+            published: draw_events(rng, plain),
+            crashes: if disturbed { rng.below(6) } else { 0 },
+            disturbances: if disturbed { rng.below(6) } else { 0 },
+            instances: rng.between(1, 3),
             faults: Faults {
                 commit_aborted: percent(rng, 20),
                 fetch_failed: percent(rng, 20),
@@ -278,10 +270,24 @@ impl Scenario {
         }
     }
 
-    /// Whether nothing of the environment went wrong.
+    /// Whether nothing went wrong that is not of the processes.
     pub(super) fn is_calm(&self) -> bool {
         let Faults { commit_aborted, fetch_failed, guest_not_run, slow } = self.faults;
-        commit_aborted + fetch_failed + guest_not_run + slow + self.crashes + self.rebalances == 0
+        commit_aborted + fetch_failed + guest_not_run + slow == 0
+    }
+
+    /// Whether nothing happened to the processes.
+    pub(super) fn is_undisturbed(&self) -> bool {
+        self.crashes + self.disturbances == 0
+    }
+
+    /// A world in which nothing happened yet.
+    pub(super) fn world(&self, seed: u64) -> Shared {
+        let mut world = World::new(seed, self.faults);
+        world.handler_counts = true;
+        world.create(source(), self.partitions);
+        world.create(output(), self.partitions);
+        Arc::new(Mutex::new(world))
     }
 
     pub(super) fn attempts(&self) -> u32 {
@@ -297,10 +303,10 @@ impl Scenario {
     }
 }
 
-fn draw_events(rng: &mut Rng) -> Vec<Published> {
+fn draw_events(rng: &mut Rng, plain: bool) -> Vec<Published> {
     let count = rng.between(5, 60);
-    let keys = rng.between(1, 6);
-    let bad = rng.pick(&[0, 10, 30]);
+    let keys = if plain { 12 } else { rng.between(1, 6) };
+    let bad = if plain { 10 } else { rng.pick(&[0, 10, 30]) };
     let mut published: Vec<Published> = Vec::new();
     for n in 0..count {
         let key = (!rng.percent(20)).then(|| format!("k{}", rng.below(keys)));
@@ -314,7 +320,7 @@ fn draw_events(rng: &mut Rng) -> Vec<Published> {
         let kind = match rng.below(100) {
             0..5 => Kind::Filtered,
             5..8 => Kind::Undecodable,
-            r if r < 8 + bad => Kind::Event(draw_failure(rng)),
+            r if r < 8 + bad => Kind::Event(draw_failure(rng, plain)),
             _ => Kind::Event(Plan::Emit(u32::try_from(rng.below(3)).expect("few"))),
         };
         published.push(Published { id: format!("e{n}"), key, kind });
@@ -322,8 +328,8 @@ fn draw_events(rng: &mut Rng) -> Vec<Published> {
     published
 }
 
-fn draw_failure(rng: &mut Rng) -> Plan {
-    match rng.below(8) {
+fn draw_failure(rng: &mut Rng, plain: bool) -> Plan {
+    match rng.below(if plain { 6 } else { 8 }) {
         0..3 => Plan::Recover(u32::try_from(rng.between(1, 4)).expect("few")),
         3 => Plan::Fail(Category::Invalid),
         4 => Plan::Fail(Category::Rejected),

@@ -6,15 +6,23 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use bytes::Bytes;
 use bytestring::ByteString;
-use millrace::broker::{Commit, KeyBlock, LetterId, LetterStatus, Restored, StateWrite};
+use millrace::broker::{
+    Commit, KeyBlock, LetterAction, LetterId, LetterStatus, Outgoing, Placement, Placing, PublishError, Restored,
+    StartAt, StoredLetter,
+};
 use millrace_core::letter;
-use millrace_core::name::{Topic, Unit};
+use millrace_core::name::{FunctionName, Topic, Unit};
 use millrace_core::partition;
 use millrace_core::progress::{Progress, Stream};
 use millrace_core::record::Record;
 use millrace_core::time::Timestamp;
 
+use super::broker::write;
 use super::rng::Rng;
+
+/// The largest record that a topic takes, and what a dead letter may have more.
+const RECORD_MAX_BYTES: usize = 1 << 20;
+const LETTER_EXTRA_BYTES: usize = 64 << 10;
 
 /// How often things go wrong, out of a hundred.
 #[derive(Clone, Copy, Debug, Default)]
@@ -34,9 +42,52 @@ pub(super) struct Stored {
 }
 
 #[derive(Debug)]
-pub(super) struct StoredLetter {
+pub(super) struct Letter {
     pub(super) status: LetterStatus,
+    status_at: Timestamp,
+    note: Option<String>,
+    /// How often it was redriven since its record was written.
+    redriven: u32,
     pub(super) record: Record,
+}
+
+impl Letter {
+    fn change(&mut self, at: Timestamp, status: LetterStatus, note: Option<String>) {
+        (self.status, self.status_at, self.note) = (status, at, note);
+    }
+
+    pub(super) fn stored(&self, function: &FunctionName, id: &LetterId) -> StoredLetter {
+        StoredLetter {
+            function: function.clone(),
+            id: id.clone(),
+            status: self.status,
+            status_at: self.status_at,
+            note: self.note.clone(),
+            record: self.record.clone(),
+        }
+    }
+}
+
+/// How often the situations came about that the simulation is there for.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Counts {
+    /// Commits of an instance that had lost the partition without knowing.
+    pub fenced: u64,
+    /// Partitions that were taken away while a commit was under way.
+    pub revoked_in_commit: u64,
+    /// Of these, commits that reached the disk all the same.
+    pub committed_after_revocation: u64,
+    /// Partitions that were taken away from an instance.
+    pub taken_over: u64,
+}
+
+impl std::ops::AddAssign for Counts {
+    fn add_assign(&mut self, other: Self) {
+        self.fenced += other.fenced;
+        self.revoked_in_commit += other.revoked_in_commit;
+        self.committed_after_revocation += other.committed_after_revocation;
+        self.taken_over += other.taken_over;
+    }
 }
 
 /// A commit on its way to the disk.
@@ -51,17 +102,23 @@ pub(super) struct World {
     pub(super) rng: Rng,
     pub(super) faults: Faults,
     pub(super) now: Timestamp,
-    pub(super) partitions: u32,
     pub(super) topics: BTreeMap<Topic, Vec<Vec<Record>>>,
-    pub(super) redrive: BTreeMap<(Topic, u32), Vec<Record>>,
+    pub(super) redrive: BTreeMap<Unit, Vec<Record>>,
     pub(super) units: BTreeMap<Unit, Stored>,
-    pub(super) letters: BTreeMap<LetterId, StoredLetter>,
+    pub(super) letters: BTreeMap<(FunctionName, LetterId), Letter>,
     pub(super) pending: BTreeMap<u64, Pending>,
     pub(super) next_pending: u64,
+    /// How often each unit was taken away from an owner, or a life ended.
+    epochs: BTreeMap<Unit, u64>,
+    /// Since when the owner of each unit can be expected to get on.
+    owned_since: BTreeMap<Unit, Timestamp>,
+    pub(super) counts: Counts,
     /// How often the handler was called for each event.
     pub(super) calls: BTreeMap<String, u32>,
-    /// When each record was settled for the first time, by partition and offset.
-    pub(super) settled_at: BTreeMap<(u32, u64), Timestamp>,
+    /// When each record was settled for the first time, and since when its owner could do so, by partition and offset.
+    pub(super) settled_at: BTreeMap<(u32, u64), (Timestamp, Timestamp)>,
+    /// Whether the handler is that of a scenario, which counts what it completes.
+    pub(super) handler_counts: bool,
     /// The cause of all failures is gone.
     pub(super) mended: bool,
     pub(super) trace: String,
@@ -98,20 +155,23 @@ fn assert_state_counts_what_completed(stored: &Stored) {
 }
 
 impl World {
-    pub(super) fn new(seed: u64, partitions: u32, faults: Faults) -> Self {
+    pub(super) fn new(seed: u64, faults: Faults) -> Self {
         Self {
             rng: Rng::new(seed),
             faults,
             now: Timestamp::from_millis(1_700_000_000_000),
-            partitions,
             topics: BTreeMap::new(),
             redrive: BTreeMap::new(),
             units: BTreeMap::new(),
             letters: BTreeMap::new(),
             pending: BTreeMap::new(),
             next_pending: 0,
+            epochs: BTreeMap::new(),
+            owned_since: BTreeMap::new(),
+            counts: Counts::default(),
             calls: BTreeMap::new(),
             settled_at: BTreeMap::new(),
+            handler_counts: false,
             mended: false,
             trace: String::new(),
         }
@@ -122,22 +182,74 @@ impl World {
         writeln!(self.trace, "{at} {line}").expect("a string takes everything");
     }
 
-    pub(super) fn log(&mut self, topic: &Topic) -> &mut Vec<Vec<Record>> {
-        let partitions = usize::try_from(self.partitions).expect("few partitions");
-        self.topics.entry(topic.clone()).or_insert_with(|| vec![Vec::new(); partitions])
+    pub(super) fn create(&mut self, topic: Topic, partitions: u32) {
+        self.topics.insert(topic, (0..partitions).map(|_| Vec::new()).collect());
     }
 
-    pub(super) fn append(&mut self, topic: &Topic, hash: u32, record: Record) -> (u32, u64) {
-        let partition = partition::partition_of(hash, self.partitions);
-        let records = &mut self.log(topic)[usize::try_from(partition).expect("few partitions")];
-        records.push(record);
-        (partition, records.len() as u64 - 1)
+    pub(super) fn log(&self, topic: &Topic, partition: u32) -> &Vec<Record> {
+        &self.topics[topic][partition as usize]
     }
 
-    pub(super) fn restored(&self, unit: &Unit) -> Restored {
+    /// Where each record goes, or why they are refused.
+    pub(super) fn place(&self, records: &[Outgoing]) -> Result<Vec<u32>, PublishError> {
+        let place = |(index, Outgoing { topic, placing, record }): (usize, &Outgoing)| {
+            let unknown = || PublishError::UnknownTopic { index, topic: topic.clone() };
+            let count = u32::try_from(self.topics.get(topic).ok_or_else(unknown)?.len()).expect("few partitions");
+            let partition = match *placing {
+                Placing::Hash(hash) => partition::partition_of(hash, count),
+                Placing::Partition(partition) => partition,
+            };
+            if partition >= count {
+                return Err(unknown());
+            }
+            let (size_bytes, max_bytes) = (record.size_bytes(), RECORD_MAX_BYTES);
+            if size_bytes > max_bytes {
+                return Err(PublishError::TooLarge { index, topic: topic.clone(), size_bytes, max_bytes });
+            }
+            Ok(partition)
+        };
+        records.iter().enumerate().map(place).collect()
+    }
+
+    /// Appends records, all or nothing.
+    pub(super) fn append(&mut self, records: Vec<Outgoing>) -> Result<Vec<Placement>, PublishError> {
+        let places = self.place(&records)?;
+        let append = |(Outgoing { topic, mut record, .. }, partition): (Outgoing, u32)| {
+            record.timestamp = Timestamp::from_millis(record.timestamp.as_millis());
+            let logs = self.topics.get_mut(&topic).expect("the topic was looked up");
+            let log = &mut logs[partition as usize];
+            log.push(record);
+            Placement { partition, offset: log.len() as u64 - 1 }
+        };
+        Ok(records.into_iter().zip(places).map(append).collect())
+    }
+
+    /// Why a commit is refused for its content, if it is.
+    pub(super) fn refusal(&self, commit: &Commit) -> Option<String> {
+        if let Err(error) = self.place(&commit.outputs) {
+            return Some(error.to_string());
+        }
+        let mut sizes = commit.letters.iter().map(|letter| letter.record.size_bytes());
+        sizes.any(|size| size > RECORD_MAX_BYTES + LETTER_EXTRA_BYTES).then(|| "a dead letter is too large".into())
+    }
+
+    /// A unit that was never subscribed to begins here.
+    pub(super) fn begin(&mut self, unit: &Unit, from: StartAt) {
+        let end = self.log(&unit.topic, unit.partition).len() as u64;
+        let stored = self.units.entry(unit.clone());
+        stored.or_insert_with(|| {
+            let mut progress = Progress::default();
+            if from == StartAt::Latest {
+                (progress.source.start, progress.source.resume) = (end, end);
+            }
+            Stored { progress, keys: Vec::new(), state: BTreeMap::new() }
+        });
+    }
+
+    pub(super) fn restored(&self, unit: &Unit, keys_since: Timestamp) -> Restored {
         self.units.get(unit).map_or_else(Restored::default, |stored| Restored {
             progress: stored.progress.clone(),
-            keys: stored.keys.clone(),
+            keys: stored.keys.iter().filter(|block| block.committed_at >= keys_since).cloned().collect(),
         })
     }
 
@@ -156,49 +268,42 @@ impl World {
             commit.keys.len(),
             commit.state.len()
         ));
-        self.note_settled(unit.partition, &commit.progress);
-        for output in commit.outputs {
-            let millrace::broker::Placing::Hash(hash) = output.placing else {
-                panic!("an output is placed by its hash");
-            };
-            self.append(&output.topic, hash, output.record);
-        }
+        self.note_settled(&unit, &commit.progress);
+        self.append(commit.outputs).expect("a commit was looked at before it was taken");
         for letter in commit.letters {
-            self.letters.insert(letter.id, StoredLetter { status: LetterStatus::Open, record: letter.record });
+            let (status, status_at) = (LetterStatus::Open, self.now);
+            let stored = Letter { status, status_at, note: None, redriven: 0, record: letter.record };
+            self.letters.insert((unit.function.clone(), letter.id), stored);
         }
         for id in commit.resolved {
-            let letter = self.letters.get_mut(&id).expect("only a letter that exists is resolved");
-            assert_eq!(letter.status, LetterStatus::Redriven, "only a redriven letter is resolved by its function");
-            letter.status = LetterStatus::Resolved;
-        }
-        let stored = self.units.entry(unit).or_insert_with(|| Stored {
-            progress: Progress::default(),
-            keys: Vec::new(),
-            state: BTreeMap::new(),
-        });
-        stored.progress = commit.progress;
-        for StateWrite { key, value } in commit.state {
-            match value {
-                Some(value) => drop(stored.state.insert(key, value)),
-                None => drop(stored.state.remove(&key)),
+            let letter = self.letters.get_mut(&(unit.function.clone(), id));
+            let letter = letter.expect("only a letter that exists is resolved");
+            // What a person decided meanwhile stays.
+            if letter.status == LetterStatus::Redriven {
+                letter.change(self.now, LetterStatus::Resolved, None);
             }
         }
-        assert_state_counts_what_completed(stored);
+        let stored = self.units.get_mut(&unit).expect("only units that began are committed");
+        stored.progress = commit.progress;
+        write(&mut stored.state, commit.state);
+        if self.handler_counts {
+            assert_state_counts_what_completed(stored);
+        }
         if !commit.keys.is_empty() {
             stored.keys.push(KeyBlock { committed_at: commit.at, keys: commit.keys });
         }
     }
 
-    fn note_settled(&mut self, partition: u32, progress: &Progress) {
-        let now = self.now;
+    fn note_settled(&mut self, unit: &Unit, progress: &Progress) {
+        let when = (self.now, self.owned_since.get(unit).copied().unwrap_or(self.now));
         let source = &progress.source;
         let above = source.settled_above.iter().flat_map(Clone::clone);
         for offset in (source.start..source.resume).chain(above) {
-            self.settled_at.entry((partition, offset)).or_insert(now);
+            self.settled_at.entry((unit.partition, offset)).or_insert(when);
         }
     }
 
-    /// The process dies: each commit on its way is on the disk, or is not.
+    /// All processes die: each commit on its way is on the disk, or is not.
     pub(super) fn crash(&mut self) {
         self.note(format_args!("crash"));
         for (_, pending) in std::mem::take(&mut self.pending) {
@@ -208,33 +313,84 @@ impl World {
         }
     }
 
-    /// A partition is lost: its commit on the way is on the disk, or will never be.
-    pub(super) fn revoke(&mut self, unit: &Unit) {
-        self.note(format_args!("revoke {unit}"));
-        let tickets: Vec<u64> =
-            self.pending.iter().filter(|(_, p)| p.unit == *unit).map(|(ticket, _)| *ticket).collect();
-        for ticket in tickets {
-            let pending = self.pending.remove(&ticket);
-            if let Some(pending) = pending
-                && self.rng.percent(50)
-            {
-                self.apply(pending);
+    /// Takes a commit on its way, and answers with its number.
+    pub(super) fn admit(&mut self, pending: Pending) -> u64 {
+        let ticket = self.next_pending;
+        self.next_pending += 1;
+        self.pending.insert(ticket, pending);
+        ticket
+    }
+
+    /// Whether a commit of a unit is under way.
+    pub(super) fn is_committing(&self, unit: &Unit) -> bool {
+        self.pending.values().any(|pending| pending.unit == *unit)
+    }
+
+    /// Loses the commit of a unit that is under way, this often out of a hundred.
+    pub(super) fn drop_pending(&mut self, unit: &Unit, percent: u64) {
+        let ticket = self.pending.iter().find(|(_, pending)| pending.unit == *unit).map(|(ticket, _)| *ticket);
+        if let Some(ticket) = ticket
+            && self.rng.percent(percent)
+        {
+            self.note(format_args!("lost {unit}"));
+            self.pending.remove(&ticket);
+        }
+    }
+
+    /// A partition is taken away from whoever owns it: its commit on the way will get to the disk, or never. Answers with the
+    /// epoch of the next owner.
+    pub(super) fn revoke(&mut self, unit: &Unit) -> u64 {
+        self.counts.revoked_in_commit += u64::from(self.is_committing(unit));
+        self.drop_pending(unit, 50);
+        self.counts.committed_after_revocation += u64::from(self.is_committing(unit));
+        let epoch = self.epochs.entry(unit.clone()).or_default();
+        *epoch += 1;
+        let epoch = *epoch;
+        self.note(format_args!("revoke {unit} before {epoch}"));
+        epoch
+    }
+
+    /// Which owner of a unit may commit.
+    pub(super) fn epoch(&self, unit: &Unit) -> u64 {
+        self.epochs.get(unit).copied().unwrap_or(0)
+    }
+
+    /// The owner of a unit begins with it, or goes on after a halt.
+    pub(super) fn owner_is_fresh(&mut self, unit: &Unit) {
+        self.note(format_args!("fresh {unit}"));
+        self.owned_since.insert(unit.clone(), self.now);
+    }
+
+    /// What a unit's handler stored.
+    pub(super) fn state_of(&self, unit: &Unit) -> BTreeMap<ByteString, Bytes> {
+        self.units.get(unit).map(|stored| stored.state.clone()).unwrap_or_default()
+    }
+
+    /// A person does something with a letter that there is.
+    pub(super) fn act(&mut self, function: &FunctionName, id: &LetterId, action: &LetterAction) {
+        let now = self.now;
+        let letter = self.letters.get_mut(&(function.clone(), id.clone())).expect("the letter was looked up");
+        match action {
+            LetterAction::Redrive => {
+                letter.change(now, LetterStatus::Redriven, None);
+                letter.redriven += 1;
+                let record = Record { timestamp: now, ..letter::redriven(&letter.record, letter.redriven) };
+                let unit = Unit { function: function.clone(), topic: id.topic.clone(), partition: id.partition };
+                self.redrive.entry(unit).or_default().push(record);
             }
+            LetterAction::Resolve(note) => letter.change(now, LetterStatus::Resolved, note.clone()),
+            LetterAction::Discard(reason) => letter.change(now, LetterStatus::Discarded, Some(reason.clone())),
         }
     }
 
     /// A person sends all open letters to their function once more.
     pub(super) fn redrive_open(&mut self) -> usize {
-        let mut redriven = 0;
-        for (id, letter) in &mut self.letters {
-            if letter.status == LetterStatus::Open {
-                letter.status = LetterStatus::Redriven;
-                let record = letter::redriven(&letter.record);
-                self.redrive.entry((id.topic.clone(), id.partition)).or_default().push(record);
-                redriven += 1;
-            }
+        let open = self.letters.iter().filter(|(_, letter)| letter.status == LetterStatus::Open);
+        let open: Vec<_> = open.map(|(id, _)| id.clone()).collect();
+        for (function, id) in &open {
+            self.act(function, id, &LetterAction::Redrive);
         }
-        self.note(format_args!("redrive {redriven}"));
-        redriven
+        self.note(format_args!("redrive {}", open.len()));
+        open.len()
     }
 }

@@ -47,13 +47,10 @@ impl Catalog for EmbeddedLog {
         loop {
             let offset = offset.max(log.start().earliest);
             if offset >= log.end() || max_records == 0 {
-                return Ok(Fetched { stream: Stream::Source, records: Vec::new(), next: offset });
+                return Ok(Fetched::new(Stream::Source, offset, Vec::new()));
             }
             match read::records_async(&self.state().storage, log, offset, limits).await {
-                Ok(records) => {
-                    let next = records.last().map_or(offset, |(offset, _)| offset + 1);
-                    return Ok(Fetched { stream: Stream::Source, records, next });
-                }
+                Ok(records) => return Ok(Fetched::new(Stream::Source, offset, records)),
                 Err(ReadError::Missing(_)) if log.start().earliest > offset => {}
                 Err(e) => return Err(e.at(log, offset).into()),
             }

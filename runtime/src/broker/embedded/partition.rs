@@ -152,8 +152,7 @@ impl Partition for EmbeddedPartition {
             match read {
                 Ok(records) => {
                     self.last = stream;
-                    let next = records.last().map_or(offset, |(offset, _)| offset + 1);
-                    return Ok(Fetched { stream, records, next });
+                    return Ok(Fetched::new(stream, offset, records));
                 }
                 // Retention was quicker; the next turn says so.
                 Err(ReadError::Missing(_)) if log.start().earliest > offset => {}

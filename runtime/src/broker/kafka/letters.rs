@@ -19,6 +19,8 @@ pub(super) struct Entry {
     pub(super) status: LetterStatus,
     pub(super) status_at: Timestamp,
     pub(super) note: Option<String>,
+    /// How often it was redriven since its newest record was written.
+    pub(super) redriven: u32,
     /// Where its newest record lies in the dead-letter topic.
     place: Option<u64>,
 }
@@ -85,10 +87,11 @@ impl Letters {
                 );
             }
         };
-        let before = self.entries.get(&id).map(|entry| entry.status);
-        if let Some((status, note)) = change.apply(before) {
-            let place = self.entries.get(&id).and_then(|entry| entry.place);
-            self.entries.insert(id, Entry { status, status_at: at, note, place });
+        let before = self.entries.get(&id);
+        if let Some((status, note)) = change.apply(before.map(|entry| entry.status)) {
+            let place = before.and_then(|entry| entry.place);
+            let redriven = change.redriven(before.map_or(0, |entry| entry.redriven));
+            self.entries.insert(id, Entry { status, status_at: at, note, redriven, place });
         }
     }
 

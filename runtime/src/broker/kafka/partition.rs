@@ -137,11 +137,14 @@ impl KafkaPartition {
                 }
             }
         }
-        let Some(next) = records.last().map(|(offset, _)| offset + 1) else { return Ok(Taken::Nothing) };
-        if expected.is_some() {
-            *expected = Some(next);
+        if records.is_empty() {
+            return Ok(Taken::Nothing);
         }
-        Ok(Taken::Some(Fetched { stream, records, next }))
+        let fetched = Fetched::new(stream, wanted, records);
+        if expected.is_some() {
+            *expected = Some(fetched.next);
+        }
+        Ok(Taken::Some(fetched))
     }
 
     fn failed(&self, topic: &str, error: &KafkaError) -> Result<Taken, Error> {

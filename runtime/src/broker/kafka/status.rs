@@ -38,6 +38,16 @@ impl StatusChange {
             Self::Discarded(note) => Some((LetterStatus::Discarded, Some(note.clone()))),
         }
     }
+
+    /// How often a letter was redriven since its newest record was written, after this change.
+    pub(super) const fn redriven(&self, before: u32) -> u32 {
+        match self {
+            // The new record counts the redrive that it comes from.
+            Self::Opened => 0,
+            Self::Redriven => before.saturating_add(1),
+            Self::Completed | Self::Resolved(_) | Self::Discarded(_) => before,
+        }
+    }
 }
 
 pub(super) fn encode(key: &str, at: Timestamp, change: &StatusChange) -> Vec<u8> {

@@ -2,7 +2,5 @@
 
 mod exactly_once;
 mod faults;
-mod letters;
-mod members;
 mod support;
 mod units;

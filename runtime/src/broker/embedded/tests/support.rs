@@ -11,12 +11,14 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use millrace_core::name::{FunctionName, Topic, Unit};
 use millrace_core::progress::{Progress, Stream};
-use millrace_core::record::{Headers, Record};
+use millrace_core::record::Record;
 use millrace_core::time::Timestamp;
 use tempfile::TempDir;
 
 use super::super::storage::{Op, Storage, StorageError, Table, Visit};
 use super::super::{EmbeddedLog, EmbeddedPartition, Options};
+pub(super) use crate::broker::fixtures::after;
+use crate::broker::fixtures::{self, text};
 use crate::broker::{
     Assignment, Broker, Catalog, Commit, CommitOutcome, Error, Fetched, Letter, LetterId, Outgoing, Partition, Placing,
     StartAt, StateRange, StateWrite, Subscription, Wanted,
@@ -94,15 +96,6 @@ pub(super) fn reopen(dir: &TempDir, log: EmbeddedLog) -> EmbeddedLog {
     EmbeddedLog::open(options(dir.path())).unwrap()
 }
 
-pub(super) fn record(value: &str) -> Record {
-    Record {
-        timestamp: NOW,
-        key: Some(Bytes::from_static(b"key")),
-        value: Some(Bytes::copy_from_slice(value.as_bytes())),
-        headers: Headers::default(),
-    }
-}
-
 pub(super) fn outgoing(name: &str, partition: u32, value: &str) -> Outgoing {
     Outgoing { topic: topic(name), placing: Placing::Partition(partition), record: record(value) }
 }
@@ -113,7 +106,6 @@ pub(super) async fn publish(log: &EmbeddedLog, name: &str, partition: u32, value
 }
 
 pub(super) fn texts(fetched: &Fetched) -> Vec<(u64, String)> {
-    let text = |record: &Record| String::from_utf8(record.value.clone().unwrap_or_default().to_vec()).unwrap();
     fetched.records.iter().map(|(offset, record)| (*offset, text(record))).collect()
 }
 
@@ -163,15 +155,6 @@ pub(super) fn wanted(source: u64) -> Wanted {
     Wanted { source: Some(source), redrive: None, max_records: 100, max_bytes: 1 << 20 }
 }
 
-/// Progress after `completed` more source records than `before`.
-pub(super) fn after(before: &Progress, completed: u64) -> Progress {
-    let mut progress = before.clone();
-    progress.source.resume += completed;
-    progress.source.totals.completed += completed;
-    progress.commits += 1;
-    progress
-}
-
 /// Progress after one more redriven record than `before`.
 pub(super) fn after_redrive(before: &Progress) -> Progress {
     let mut progress = before.clone();
@@ -181,16 +164,12 @@ pub(super) fn after_redrive(before: &Progress) -> Progress {
     progress
 }
 
+pub(super) fn record(value: &str) -> Record {
+    fixtures::record(value, NOW)
+}
+
 pub(super) fn commit(progress: &Progress) -> Commit {
-    Commit {
-        at: NOW,
-        progress: progress.clone(),
-        keys: Vec::new(),
-        outputs: Vec::new(),
-        letters: Vec::new(),
-        resolved: Vec::new(),
-        state: Vec::new(),
-    }
+    Commit::new(NOW, progress.clone())
 }
 
 pub(super) async fn commits(partition: &mut EmbeddedPartition, commit: Commit) {
@@ -237,10 +216,6 @@ pub(super) fn letter(offset: u64, value: &str) -> Letter {
 
 pub(super) fn redrive_wanted(offset: u64) -> Wanted {
     Wanted { source: None, redrive: Some(offset), max_records: 100, max_bytes: 1 << 20 }
-}
-
-pub(super) fn is_redrive(fetched: &Fetched) -> bool {
-    fetched.stream == Stream::Redrive
 }
 
 pub(super) fn is_fatal(error: &Error) -> bool {

@@ -1,19 +1,15 @@
-use futures::FutureExt;
-use millrace_core::outcome::Category;
-use millrace_core::progress::{KeyHash, ParkedHead, Position, Progress, Stream};
-use millrace_core::time::Timestamp;
+use millrace_core::progress::{Progress, Stream};
 
 use super::support::*;
-use crate::broker::{Broker, Catalog, CommitOutcome, FetchError, KeyBlock, Partition, StartAt, StateReader, Wanted};
+use crate::broker::{Broker, Catalog, CommitOutcome, FetchError, Partition, StateReader, Wanted};
 
 #[tokio::test]
-async fn a_subscription_assigns_each_partition_and_makes_the_topics_it_needs() {
+async fn a_subscription_makes_the_topics_it_needs() {
     let (_dir, log) = orders().await;
     log.create_topic(topic("returns"), 3).await.unwrap();
-    let assigned = assignments(&log, subscription("shop.pay", &["orders", "returns"])).await;
-    let units: Vec<_> = assigned.iter().map(|a| a.partition.unit().to_string()).collect();
-    let expected = ["orders/0", "orders/1", "returns/0", "returns/1", "returns/2"].map(|u| format!("shop.pay on {u}"));
-    assert_eq!(units, expected);
+    log.subscribe(subscription("shop.pay", &["orders", "nowhere"])).await.unwrap_err();
+    assert_eq!(log.topics().await.unwrap().len(), 2, "nothing is left of what was refused");
+    drop(assignments(&log, subscription("shop.pay", &["orders", "returns"])).await);
     let topics: Vec<_> = log.topics().await.unwrap().into_iter().filter(|t| t.internal).collect();
     let topics: Vec<_> = topics.iter().map(|t| (t.name.as_str(), t.partitions.len())).collect();
     let expected = [
@@ -25,170 +21,43 @@ async fn a_subscription_assigns_each_partition_and_makes_the_topics_it_needs() {
 }
 
 #[tokio::test]
-async fn subscribing_to_a_missing_topic_names_it() {
-    let (_dir, log) = orders().await;
-    let error = log.subscribe(subscription("shop.pay", &["orders", "nowhere"])).await.unwrap_err();
-    assert!(error.to_string().starts_with("there is no topic `nowhere`: create it"), "{error}");
-    assert!(error.is_transient());
-    assert_eq!(log.topics().await.unwrap().len(), 1, "nothing of it is left");
-}
-
-#[tokio::test]
-async fn a_subscription_waits_for_more_assignments() {
-    let (_dir, log) = orders().await;
-    let mut receiver = log.subscribe(subscription("shop.pay", &["orders"])).await.unwrap();
-    assert!(receiver.recv().await.is_some() && receiver.recv().await.is_some());
-    assert!(receiver.recv().now_or_never().is_none());
-}
-
-#[tokio::test]
-async fn where_a_function_starts_is_decided_once() {
-    let (dir, log) = orders().await;
-    publish(&log, "orders", 0, &["a", "b"]).await;
-    let latest = || crate::broker::Subscription { from: StartAt::Latest, ..subscription("shop.late", &["orders"]) };
-    for _ in 0..2 {
-        let starts: Vec<_> =
-            assignments(&log, latest()).await.iter().map(|a| a.restored.progress.source.clone()).collect();
-        assert_eq!(starts.iter().map(|s| (s.start, s.resume)).collect::<Vec<_>>(), [(2, 2), (0, 0)]);
-        publish(&log, "orders", 0, &["c"]).await;
-    }
-    let log = reopen(&dir, log);
-    assert_eq!(assignments(&log, latest()).await[0].restored.progress.source.resume, 2);
-    assert_eq!(assigned(&log, "shop.early").await.restored.progress, Progress::default());
-}
-
-#[tokio::test]
-async fn fetch_gives_what_there_is_up_to_its_bounds() {
+async fn fetch_takes_records_of_several_batches_up_to_a_number_of_bytes() {
     let (_dir, log) = orders().await;
     publish(&log, "orders", 0, &["a", "b"]).await;
     publish(&log, "orders", 0, &["c", "d", "e"]).await;
     let mut partition = assigned(&log, "shop.pay").await.partition;
-    let mut check = async |source, max_records, max_bytes, expected: &[&str]| {
-        let wanted = Wanted { source: Some(source), redrive: Some(0), max_records, max_bytes };
-        let fetched = partition.fetch(wanted).await.unwrap();
+    for (source, max_bytes, expected) in [(1, 1 << 20, &["b", "c", "d", "e"][..]), (2, 8, &["c", "d"]), (1, 0, &["b"])]
+    {
+        let fetched = partition.fetch(Wanted { max_bytes, ..wanted(source) }).await.unwrap();
         assert_eq!(texts(&fetched), numbered(source, expected));
-        assert_eq!((fetched.stream, fetched.next), (Stream::Source, source + expected.len() as u64));
-    };
-    check(0, 100, 1 << 20, &["a", "b", "c", "d", "e"]).await;
-    check(0, 3, 1 << 20, &["a", "b", "c"]).await;
-    check(3, 1, 1 << 20, &["d"]).await;
-    check(1, 100, 0, &["b"]).await;
-    check(2, 100, 8, &["c", "d"]).await;
-    check(4, 100, 1 << 20, &["e"]).await;
-}
-
-#[tokio::test]
-async fn fetch_waits_for_what_is_published() {
-    let (_dir, log) = orders().await;
-    let mut partition = assigned(&log, "shop.pay").await.partition;
-    assert!(partition.fetch(wanted(0)).now_or_never().is_none());
-    let (fetched, ()) = tokio::join!(partition.fetch(wanted(0)), publish(&log, "orders", 0, &["a"]));
-    assert_eq!(texts(&fetched.unwrap()), numbered(0, &["a"]));
-    // What another partition gets does not wake it.
-    publish(&log, "orders", 1, &["b"]).await;
-    assert!(partition.fetch(wanted(1)).now_or_never().is_none());
-}
-
-#[tokio::test]
-async fn a_commit_is_restored_as_it_was_written() {
-    let (dir, log) = orders().await;
-    publish(&log, "orders", 0, &["a", "b", "c", "d"]).await;
-    let assignment = assigned(&log, "shop.pay").await;
-    let mut partition = assignment.partition;
-    let mut progress = after(&assignment.restored.progress, 1);
-    progress.source.settled_above = std::iter::once(2..4).collect();
-    progress.source.totals.filtered = 2;
-    progress.parked = vec![ParkedHead {
-        position: Position { stream: Stream::Source, offset: 1 },
-        attempts: 3,
-        first_failed_at: NOW,
-        due_at: NOW + HOUR,
-        category: Category::Transient,
-    }];
-    let mut first = commit(&progress);
-    first.keys = vec![KeyHash(1), KeyHash(u128::MAX)];
-    commits(&mut partition, first).await;
-    let mut next = progress.clone();
-    next.commits += 1;
-    let mut second = commit(&next);
-    second.at = NOW + HOUR;
-    second.keys = vec![KeyHash(2)];
-    commits(&mut partition, second).await;
-    drop(partition);
-    let log = reopen(&dir, log);
-    let restored = assigned(&log, "shop.pay").await.restored;
-    assert_eq!(restored.progress, next);
-    let blocks = [
-        KeyBlock { committed_at: NOW, keys: vec![KeyHash(1), KeyHash(u128::MAX)] },
-        KeyBlock { committed_at: NOW + HOUR, keys: vec![KeyHash(2)] },
-    ];
-    assert_eq!(restored.keys, blocks);
-    let mut recent = subscription("shop.pay", &["orders"]);
-    recent.keys_since = Timestamp::from_nanos(NOW.as_nanos() + 1);
-    let recent = assignments(&log, recent).await.swap_remove(0);
-    assert_eq!(recent.restored.keys, blocks[1..]);
-    let units = log.units(&function("shop.pay")).await.unwrap();
-    assert_eq!(units.iter().map(|u| u.unit.partition).collect::<Vec<_>>(), [0, 1]);
-    assert_eq!((units[0].source_next, units[0].oldest_unsettled_at), (4, Some(NOW)));
-    assert_eq!((units[1].source_next, units[1].oldest_unsettled_at), (0, None));
-    assert_eq!(units[0].progress, next);
-}
-
-#[tokio::test]
-async fn outputs_become_visible_with_the_commit() {
-    let (_dir, log) = orders().await;
-    log.create_topic(topic("payments"), 1).await.unwrap();
-    publish(&log, "orders", 0, &["a"]).await;
-    let assignment = assigned(&log, "shop.pay").await;
-    let mut partition = assignment.partition;
-    let mut first = commit(&after(&assignment.restored.progress, 1));
-    first.outputs = vec![outgoing("payments", 0, "paid"), outgoing("orders", 1, "again"), outgoing("payments", 0, "2")];
-    commits(&mut partition, first).await;
-    assert_eq!(all(&log, "payments", 0).await, numbered(0, &["paid", "2"]));
-    assert_eq!(all(&log, "orders", 1).await, numbered(0, &["again"]));
-}
-
-#[tokio::test]
-async fn content_that_the_log_refuses_leaves_nothing() {
-    let (_dir, log) = orders().await;
-    publish(&log, "orders", 0, &["a"]).await;
-    let assignment = assigned(&log, "shop.pay").await;
-    let mut partition = assignment.partition;
-    let progress = after(&assignment.restored.progress, 1);
-    let large = "x".repeat(1 << 20);
-    let cases = [
-        (outgoing("nowhere", 0, "a"), "there is no topic `nowhere`"),
-        (outgoing("orders", 1, &large), "the record has 1048579 bytes, more than the 1048576 that `orders` takes"),
-    ];
-    for (output, reason) in cases {
-        let mut refused = commit(&progress);
-        refused.outputs = vec![outgoing("orders", 1, "good"), output];
-        let reason = reason.to_owned();
-        assert_eq!(partition.commit(refused).await.unwrap(), CommitOutcome::Refused { reason });
     }
-    let mut refused = commit(&progress);
-    refused.letters = vec![letter(0, &"x".repeat((1 << 20) + (64 << 10)))];
-    assert!(matches!(partition.commit(refused).await.unwrap(), CommitOutcome::Refused { .. }));
-    assert_eq!(all(&log, "orders", 1).await, []);
-    commits(&mut partition, commit(&progress)).await;
 }
 
 #[tokio::test]
-async fn a_new_subscription_takes_the_partitions_away() {
+async fn a_letter_may_have_64_kib_more_than_a_record() {
     let (_dir, log) = orders().await;
-    publish(&log, "orders", 0, &["a", "b"]).await;
-    let mut old = assigned(&log, "shop.pay").await;
-    let progress = after(&old.restored.progress, 1);
-    commits(&mut old.partition, commit(&progress)).await;
-    assert!(!*old.revoked.borrow());
-    let mut new = assigned(&log, "shop.pay").await;
-    assert!(*old.revoked.borrow() && !*new.revoked.borrow());
-    assert_eq!(new.restored.progress, progress);
-    let next = after(&progress, 1);
-    assert_eq!(old.partition.commit(commit(&next)).await.unwrap(), CommitOutcome::Aborted);
-    commits(&mut new.partition, commit(&next)).await;
+    publish(&log, "orders", 0, &["a"]).await;
+    let assignment = assigned(&log, "shop.pay").await;
+    let mut partition = assignment.partition;
+    let mut progress = after(&assignment.restored.progress, 0);
+    let largest = (1 << 20) + (64 << 10) - "key".len();
+    progress.source.resume = 1;
+    progress.source.totals.dead_lettered = 1;
+    let mut with_letter = commit(&progress);
+    with_letter.letters = vec![letter(0, &"x".repeat(largest + 1))];
+    assert!(matches!(partition.commit(with_letter.clone()).await.unwrap(), CommitOutcome::Refused { .. }));
+    with_letter.letters = vec![letter(0, &"x".repeat(largest))];
+    commits(&mut partition, with_letter).await;
+}
+
+#[tokio::test]
+async fn who_is_retired_loses_its_partitions() {
+    let (_dir, log) = orders().await;
+    let mut assigned = assigned(&log, "shop.pay").await;
     log.retire(function("shop.pay")).await.unwrap();
-    assert!(*new.revoked.borrow());
+    assert!(*assigned.revoked.borrow());
+    let late = commit(&after(&assigned.restored.progress, 0));
+    assert_eq!(assigned.partition.commit(late).await.unwrap(), CommitOutcome::Aborted);
 }
 
 #[tokio::test]
@@ -256,38 +125,14 @@ async fn a_removed_offset_is_gone() {
 }
 
 #[tokio::test]
-async fn state_is_committed_with_all_else_or_not_at_all() {
-    let (dir, log) = orders().await;
+async fn a_value_that_is_too_large_is_refused_and_named() {
+    let (_dir, log) = orders().await;
     let mut assignment = assigned(&log, "shop.pay").await;
-    let (unit, reader) = (assignment.partition.unit().clone(), assignment.partition.state());
-    let progress = after(&assignment.restored.progress, 0);
-    let mut next = commit(&progress);
-    next.state = vec![state_write("a", Some("1")), state_write("b", Some("2"))];
-    commits(&mut assignment.partition, next).await;
-    let values = |keys: [&str; 3]| reader.get(keys.map(Into::into).to_vec());
-    let shown =
-        |values: Vec<Option<bytes::Bytes>>| values.into_iter().map(|v| v.map_or(0, |v| v[0])).collect::<Vec<_>>();
-    assert_eq!(shown(values(["b", "none", "a"]).await.unwrap()), [b'2', 0, b'1']);
-
-    // What is refused, or comes from one who has lost the partition, changes nothing.
-    let progress = after(&progress, 0);
-    let mut refused = commit(&progress);
+    let mut refused = commit(&after(&assignment.restored.progress, 0));
     refused.state = vec![state_write("a", Some(&"x".repeat(256 * 1024 + 1)))];
-    let outcome = assignment.partition.commit(refused).await.unwrap();
     let reason = "state `a`: the value has 262145 bytes, more than 262144".to_owned();
-    assert_eq!(outcome, CommitOutcome::Refused { reason });
-    let mut newer = assigned(&log, "shop.pay").await;
-    let mut late = commit(&progress);
-    late.state = vec![state_write("a", None)];
-    assert_eq!(assignment.partition.commit(late.clone()).await.unwrap(), CommitOutcome::Aborted);
-    assert_eq!(stored(&log, &unit).await.len(), 2);
-
-    commits(&mut newer.partition, late).await;
-    let other = assigned(&log, "shop.other").await.partition.unit().clone();
-    drop((reader, assignment, newer));
-    let log = reopen(&dir, log);
-    assert_eq!(stored(&log, &unit).await.into_keys().collect::<Vec<_>>(), ["b"]);
-    assert!(stored(&log, &other).await.is_empty(), "nobody shares state");
+    assert_eq!(assignment.partition.commit(refused).await.unwrap(), CommitOutcome::Refused { reason });
+    assert!(stored(&log, assignment.partition.unit()).await.is_empty());
     assert_eq!(log.kept_bytes(), size(&log).await);
 }
 

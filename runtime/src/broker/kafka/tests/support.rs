@@ -4,14 +4,15 @@ use std::future::Future;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use bytes::Bytes;
 use millrace_core::name::{FunctionName, Topic};
 use millrace_core::progress::Progress;
-use millrace_core::record::{Headers, Record};
+use millrace_core::record::Record;
 use millrace_core::time::Timestamp;
 use tokio::sync::mpsc;
 
 use super::super::{KafkaLog, KafkaPartition, Options, random_instance};
+pub(super) use crate::broker::fixtures::after;
+use crate::broker::fixtures::{self, text};
 use crate::broker::{
     Assignment, Broker, Catalog, Commit, CommitOutcome, Fetched, Letter, LetterId, Outgoing, Partition, Placing,
     StartAt, Subscription, Wanted,
@@ -110,29 +111,6 @@ impl Cluster {
             found.extend(texts(&fetched));
         }
     }
-
-    pub(super) fn letter(&self, offset: u64, value: &str) -> Letter {
-        use millrace_core::letter::LetterHeaders;
-        let headers = LetterHeaders {
-            function: function(),
-            revision: 1,
-            category: millrace_core::outcome::Category::Unknown,
-            reason: "it failed".into(),
-            attempts: 1,
-            first_failed_at: began(),
-            last_failed_at: began(),
-            topic: self.topic("orders"),
-            partition: 0,
-            offset,
-            idempotency_key: None,
-            redrives: 0,
-        };
-        Letter { id: self.letter_id(offset), record: headers.seal(&record(value)) }
-    }
-
-    pub(super) fn letter_id(&self, offset: u64) -> LetterId {
-        LetterId { topic: self.topic("orders"), partition: 0, offset }
-    }
 }
 
 pub(super) fn function() -> FunctionName {
@@ -157,17 +135,7 @@ pub(super) async fn assigned(
     assignments
 }
 
-pub(super) fn record(value: &str) -> Record {
-    Record {
-        timestamp: began(),
-        key: Some(Bytes::from_static(b"key")),
-        value: Some(Bytes::copy_from_slice(value.as_bytes())),
-        headers: Headers::default(),
-    }
-}
-
 pub(super) fn texts(fetched: &Fetched) -> Vec<String> {
-    let text = |record: &Record| String::from_utf8(record.value.clone().unwrap_or_default().to_vec()).unwrap();
     fetched.records.iter().map(|(_, record)| text(record)).collect()
 }
 
@@ -186,25 +154,12 @@ pub(super) async fn fetch(partition: &mut KafkaPartition, from: u64, count: usiz
     found
 }
 
-/// Progress after `completed` more source records than `before`.
-pub(super) fn after(before: &Progress, completed: u64) -> Progress {
-    let mut progress = before.clone();
-    progress.source.resume += completed;
-    progress.source.totals.completed += completed;
-    progress.commits += 1;
-    progress
+pub(super) fn record(value: &str) -> Record {
+    fixtures::record(value, began())
 }
 
 pub(super) fn commit(progress: &Progress) -> Commit {
-    Commit {
-        at: began(),
-        progress: progress.clone(),
-        keys: Vec::new(),
-        outputs: Vec::new(),
-        letters: Vec::new(),
-        resolved: Vec::new(),
-        state: Vec::new(),
-    }
+    Commit::new(began(), progress.clone())
 }
 
 pub(super) async fn commits(partition: &mut KafkaPartition, commit: Commit) {

@@ -1,0 +1,91 @@
+//! A function whose handler does what its events say, on no sandbox at all.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use millrace::sandbox::{Completion, Emission, Error, Invocation, Sandbox, StateBuffer, StateError, Usage};
+use millrace::worker::Revision;
+use millrace_core::event::Event;
+use millrace_core::identity;
+use millrace_core::intake::Intake;
+use millrace_core::name::Topic;
+use millrace_core::outcome::{Category, Failure, Outcome};
+use millrace_core::policy;
+use millrace_core::state::Writes;
+
+use super::steps::function;
+
+/// The type of events that are rejected until the cause is mended.
+pub(crate) const FAILING: &str = "test.failing";
+
+/// Emits one event for each that it handles, and stores the ids of each key's events.
+#[derive(Clone, Debug)]
+pub(crate) struct Handler {
+    intake: Arc<Intake>,
+    output: Topic,
+    pub(crate) mended: Arc<AtomicBool>,
+}
+
+impl Handler {
+    pub(crate) fn new(output: Topic) -> Self {
+        let intake = Intake { ordering: policy::Ordering::Key, filter: None, key: None };
+        Self { intake: Arc::new(intake), output, mended: Arc::default() }
+    }
+}
+
+impl Revision for Handler {
+    type Sandbox = Self;
+
+    fn number(&self) -> u64 {
+        1
+    }
+
+    fn intake(&self) -> &Intake {
+        &self.intake
+    }
+
+    fn keeps_state(&self) -> bool {
+        true
+    }
+
+    fn sandbox(&self) -> Self {
+        self.clone()
+    }
+}
+
+impl Sandbox for Handler {
+    async fn invoke(&mut self, invocation: Invocation<'_>) -> Result<Completion, Error> {
+        let state = remember(&invocation).await.map_err(|e| Error(e.to_string()))?;
+        let (event, delivery) = (invocation.event, &invocation.delivery);
+        if event.ty == FAILING && !self.mended.load(Ordering::SeqCst) {
+            let outcome = Outcome::Failed(Failure::new(Category::Rejected, "not yet"));
+            let (emitted, logs, usage) = (Vec::new(), Vec::new(), Usage::default());
+            return Ok(Completion { outcome, emitted, state: Writes::default(), logs, usage });
+        }
+        let output = Event {
+            id: identity::emitted_id(&function(), &delivery.topic, &delivery.idempotency_key, 0).into(),
+            source: "/test".into(),
+            ty: "test.output".into(),
+            subject: Some(event.id.clone()),
+            time: None,
+            datacontenttype: None,
+            dataschema: None,
+            extensions: Vec::new(),
+            data: None,
+        };
+        let emitted = vec![Emission::new(self.output.clone(), delivery.key.clone(), &output)];
+        let (state, logs) = (state.into_writes(), Vec::new());
+        Ok(Completion { outcome: Outcome::Completed, emitted, state, logs, usage: Usage::default() })
+    }
+}
+
+/// Adds the event to the list of its key.
+async fn remember(invocation: &Invocation<'_>) -> Result<StateBuffer, StateError> {
+    let mut state = StateBuffer::new(invocation.state.clone().expect("the function was granted state"));
+    let key = invocation.delivery.key.clone().unwrap_or_default();
+    let key = String::from_utf8_lossy(&key).into_owned();
+    let earlier = state.get(&key).await?.unwrap_or_default();
+    let list = format!("{}{} ", String::from_utf8_lossy(&earlier), invocation.event.id);
+    state.write(&key, Some(list.as_bytes()))?;
+    Ok(state)
+}
