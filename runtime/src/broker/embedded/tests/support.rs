@@ -10,7 +10,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use bytestring::ByteString;
 use millrace_core::name::{FunctionName, Topic, Unit};
-use millrace_core::progress::{Progress, Stream};
+use millrace_core::progress::Progress;
 use millrace_core::record::Record;
 use millrace_core::time::Timestamp;
 use tempfile::TempDir;

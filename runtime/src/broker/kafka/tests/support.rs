@@ -14,8 +14,8 @@ use super::super::{KafkaLog, KafkaPartition, Options, random_instance};
 pub(super) use crate::broker::fixtures::after;
 use crate::broker::fixtures::{self, text};
 use crate::broker::{
-    Assignment, Broker, Catalog, Commit, CommitOutcome, Fetched, Letter, LetterId, Outgoing, Partition, Placing,
-    StartAt, Subscription, Wanted,
+    Assignment, Broker, Catalog, Commit, CommitOutcome, Fetched, Outgoing, Partition, Placing, StartAt, Subscription,
+    Wanted,
 };
 use crate::clock::Clock;
 
