@@ -298,6 +298,11 @@ pub enum CommitOutcome {
         /// For a person.
         reason: String,
     },
+    /// The log does not allow some of its content now, and takes it once it does. Nothing of it is visible.
+    Forbidden {
+        /// For a person.
+        reason: String,
+    },
 }
 
 /// The identity of a dead letter: where its event was first read from.

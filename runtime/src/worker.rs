@@ -16,7 +16,7 @@ use millrace_core::event::Event;
 use millrace_core::idempotency::Window;
 use millrace_core::intake::{self, Delivered, Intake, Origin};
 use millrace_core::limits;
-use millrace_core::outcome::{Failure, Outcome};
+use millrace_core::outcome::{Category, Failure, Outcome};
 use millrace_core::time::Timestamp;
 use tokio::sync::{mpsc, watch};
 
@@ -560,7 +560,13 @@ impl<P: Partition, R: Revision> Owned<P, R> {
             Ok(CommitOutcome::Refused { reason }) => {
                 tracing::warn!(unit = %self.partition.unit(), reason, "The log refused a commit for its content.");
                 self.spans.commit_ended(now, Some(("refused", &reason)));
-                self.dispatcher.refuse(&reason);
+                self.dispatcher.refuse(Category::Unknown, &reason);
+                self.report_if_stuck();
+            }
+            Ok(CommitOutcome::Forbidden { reason }) => {
+                tracing::warn!(unit = %self.partition.unit(), reason, "The log does not allow a commit; it is tried again.");
+                self.spans.commit_ended(now, Some(("forbidden", &reason)));
+                self.dispatcher.refuse(Category::Transient, &reason);
                 self.report_if_stuck();
             }
             Err(error) if error.is_transient() => {

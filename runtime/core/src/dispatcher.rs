@@ -231,7 +231,7 @@ pub struct Dispatcher<T> {
     /// Lanes whose head waits for the event that holds the same key.
     blocked: HashMap<KeyHash, Vec<LaneId>, BuildNoHash>,
     group: Group,
-    sealed: Option<(Timestamp, Sealed, Option<Position>)>,
+    sealed: Option<(Timestamp, Sealed, Option<Last>)>,
     isolation: Isolation,
 }
 
@@ -257,9 +257,17 @@ struct Log {
 struct Group {
     keys: Vec<KeyHash>,
     settlements: usize,
-    last: Option<Position>,
+    last: Option<Last>,
     /// Something happened that a restart must not forget.
     dirty: bool,
+}
+
+/// What was settled last.
+#[derive(Clone, Copy, Debug)]
+struct Last {
+    position: Position,
+    /// As a dead letter: there is nothing left to make of it.
+    is_letter: bool,
 }
 
 /// After the log refused a commit for its content, settlements are committed one at a time until the culprit is found.
@@ -267,7 +275,8 @@ struct Group {
 struct Isolation {
     /// Settlements still to be committed alone.
     remaining: usize,
-    /// Events whose own commit was refused, with the log's reason: they fail without being attempted.
+    /// Events whose own commit was refused, with the log's reason: they fail without being attempted; once only if the log may
+    /// take them later.
     blamed: HashMap<Position, Failure>,
     /// Not even its dead letter was taken: the partition waits for an operator.
     stuck: Option<(Position, Failure)>,
@@ -439,19 +448,21 @@ impl<T: Payload> Dispatcher<T> {
     }
 
     /// The log refused the sealed commit for its content. As [`Dispatcher::abort`], and settlements are then committed
-    /// one at a time; one that is refused alone fails with category unknown and the log's reason.
+    /// one at a time; one that is refused alone fails with this category and the log's reason. If that is transient, the log
+    /// may take it later: its next attempt is a real one.
     ///
     /// # Panics
     /// If no commit is under way.
-    pub fn refuse(&mut self, reason: &str) {
+    pub fn refuse(&mut self, category: Category, reason: &str) {
         let (_, sealed, last) = self.sealed.take().expect("only a sealed commit is refused");
-        if let Some(position) = last
+        if let Some(Last { position, is_letter }) = last
             && sealed.settlements == 1
         {
-            let failure = Failure::new(Category::Unknown, format!("the log refused it: {reason}"));
-            let earlier = self.isolation.blamed.insert(position, failure.clone());
-            if earlier.is_some() {
+            let failure = Failure::new(category, format!("the log refused it: {reason}"));
+            if is_letter {
                 self.isolation.stuck = Some((position, failure));
+            } else {
+                self.isolation.blamed.insert(position, failure);
             }
         }
         // Whatever was settled but not sealed is done again too.
@@ -644,7 +655,7 @@ impl<T: Payload> Dispatcher<T> {
             } else if claim != Claim::Held(slot.position) {
                 self.blocked.entry(slot.key).or_default().push(lane);
                 self.lanes.block(lane, slot);
-            } else if let Some(failure) = self.isolation.blamed.get(&slot.position).cloned() {
+            } else if let Some(failure) = self.blame(slot.position) {
                 self.failed(now, lane, slot, failure, effects);
             } else {
                 let trial = self.admission == Admission::One;
@@ -655,6 +666,15 @@ impl<T: Payload> Dispatcher<T> {
                 effects.push(Effect::Invoke(Ticket { slot, lane, trial }));
             }
         }
+    }
+
+    /// Why the event there fails without being attempted, if the log refused it.
+    fn blame(&mut self, position: Position) -> Option<Failure> {
+        let failure = self.isolation.blamed.get(&position)?.clone();
+        if failure.category == Category::Transient {
+            self.isolation.blamed.remove(&position);
+        }
+        Some(failure)
     }
 
     /// What is known of the key of the event there, which holds the key from now on if nothing is.
@@ -686,6 +706,7 @@ impl<T: Payload> Dispatcher<T> {
     fn settle(&mut self, position: Position, payload: Option<T>, settlement: Settlement, effects: &mut Vec<Effect<T>>) {
         let log = self.log(position.stream);
         log.offsets.settle(position.offset);
+        let is_letter = matches!(settlement, Settlement::DeadLettered(_));
         let totals = log.offsets.totals_mut();
         match settlement {
             Settlement::Completed => totals.completed += 1,
@@ -694,7 +715,7 @@ impl<T: Payload> Dispatcher<T> {
             Settlement::DeadLettered(_) => totals.dead_lettered += 1,
         }
         self.group.settlements += 1;
-        self.group.last = Some(position);
+        self.group.last = Some(Last { position, is_letter });
         self.group.dirty = true;
         effects.push(Effect::Settle(Settled { position, payload, settlement }));
     }

@@ -19,6 +19,9 @@ use super::group::{Group, Member};
 use super::life::Life;
 use super::world::{Pending, World};
 
+/// What a record must carry so that the broker does not take it for now.
+const FORBIDDEN_HEADER: &str = "ce_forbidden";
+
 /// One instance's connection.
 #[derive(Debug)]
 pub struct SimBroker {
@@ -145,6 +148,8 @@ impl SimPartition {
             Admitted::Not(Ok(CommitOutcome::Aborted))
         } else if let Some(reason) = world.refusal(&commit) {
             Admitted::Not(Ok(CommitOutcome::Refused { reason }))
+        } else if commit.outputs.iter().any(|output| output.record.headers.last(FORBIDDEN_HEADER).is_some()) {
+            Admitted::Not(Ok(CommitOutcome::Forbidden { reason: "the simulated log does not take it now".into() }))
         } else {
             Admitted::Pending(world.admit(Pending { unit: self.unit.clone(), commit }))
         };

@@ -197,8 +197,8 @@ fn letters_are_right(scenario: &Scenario, snapshot: &Snapshot) -> Result {
         })?;
         let (expected, category) = match plan {
             Plan::Emit(_) => (None, Category::Unknown),
-            Plan::Recover(n) if n < attempts => (None, Category::Transient),
-            Plan::Recover(_) => (Some(attempts), Category::Transient),
+            Plan::Recover(n) | Plan::Forbidden(n) if n < attempts => (None, Category::Transient),
+            Plan::Recover(_) | Plan::Forbidden(_) => (Some(attempts), Category::Transient),
             Plan::Fail(category) if category.is_retried() => (Some(attempts), category),
             Plan::Fail(category) => (Some(1), category),
             Plan::Hang | Plan::Refused => (Some(attempts), Category::Unknown),
@@ -244,7 +244,8 @@ fn order_is_kept(scenario: &Scenario, snapshot: &Snapshot) -> Result {
 
 /// A handler is not called more often than the policy allows, but for what a crash or an abort made happen again.
 fn attempts_are_bounded(scenario: &Scenario, world: &World) -> Result {
-    let refused = scenario.published.iter().any(|item| item.kind == Kind::Event(Plan::Refused));
+    let is_refused = |kind| matches!(kind, Kind::Event(Plan::Refused | Plan::Forbidden(_)));
+    let refused = scenario.published.iter().any(|item| is_refused(item.kind));
     if !scenario.is_calm() || !scenario.is_undisturbed() || refused || world.mended {
         return Ok(());
     }
@@ -265,7 +266,7 @@ fn attempts_are_bounded(scenario: &Scenario, world: &World) -> Result {
 /// partition before: soon after it was published, or after its partition got an owner that can get on.
 fn healthy_keys_are_not_delayed(scenario: &Scenario, world: &World) -> Result {
     const SOON: Duration = Duration::from_millis(500);
-    let blocking = |plan: Plan| matches!(plan, Plan::Hang | Plan::Refused);
+    let blocking = |plan: Plan| matches!(plan, Plan::Hang | Plan::Refused | Plan::Forbidden(_));
     let pausing = !scenario.may_overflow() && scenario.settings.parked.limit < 1000;
     let disturbed = scenario.published.iter().any(|item| matches!(item.kind, Kind::Event(plan) if blocking(plan)));
     if !scenario.is_calm() || disturbed || pausing || scenario.settings.breaker.enabled {

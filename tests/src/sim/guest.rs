@@ -28,6 +28,8 @@ pub(super) enum Plan {
     Hang,
     /// Emits what the log does not take, until the cause is mended.
     Refused,
+    /// Emits what the log does not allow before this attempt is over.
+    Forbidden(u32),
 }
 
 impl Plan {
@@ -38,6 +40,7 @@ impl Plan {
             Self::Fail(category) => format!("fail {category}"),
             Self::Hang => "hang".into(),
             Self::Refused => "refused".into(),
+            Self::Forbidden(n) => format!("forbidden {n}"),
         }
     }
 
@@ -45,6 +48,7 @@ impl Plan {
         match text.split_once(' ') {
             Some(("emit", n)) => Self::Emit(n.parse().expect("a number")),
             Some(("recover", n)) => Self::Recover(n.parse().expect("a number")),
+            Some(("forbidden", n)) => Self::Forbidden(n.parse().expect("a number")),
             Some(("fail", category)) => Self::Fail(category.parse().expect("a category")),
             _ if text == "hang" => Self::Hang,
             _ if text == "refused" => Self::Refused,
@@ -87,6 +91,13 @@ impl Revision for SimRevision {
     }
 }
 
+/// What the broker has against an output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refusal {
+    ForEver,
+    ForNow,
+}
+
 #[derive(Debug)]
 pub(super) struct SimSandbox {
     group: Arc<Group>,
@@ -96,9 +107,12 @@ pub(super) struct SimSandbox {
 }
 
 impl SimSandbox {
-    fn emit(&self, invocation: &Invocation<'_>, index: u32, refused: bool) -> Emission {
+    fn emit(&self, invocation: &Invocation<'_>, index: u32, refused: Option<Refusal>) -> Emission {
         let delivery = &invocation.delivery;
-        let extensions = vec![("origin".into(), invocation.event.id.clone())];
+        let mut extensions = vec![("origin".into(), invocation.event.id.clone())];
+        if refused == Some(Refusal::ForNow) {
+            extensions.push(("forbidden".into(), "yes".into()));
+        }
         let event = Event {
             id: identity::emitted_id(&self.function, &delivery.topic, &delivery.idempotency_key, index).into(),
             source: "/sim".into(),
@@ -110,7 +124,8 @@ impl SimSandbox {
             extensions,
             data: None,
         };
-        let topic = if refused { "nowhere".parse().expect("a topic") } else { self.output.clone() };
+        let topic =
+            if refused == Some(Refusal::ForEver) { "nowhere".parse().expect("a topic") } else { self.output.clone() };
         Emission::new(topic, delivery.key.clone(), &event)
     }
 }
@@ -144,13 +159,14 @@ impl Sandbox for SimSandbox {
         // A handler that fails has written all the same.
         let written = remember(&invocation).await.map_err(|e| Error(e.to_string()))?;
         let (outcome, emitted, refused) = match plan {
-            Plan::Emit(n) => (Outcome::Completed, n, false),
-            Plan::Recover(n) if attempt > n || mended => (Outcome::Completed, 1, false),
-            Plan::Recover(_) => (failed(Category::Transient), 0, false),
-            _ if mended => (Outcome::Completed, 1, false),
-            Plan::Fail(category) => (failed(category), 0, false),
-            Plan::Hang => (failed(Category::Unknown), 0, false),
-            Plan::Refused => (Outcome::Completed, 1, true),
+            Plan::Emit(n) => (Outcome::Completed, n, None),
+            Plan::Recover(n) if attempt > n || mended => (Outcome::Completed, 1, None),
+            Plan::Recover(_) => (failed(Category::Transient), 0, None),
+            _ if mended => (Outcome::Completed, 1, None),
+            Plan::Fail(category) => (failed(category), 0, None),
+            Plan::Hang => (failed(Category::Unknown), 0, None),
+            Plan::Refused => (Outcome::Completed, 1, Some(Refusal::ForEver)),
+            Plan::Forbidden(n) => (Outcome::Completed, 1, (attempt <= n).then_some(Refusal::ForNow)),
         };
         let emitted = (0..emitted).map(|index| self.emit(&invocation, index, refused)).collect();
         let state = if outcome == Outcome::Completed { written.into_writes() } else { Writes::default() };

@@ -329,12 +329,13 @@ fn draw_events(rng: &mut Rng, plain: bool) -> Vec<Published> {
 }
 
 fn draw_failure(rng: &mut Rng, plain: bool) -> Plan {
-    match rng.below(if plain { 6 } else { 8 }) {
+    match rng.below(if plain { 6 } else { 9 }) {
         0..3 => Plan::Recover(u32::try_from(rng.between(1, 4)).expect("few")),
         3 => Plan::Fail(Category::Invalid),
         4 => Plan::Fail(Category::Rejected),
         5 => Plan::Fail(rng.pick(&[Category::Transient, Category::Unknown])),
         6 => Plan::Hang,
+        7 => Plan::Forbidden(u32::try_from(rng.between(1, 4)).expect("few")),
         _ => Plan::Refused,
     }
 }

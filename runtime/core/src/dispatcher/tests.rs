@@ -27,8 +27,8 @@ impl Payload for u64 {
 ///
 /// Steps: `a:x` delivers a record with ordering key `a` and idempotency key `x` (`-` for no ordering key; the next
 /// words up to a `;` come in the same batch), `filtered`, `refused` and `gap` deliver such a record; `ok`, `transient`,
-/// `unknown`, `invalid` and `rejected` end the oldest attempt, `released` gives it back; `seal`, `commit`, `abort` and
-/// `refuse`; `restart` forgets everything but what is committed; `all`, `one` and `nothing` admit; `wait` lets 2 s pass.
+/// `unknown`, `invalid` and `rejected` end the oldest attempt, `released` gives it back; `seal`, `commit`, `abort`,
+/// `refuse` and `forbid`; `restart` forgets everything but what is committed; `all`, `one` and `nothing` admit; `wait` lets 2 s pass.
 /// Deliveries start at the cursor, so after an abort the records must be delivered again.
 ///
 /// Effects: `run0` (`run0#2` for a second attempt), `done0`, `filtered0`, `dup0`, `dead0` (`dead0#3` after 3 attempts).
@@ -121,7 +121,11 @@ impl Machine {
                 self.reset();
             }
             "refuse" => {
-                self.dispatcher.refuse("too large");
+                self.dispatcher.refuse(Category::Unknown, "too large");
+                self.reset();
+            }
+            "forbid" => {
+                self.dispatcher.refuse(Category::Transient, "not allowed");
                 self.reset();
             }
             "restart" => {
@@ -270,9 +274,24 @@ fn a_refused_group_is_committed_one_settlement_at_a_time() {
     );
 }
 
+/// What the log may take later is really tried again, and goes on if it is taken.
+#[test]
+fn what_is_forbidden_is_attempted_again() {
+    check(
+        "a:1 b:2; ok; ok; seal; forbid; a:1; ok; seal; forbid; a:1; seal; commit; b:2; ok; seal; commit; \
+         wait; ok; seal; forbid; a:1; seal; commit; wait; ok; seal; commit",
+        "run0 done0 run1 done1 run0 done0 run1 done1 run0#2 done0 run0#3 done0",
+    );
+    let script = "a:1; ok; seal; forbid; a:1; seal; commit; wait; ok; seal; forbid; a:1; seal; commit; \
+                  wait; ok; seal; forbid; a:1; seal; forbid";
+    let machine = run(POLICY, script);
+    assert_eq!(machine.trace.join(" "), "run0 done0 run0#2 done0 run0#3 done0 dead0#3");
+    assert!(machine.dispatcher.stuck().is_some(), "not even the dead letter was taken");
+}
+
 #[test]
 fn a_partition_whose_dead_letter_is_refused_waits_for_an_operator() {
-    let machine = run(POLICY, "refused; seal; refuse; refused; seal; refuse; refused; seal; refuse; a:1");
+    let machine = run(POLICY, "refused; seal; refuse; a:1");
     assert!(machine.dispatcher.stuck().is_some());
     assert_eq!(machine.dispatcher.wants(), None);
 }

@@ -3,6 +3,7 @@
 //! A transaction is opened only when all that it contains is there, and a call that fails is looked at once, here: it left
 //! nothing, or its content is at fault, or nobody knows.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,7 @@ use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, Producer, PurgeConfig};
 
 use super::clients::{Clients, Deliveries, REQUEST_TIMEOUT};
+use super::native;
 use super::record::{self, Placed};
 use crate::broker::Error;
 
@@ -228,10 +230,33 @@ fn delivered(producer: &BaseProducer<Deliveries>, records: &[Placed], deadline: 
         Some((number, code)) if is_content(code) => {
             return Err(Fault::Abort(refused(number, &records[number], code)));
         }
-        Some((_, code)) => return Err(Fault::Abort(Ended::Failed(format!("a record was not taken: {code}")))),
+        Some((_, code)) => {
+            // What is not allowed fails before it is sent, and nothing says which topic it was.
+            let forbidden = if is_purged(code) { forbidden(producer, records) } else { None };
+            let failed = || Ended::Failed(format!("a record was not taken: {code}"));
+            return Err(Fault::Abort(forbidden.unwrap_or_else(failed)));
+        }
     }
     let all: Option<Vec<u64>> = offsets.into_iter().collect();
     all.ok_or_else(|| Fault::Abort(Ended::Failed("the broker took too long to take all records".to_owned())))
+}
+
+fn is_purged(code: RDKafkaErrorCode) -> bool {
+    matches!(code, RDKafkaErrorCode::PurgeQueue | RDKafkaErrorCode::PurgeInflight)
+}
+
+/// The first record whose topic the principal may not write to, if the broker says so of one.
+fn forbidden(producer: &BaseProducer<Deliveries>, records: &[Placed]) -> Option<Ended> {
+    let topics: Vec<&str> =
+        records.iter().map(|placed| placed.topic.as_str()).collect::<BTreeSet<_>>().into_iter().collect();
+    let allowed = native::allowed(producer.client(), &topics, REQUEST_TIMEOUT).ok()?;
+    let may_write = |topic: &str| match allowed.get(topic) {
+        Some(Ok(Some(allowed))) => allowed.write,
+        Some(Err(code)) => *code != RDKafkaErrorCode::TopicAuthorizationFailed,
+        Some(Ok(None)) | None => true,
+    };
+    let index = records.iter().position(|placed| !may_write(&placed.topic))?;
+    Some(refused(index, &records[index], RDKafkaErrorCode::TopicAuthorizationFailed))
 }
 
 /// Aborts, once nothing is on its way any more: the reports of what is purged must be served by this thread.

@@ -8,6 +8,7 @@ use millrace_core::record::{Headers, Record};
 use millrace_core::time::Timestamp;
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::Consumer;
+use rdkafka::error::RDKafkaErrorCode;
 
 use super::{Member, PAUSE, Pending, is_member};
 use crate::broker::kafka::clients::{at, partition_counts, signed};
@@ -83,7 +84,7 @@ impl Member {
                 let error = Error::Transient(format!("Kafka did not take a commit: {reason}"));
                 group.into_iter().for_each(|one| answer(one.pending, Err(error.clone())));
             }
-            Ended::Refused { index, reason, .. } => self.refused(group, index, reason)?,
+            Ended::Refused { index, code, reason } => self.refused(group, index, outcome_of(code, reason))?,
             Ended::Unknown(reason) => self.unknown(group, &reason)?,
         }
         Ok(())
@@ -98,14 +99,14 @@ impl Member {
     }
 
     /// One unit is at fault; the others must not wait for it.
-    fn refused(&mut self, mut group: Vec<Prepared>, index: usize, reason: String) -> Result<(), Error> {
+    fn refused(&mut self, mut group: Vec<Prepared>, index: usize, outcome: CommitOutcome) -> Result<(), Error> {
         let mut first = 0;
         let at_fault = group.iter().position(|one| {
             first += one.records.len();
             index < first
         });
         let one = group.remove(at_fault.expect("the record that is refused is one of the group's"));
-        answer(one.pending, Ok(CommitOutcome::Refused { reason }));
+        answer(one.pending, Ok(outcome));
         if group.is_empty() { Ok(()) } else { self.write(group) }
     }
 
@@ -225,6 +226,14 @@ pub(in crate::broker::kafka) fn changed(topic: &str, id: &LetterId, at: Timestam
     let key = id.to_string();
     let value = status::encode(&key, at, change);
     Placed { topic: topic.to_owned(), partition: 0, record: plain(at, Some(key.into()), value.into()) }
+}
+
+/// What the principal may not write today it may be allowed tomorrow.
+fn outcome_of(code: RDKafkaErrorCode, reason: String) -> CommitOutcome {
+    match code {
+        RDKafkaErrorCode::TopicAuthorizationFailed => CommitOutcome::Forbidden { reason },
+        _ => CommitOutcome::Refused { reason },
+    }
 }
 
 fn positions(group: &[Prepared]) -> TopicPartitionList {

@@ -97,7 +97,7 @@ async fn copy(
                     return;
                 }
             }
-            Ok(CommitOutcome::Refused { reason }) => panic!("{reason}"),
+            Ok(CommitOutcome::Refused { reason } | CommitOutcome::Forbidden { reason }) => panic!("{reason}"),
         }
     }
 }
