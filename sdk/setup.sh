@@ -60,10 +60,12 @@ need_rust() {
     die "Rust $wanted could not be installed; run: rustup toolchain install $wanted"
 }
 
-# For librdkafka, which is C with a part in C++.
+# For librdkafka, which is C with a part in C++, and for the OpenSSL in it, which is configured by Perl.
 need_program cc gcc libc6-dev
 need_program c++ g++
 need_program make make
+need_program cmake cmake
+need_program perl perl
 # For the Kafka that tests use.
 want_program java openjdk-17-jre-headless
 want_program mvn maven

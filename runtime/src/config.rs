@@ -98,7 +98,7 @@ pub struct Storage {
 }
 
 /// Kafka, for `millrace serve`.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Kafka {
     /// Addresses of brokers, `host:port` with commas between.
     pub bootstrap: String,
@@ -106,8 +106,16 @@ pub struct Kafka {
     pub instance: Option<String>,
     /// Copies of each topic that the runtime makes; none leaves it to the broker.
     pub replication: Option<u16>,
-    /// Properties passed to librdkafka as they are.
+    /// Properties passed to librdkafka as they are. Some are secret.
     pub properties: BTreeMap<String, String>,
+}
+
+impl fmt::Debug for Kafka {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut shown = f.debug_struct("Kafka");
+        shown.field("bootstrap", &self.bootstrap).field("instance", &self.instance);
+        shown.field("replication", &self.replication).field("properties", &self.properties.keys()).finish()
+    }
 }
 
 /// What is logged, and how.

@@ -14,7 +14,8 @@
 #                           runs one of Kafka's own tools on it, such as org.apache.kafka.tools.TopicCommand
 #
 # DIR is target/kafka unless given. KAFKA_HEAP (512m) is the size of its heap. KAFKA_SETTINGS has more lines for its
-# server.properties.
+# server.properties, over those that are there; @DIR@ stands for DIR, @PORT@, @CONTROLLER@ and @SECURED@ for ports. The last one is
+# for a listener of those lines, and DIR/secured then has its address.
 set -euo pipefail
 here=$(cd "$(dirname "$0")" && pwd)
 command=${1:-}
@@ -41,11 +42,11 @@ fetch() {
 
 running() { [ -e "$dir/pid" ] && kill -0 "$(cat "$dir/pid")" 2>/dev/null; }
 
-# A port of one of four ranges that nobody listens on.
+# A port of one of five ranges that nobody listens on.
 free_port() {
   local port
   for _ in $(seq 100); do
-    port=$((20000 + 3000 * $1 + RANDOM % 3000))
+    port=$((17000 + 3000 * $1 + RANDOM % 3000))
     (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null || {
       echo "$port"
       return 0
@@ -58,15 +59,16 @@ java_tool() { java -Xmx128m "-Dlog4j2.configurationFile=$here/log4j2.properties"
 
 prepare() {
   mkdir -p "$dir"
-  local port controller behind front
+  local port controller behind front secured
   # Different ones: each from a range of its own.
   port=$(free_port 0)
   controller=$(free_port 1)
   behind=$(free_port 2)
   front=$(free_port 3)
-  sed -e "s|@PORT@|$port|g; s|@CONTROLLER@|$controller|g; s|@BEHIND@|$behind|g; s|@FRONT@|$front|g; s|@DIR@|$dir|g" \
-    "$here/server.properties" >"$dir/server.properties"
-  printf '%s\n' "${KAFKA_SETTINGS:-}" >>"$dir/server.properties"
+  secured=$(free_port 4)
+  { cat "$here/server.properties" && printf '%s\n' "${KAFKA_SETTINGS:-}"; } |
+    sed -e "s|@PORT@|$port|g; s|@CONTROLLER@|$controller|g; s|@BEHIND@|$behind|g; s|@FRONT@|$front|g" \
+      -e "s|@SECURED@|$secured|g; s|@DIR@|$dir|g" >"$dir/server.properties"
   local id
   id=$(java_tool kafka.tools.StorageTool random-uuid)
   java_tool kafka.tools.StorageTool format --standalone -t "$id" -c "$dir/server.properties" >"$dir/format.log" 2>&1 || {
@@ -74,6 +76,7 @@ prepare() {
     die "its directory could not be prepared"
   }
   echo "127.0.0.1:$front 127.0.0.1:$behind" >"$dir/between"
+  echo "127.0.0.1:$secured" >"$dir/secured"
   echo "127.0.0.1:$port" >"$dir/address"
 }
 

@@ -105,6 +105,16 @@ impl Kafka {
         (front.parse().expect("an address"), behind.parse().expect("an address"))
     }
 
+    /// Where the listener is that the lines for `server.properties` name as `@SECURED@`.
+    ///
+    /// # Panics
+    /// If the script did not say.
+    #[must_use]
+    pub fn secured(&self) -> String {
+        let said = std::fs::read_to_string(self.directory.path().join("kafka/secured"));
+        said.expect("the script says").trim().to_owned()
+    }
+
     /// All committed records of a topic, as Kafka's own console consumer tells of them.
     ///
     /// # Panics
@@ -215,7 +225,12 @@ impl Dev {
         assert!(sent.is_ok_and(|status| status.success()), "the process cannot be sent {name}");
     }
 
-    fn started(command: &mut Command) -> Self {
+    /// Starts what a command of [`Dev::serving`] says, and waits until it is ready.
+    ///
+    /// # Panics
+    /// If it does not start; what it says is shown.
+    #[must_use]
+    pub fn started(command: &mut Command) -> Self {
         let mut child = command.stdout(Stdio::piped()).spawn().expect("the binary can be started");
         let output = child.stdout.take().expect("it has an output");
         Self::ready(child, output)

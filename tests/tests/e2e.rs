@@ -23,6 +23,8 @@ use serde_json::Value;
 mod development;
 #[path = "e2e/figures.rs"]
 mod figures;
+#[path = "e2e/secured.rs"]
+mod secured;
 #[path = "e2e/serve_check.rs"]
 mod serve_check;
 #[path = "e2e/spans.rs"]
@@ -46,6 +48,18 @@ fn the_demonstration_balances() {
     for expected in ["orders.reserve-stock", "millrace dead-letters redrive orders.arrange-shipping", "balance"] {
         assert!(out.contains(expected), "{expected} is missing:\n{out}");
     }
+}
+
+/// OpenSSL, curl and librdkafka are in the binary, whatever versions of them are installed.
+#[test]
+fn the_binary_needs_nothing_but_the_system_s_c_library() {
+    let Ok(needed) = Command::new("ldd").arg(program()).output() else { return };
+    let needed = String::from_utf8_lossy(&needed.stdout).into_owned();
+    let names = needed.lines().filter_map(|line| line.split_whitespace().next());
+    let of_c =
+        ["linux-vdso.so", "ld-linux", "libc.so", "libm.so", "libgcc_s.so", "libdl.so", "libpthread.so", "librt.so"];
+    let others: Vec<&str> = names.filter(|name| !of_c.iter().any(|one| name.contains(one))).collect();
+    assert!(needed.contains("libc.so") && others.is_empty(), "{needed}");
 }
 
 /// A handler that keeps no state needs no grant for it, so the SDK must not import what is not called.

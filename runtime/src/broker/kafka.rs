@@ -39,6 +39,7 @@ mod audit;
 mod base64;
 mod catalog;
 mod clients;
+mod connection;
 mod growth;
 mod keys;
 mod letters;
@@ -63,8 +64,8 @@ mod writer;
 /// Between two looks for a topic that was just made.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
-/// How a log is opened.
-#[derive(Clone, Debug)]
+/// How a log is opened. It cannot be shown, because some properties are secret.
+#[derive(Clone)]
 pub struct Options {
     /// Addresses of brokers, `host:port` with commas between.
     pub bootstrap: String,
@@ -126,7 +127,7 @@ impl KafkaLog {
     /// Connects to a cluster. Blocks until a broker has answered.
     ///
     /// # Errors
-    /// If a property is wrong, or no broker answers.
+    /// If a property is wrong, no broker answers, or TLS or the login fails.
     pub fn open(options: Options) -> Result<Self, Error> {
         let instance = options.instance.clone().unwrap_or_else(random_instance);
         for name in options.properties.keys() {
@@ -135,9 +136,8 @@ impl KafkaLog {
         let names = Names::new(&options.prefix, &instance);
         let (bootstrap, properties) = (options.bootstrap.clone(), options.properties.clone());
         let clients = Arc::new(Clients { bootstrap, properties, names });
+        connection::establish(&clients)?;
         let observer = Arc::new(clients.observer()?);
-        partition_counts(&observer, None)
-            .map_err(|e| Error::Transient(format!("no broker answers at `{}`: {e}", options.bootstrap)))?;
         let (running, ended) = mpsc::channel(1);
         Ok(Self(Arc::new(Inner {
             reading: Reading::new(&clients)?,

@@ -13,6 +13,7 @@ use rdkafka::producer::{BaseProducer, ProducerContext};
 use rdkafka::types::RDKafkaRespErr;
 use rdkafka::{ClientContext, TopicPartitionList};
 
+use super::connection::Witness;
 use super::names::Names;
 use crate::broker::Error;
 
@@ -57,8 +58,8 @@ pub(super) fn check_property(name: &str) -> Result<(), String> {
     }
 }
 
-/// Makes clients.
-#[derive(Clone, Debug)]
+/// Makes clients. It cannot be shown, because some properties are secret.
+#[derive(Clone)]
 pub(super) struct Clients {
     pub(super) bootstrap: String,
     /// Given by an operator, over ours.
@@ -71,6 +72,11 @@ impl Clients {
     fn config(&self, tuned: &[(&str, &str)], fixed: &[(&str, &str)]) -> ClientConfig {
         let mut config = ClientConfig::new();
         config.set("client.id", "millrace");
+        // OpenSSL is in the binary and knows no place of this system's: the usual ones are looked at.
+        config.set("ssl.ca.location", "probe");
+        if !self.properties.contains_key("https.ca.pem") {
+            config.set("https.ca.location", "probe");
+        }
         for (name, value) in tuned {
             config.set(*name, *value);
         }
@@ -136,6 +142,11 @@ impl Clients {
         made(BaseConsumer::from_config_and_context(&self.config(&[], &fixed), Quiet))
     }
 
+    /// Hears why there is no connection.
+    pub(super) fn witness(&self, fixed: &[(&str, &str)]) -> Result<BaseConsumer<Witness>, Error> {
+        made(BaseConsumer::from_config_and_context(&self.config(&[], fixed), Witness::default()))
+    }
+
     /// Asks for what a group committed, without being in it.
     pub(super) fn outsider(&self, group: &str) -> Result<BaseConsumer<Quiet>, Error> {
         let fixed = [("group.id", group), ("enable.auto.commit", "false"), ("isolation.level", "read_committed")];
@@ -167,11 +178,12 @@ impl Clients {
     }
 }
 
-/// A client that cannot be made is configured wrongly; trying again does not help.
+/// A client that cannot be made is configured wrongly; trying again does not help. The value can be a secret, whatever the
+/// name is: it may be mistyped.
 fn made<T>(made: KafkaResult<T>) -> Result<T, Error> {
     made.map_err(|error| match error {
-        KafkaError::ClientConfig(_, description, name, value) => {
-            Error::Fatal(format!("kafka.properties: `{name}` cannot be `{value}`: {description}"))
+        KafkaError::ClientConfig(_, description, name, _) => {
+            Error::Fatal(format!("kafka.properties: `{name}` cannot be set so: {description}"))
         }
         error => Error::Fatal(format!("a client of Kafka cannot be made: {error}")),
     })
@@ -219,7 +231,7 @@ pub(super) fn at(offset: u64) -> rdkafka::Offset {
 }
 
 /// Says what librdkafka has to say where it does not frighten: it reports each broken connection as an error, and mends it.
-fn log(level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
+pub(super) fn log(level: rdkafka::config::RDKafkaLogLevel, facility: &str, message: &str) {
     use rdkafka::config::RDKafkaLogLevel as Level;
     match level {
         Level::Emerg | Level::Alert | Level::Critical => tracing::error!(facility, message, "librdkafka"),
@@ -352,6 +364,6 @@ mod tests {
         };
         let error = clients.observer().map(drop).unwrap_err();
         assert!(!error.is_transient());
-        assert!(error.to_string().contains("`fetch.wiat.max.ms` cannot be `1`"), "{error}");
+        assert!(error.to_string().contains("`fetch.wiat.max.ms` cannot be set so"), "{error}");
     }
 }
