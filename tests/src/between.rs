@@ -1,36 +1,52 @@
-//! Something between Kafka's clients and a broker that loses what a test wants to be lost.
+//! Something between Kafka's clients and a broker that loses what a test wants to be lost, or tells of errors that there were not.
 //!
 //! Each message begins with its length; a request goes on with the number of what is asked, a version, and a number that its
 //! answer begins with.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicI16, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 
-/// Ends a transaction, as Kafka numbers its requests.
+/// Writes records, as Kafka numbers its requests.
+pub const PRODUCE: i16 = 0;
+/// Says that a member of a group is alive.
+pub const HEARTBEAT: i16 = 12;
+/// Takes a group's positions into a transaction.
+pub const ADD_OFFSETS: i16 = 25;
+/// Ends a transaction.
 pub const END_TRANSACTION: i16 = 26;
 const MESSAGE_MAX_BYTES: usize = 64 * 1024 * 1024;
-const NOTHING: i16 = -1;
+/// The first version of [`PRODUCE`] whose answer is laid out as [`place_of_error`] reads it.
+const PRODUCE_VERSION: i16 = 9;
 
-/// What is lost, with the connection.
+/// What is spoilt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Loss {
-    /// A request never arrives.
+    /// A request never arrives; the connection is lost with it.
     Request(i16),
-    /// It arrives, and its answer does not.
+    /// It arrives, and its answer does not; the connection is lost with it.
     Answer(i16),
+    /// It is done, and answered with this error of Kafka's, this often.
+    Error(i16, i16, usize),
 }
 
 /// Passes on what comes, but for what is lost.
 #[derive(Clone, Debug)]
 pub struct Between {
-    requests: Arc<AtomicI16>,
-    answers: Arc<AtomicI16>,
+    loss: Arc<Mutex<Option<Loss>>>,
     lost: Arc<AtomicUsize>,
+}
+
+/// A request whose answer is to be spoilt.
+#[derive(Clone, Copy)]
+struct Spoilt {
+    number: [u8; 4],
+    version: i16,
+    how: Loss,
 }
 
 impl Between {
@@ -40,11 +56,7 @@ impl Between {
     /// If nobody can listen there.
     pub async fn listen(front: SocketAddr, behind: SocketAddr) -> std::io::Result<Self> {
         let listener = TcpListener::bind(front).await?;
-        let between = Self {
-            requests: Arc::new(AtomicI16::new(NOTHING)),
-            answers: Arc::new(AtomicI16::new(NOTHING)),
-            lost: Arc::default(),
-        };
+        let between = Self { loss: Arc::default(), lost: Arc::default() };
         let passing = between.clone();
         tokio::spawn(async move {
             while let Ok((client, _)) = listener.accept().await {
@@ -56,18 +68,12 @@ impl Between {
         Ok(between)
     }
 
-    /// Loses this from now on, or nothing.
+    /// Spoils this from now on, or nothing.
     pub fn lose(&self, loss: Option<Loss>) {
-        let (request, answer) = match loss {
-            Some(Loss::Request(number)) => (number, NOTHING),
-            Some(Loss::Answer(number)) => (NOTHING, number),
-            None => (NOTHING, NOTHING),
-        };
-        self.requests.store(request, Ordering::SeqCst);
-        self.answers.store(answer, Ordering::SeqCst);
+        *lock(&self.loss) = loss;
     }
 
-    /// How many messages were lost.
+    /// How many messages were spoilt.
     #[must_use]
     pub fn lost(&self) -> usize {
         self.lost.load(Ordering::SeqCst)
@@ -89,17 +95,31 @@ impl Between {
         });
     }
 
-    async fn pass_requests(&self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, unanswered: &Mutex<Vec<[u8; 4]>>) {
+    /// What becomes of a request, if it is not passed on and answered as it should be.
+    fn spoils(&self, asked: i16) -> Option<Loss> {
+        let mut loss = lock(&self.loss);
+        match &mut *loss {
+            Some(Loss::Request(number) | Loss::Answer(number)) if *number == asked => *loss,
+            Some(Loss::Error(number, error, times)) if *number == asked && *times > 0 => {
+                *times -= 1;
+                Some(Loss::Error(asked, *error, 1))
+            }
+            _ => None,
+        }
+    }
+
+    async fn pass_requests(&self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, unanswered: &Mutex<Vec<Spoilt>>) {
         while let Some(message) = message(&mut from).await {
-            let asked = message.get(4..6).map_or(NOTHING, |number| i16::from_be_bytes([number[0], number[1]]));
-            if asked == self.requests.load(Ordering::SeqCst) {
+            let number_at = |at: usize| message.get(at..at + 2).map(|two| i16::from_be_bytes([two[0], two[1]]));
+            let spoilt = number_at(4).and_then(|asked| self.spoils(asked));
+            if let Some(Loss::Request(_)) = spoilt {
                 self.lost.fetch_add(1, Ordering::SeqCst);
                 return;
             }
-            if asked == self.answers.load(Ordering::SeqCst)
+            if let (Some(how), Some(version)) = (spoilt, number_at(6))
                 && let Some(number) = message.get(8..12).and_then(|number| number.try_into().ok())
             {
-                unanswered.lock().unwrap_or_else(PoisonError::into_inner).push(number);
+                lock(unanswered).push(Spoilt { number, version, how });
             }
             if to.write_all(&message).await.is_err() {
                 return;
@@ -107,11 +127,23 @@ impl Between {
         }
     }
 
-    async fn pass_answers(&self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, unanswered: &Mutex<Vec<[u8; 4]>>) {
-        while let Some(message) = message(&mut from).await {
-            if answers_one_of(&message, unanswered) {
-                self.lost.fetch_add(1, Ordering::SeqCst);
-                return;
+    async fn pass_answers(&self, mut from: OwnedReadHalf, mut to: OwnedWriteHalf, unanswered: &Mutex<Vec<Spoilt>>) {
+        while let Some(mut message) = message(&mut from).await {
+            let is_answer = |request: &Spoilt| message.get(4..8) == Some(&request.number);
+            let spoilt = lock(unanswered).iter().find(|request| is_answer(request)).copied();
+            match spoilt.map(|spoilt| (spoilt.how, spoilt.version)) {
+                Some((Loss::Error(asked, error, _), version)) => {
+                    let place = place_of_error(asked, version, &message);
+                    if let Some(place) = place.and_then(|at| message.get_mut(at..at + 2)) {
+                        place.copy_from_slice(&error.to_be_bytes());
+                        self.lost.fetch_add(1, Ordering::SeqCst);
+                    }
+                }
+                Some(_) => {
+                    self.lost.fetch_add(1, Ordering::SeqCst);
+                    return;
+                }
+                None => {}
             }
             if to.write_all(&message).await.is_err() {
                 return;
@@ -120,9 +152,18 @@ impl Between {
     }
 }
 
-fn answers_one_of(answer: &[u8], requests: &Mutex<Vec<[u8; 4]>>) -> bool {
-    let requests = requests.lock().unwrap_or_else(PoisonError::into_inner);
-    answer.get(4..8).is_some_and(|number| requests.iter().any(|request| request == number))
+/// Where an answer tells of an error: after the time that one should wait, or with its first partition.
+fn place_of_error(asked: i16, version: i16, answer: &[u8]) -> Option<usize> {
+    if asked != PRODUCE {
+        return Some(12);
+    }
+    // Behind the number: tags, how many topics, the name of the first with its length, how many partitions, which one.
+    let name = usize::from(answer.get(10)?.checked_sub(1)?);
+    (version >= PRODUCE_VERSION).then_some(4 + 4 + 1 + 1 + 1 + name + 1 + 4)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The next message with its length; none at the end.

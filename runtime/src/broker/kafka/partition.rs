@@ -12,7 +12,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::sync::{Notify, oneshot};
 
-use super::clients::{MemberContext, Quiet, REQUEST_TIMEOUT, Shared, at, lock, signed, unreachable_broker};
+use super::clients::{self, MemberContext, Quiet, Shared, at, lock, signed};
 use super::member::{Pending, Request};
 use super::values::KafkaState;
 use super::{metadata, record};
@@ -157,11 +157,10 @@ impl KafkaPartition {
 
     /// Where a log begins now.
     async fn earliest(&self, topic: String) -> Result<u64, Error> {
-        let (observer, partition) = (Arc::clone(&self.observer), signed(self.unit.partition));
-        let asking = tokio::task::spawn_blocking(move || observer.fetch_watermarks(&topic, partition, REQUEST_TIMEOUT));
-        let watermarks = asking.await.map_err(|e| Error::Transient(e.to_string()))?;
-        let (earliest, _) = watermarks.map_err(|e| unreachable_broker("find the beginning of a topic", &e))?;
-        Ok(u64::try_from(earliest).unwrap_or_default())
+        let (observer, partition) = (Arc::clone(&self.observer), self.unit.partition);
+        let asking = tokio::task::spawn_blocking(move || clients::bounds(&observer, &topic, partition));
+        let (earliest, _) = asking.await.map_err(|e| Error::Transient(e.to_string()))??;
+        Ok(earliest)
     }
 }
 
@@ -241,6 +240,10 @@ pub(super) fn close(
     let deadline = std::time::Instant::now() + within;
     if let Err(error) = consumer.close_queue() {
         tracing::debug!(%error, "A consumer cannot be closed in order.");
+        // After a fatal error it can only be destroyed. Until then it tells its group that it is alive, and keeps its
+        // partitions from others.
+        let destroying = std::thread::Builder::new().name("kafka-close".to_owned()).spawn(move || drop(consumer));
+        return drop(destroying);
     }
     while !consumer.closed() && std::time::Instant::now() < deadline {
         drop(consumer.poll(Duration::from_millis(10)));

@@ -7,7 +7,7 @@ use millrace_core::name::Unit;
 use millrace_core::outcome::Category;
 use millrace_core::progress::{KeyHash, ParkedHead, Position, Progress, Stream};
 use rdkafka::ClientConfig;
-use rdkafka::admin::{AdminOptions, NewPartitions, NewTopic, TopicReplication};
+use rdkafka::admin::{AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::consumer::Consumer;
 use rdkafka::producer::{BaseProducer, Producer};
 use tokio::sync::mpsc;
@@ -18,7 +18,8 @@ use super::super::record::{self, Placed};
 use super::super::{KafkaLog, KafkaPartition, keys, metadata};
 use super::support::*;
 use crate::broker::{
-    Assignment, Broker, Commit, CommitOutcome, FetchError, Log, Partition, PublishError, StateReader as _, StateWrite,
+    Assignment, Broker, Catalog, Commit, CommitOutcome, FetchError, Log, Partition, PublishError, StateReader as _,
+    StateWrite,
 };
 
 /// Waits as long as this for something that must not come.
@@ -237,6 +238,35 @@ async fn a_record_too_large_for_its_topic_stops_nothing_but_itself() {
     assert_eq!(good.unwrap(), CommitOutcome::Committed);
     commits(&mut first[0].partition, commit(&progress)).await;
     assert_eq!(cluster.all(&log, "small", 0).await, [many.clone(), many].concat());
+}
+
+/// Somebody has made the dead letters' topic take less than it was made to take.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_too_large_for_its_topic_is_refused_until_the_topic_takes_it() {
+    let Some(cluster) = Cluster::find() else { return };
+    let log = cluster.orders().await;
+    let mut receiver = cluster.subscribe(&log).await;
+    let mut units = assigned(&mut receiver, 2).await;
+    let letters = log.clients().names.dead_letters(&function()).unwrap();
+    let set = async |bytes: &str| {
+        let altered = AlterConfig::new(ResourceSpecifier::Topic(letters.as_str())).set("max.message.bytes", bytes);
+        let altered = log.admin().alter_configs([&altered], &admin_options()).await.unwrap();
+        altered.into_iter().for_each(|altered| drop(altered.unwrap()));
+    };
+    set("2000").await;
+    let progress = after(&Progress::default(), 1);
+    let mut large = commit(&progress);
+    large.letters = vec![cluster.letter(0, &"x".repeat(5000))];
+    let (first, second) = units.split_at_mut(1);
+    let good = second[0].partition.commit(commit(&progress));
+    let (refused, good) = tokio::join!(first[0].partition.commit(large.clone()), good);
+    let is_named = |reason: &str| reason.contains(letters.as_str());
+    assert!(matches!(&refused, Ok(CommitOutcome::Refused { reason }) if is_named(reason)), "{refused:?}");
+    assert_eq!(good.unwrap(), CommitOutcome::Committed);
+    assert_eq!(within(log.open_letters(&function())).await.unwrap(), 0);
+    set("10000").await;
+    commits(&mut first[0].partition, large).await;
+    assert_eq!(within(log.open_letters(&function())).await.unwrap(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]

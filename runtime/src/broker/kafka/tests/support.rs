@@ -14,13 +14,15 @@ use super::super::{KafkaLog, KafkaPartition, Options, random_instance};
 pub(super) use crate::broker::fixtures::after;
 use crate::broker::fixtures::{self, text};
 use crate::broker::{
-    Assignment, Broker, Catalog, Commit, CommitOutcome, Fetched, Outgoing, Partition, Placing, StartAt, Subscription,
-    Wanted,
+    Assignment, Broker, Catalog, Commit, CommitOutcome, Fetched, Letter, LetterId, Outgoing, Partition, Placing,
+    StartAt, Subscription, Wanted,
 };
 use crate::clock::Clock;
 
 /// Names the cluster that the tests use, as `host:port`.
 const BOOTSTRAP: &str = "KAFKA_BOOTSTRAP";
+/// The group protocol for tests that are not about one: `classic` or `consumer`.
+const PROTOCOL: &str = "KAFKA_GROUP_PROTOCOL";
 /// Far longer than anything takes; a test that waits so long has failed.
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -61,7 +63,13 @@ impl Cluster {
 
     pub(super) async fn open_with(&self, properties: &[(&str, &str)]) -> KafkaLog {
         let mut options = Options { prefix: self.prefix.clone(), ..Options::new(&self.bootstrap) };
-        options.properties = properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())).collect();
+        options.properties.extend(std::env::var(PROTOCOL).ok().map(|protocol| ("group.protocol".to_owned(), protocol)));
+        let properties = properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
+        options.properties.extend(properties);
+        // The broker decides it there.
+        if options.properties.get("group.protocol").is_some_and(|protocol| protocol == "consumer") {
+            options.properties.remove("session.timeout.ms");
+        }
         tokio::task::spawn_blocking(move || KafkaLog::open(options)).await.unwrap().unwrap()
     }
 
@@ -109,6 +117,28 @@ impl Cluster {
             }
             next = fetched.next;
             found.extend(texts(&fetched));
+        }
+    }
+
+    pub(super) fn letter(&self, offset: u64, value: &str) -> Letter {
+        use millrace_core::letter::LetterHeaders;
+        let headers = LetterHeaders {
+            function: function(),
+            revision: 1,
+            category: millrace_core::outcome::Category::Unknown,
+            reason: "it failed".into(),
+            attempts: 1,
+            first_failed_at: began(),
+            last_failed_at: began(),
+            topic: self.topic("orders"),
+            partition: 0,
+            offset,
+            idempotency_key: None,
+            redrives: 0,
+        };
+        Letter {
+            id: LetterId { topic: self.topic("orders"), partition: 0, offset },
+            record: headers.seal(&record(value)),
         }
     }
 }
