@@ -215,10 +215,7 @@ impl KafkaLog {
 
     /// Where a partition ends, open transactions included. Blocks.
     fn end(&self, topic: &str, partition: u32) -> Result<u64, Error> {
-        use rdkafka::consumer::Consumer as _;
-        let watermarks = self.0.observer.fetch_watermarks(topic, clients::signed(partition), REQUEST_TIMEOUT);
-        let (_, end) = watermarks.map_err(|e| unreachable_broker("find the end of a topic", &e))?;
-        Ok(u64::try_from(end).unwrap_or_default())
+        Ok(clients::bounds(&self.0.observer, topic, partition)?.1)
     }
 
     /// Chooses partitions. Blocks.

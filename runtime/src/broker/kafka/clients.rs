@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use millrace_core::limits;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
@@ -19,6 +19,8 @@ use crate::broker::Error;
 
 /// The longest wait for one answer of the broker.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
+/// Between two looks for a partition's leader.
+const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// A killed instance's open transaction holds back readers for this long.
 const TRANSACTION_TIMEOUT_MS: u32 = 10_000;
 /// What a record takes in a request beside its key, value and headers, and some more.
@@ -198,6 +200,41 @@ pub(super) fn partition_counts<C: ConsumerContext>(
         consumer.fetch_metadata(topic, REQUEST_TIMEOUT).map_err(|e| unreachable_broker("list topics", &e))?;
     let there = metadata.topics().iter().filter(|topic| topic.error().is_none());
     Ok(there.map(|topic| (topic.name().to_owned(), u32::try_from(topic.partitions().len()).unwrap_or(0))).collect())
+}
+
+/// The oldest offset of a partition, and the one after the last record that the consumer may see. Waits while the partition has
+/// no leader, as when its broker has just been started. Blocks.
+pub(super) fn bounds<C: ConsumerContext>(
+    consumer: &BaseConsumer<C>,
+    topic: &str,
+    partition: u32,
+) -> Result<(u64, u64), Error> {
+    let deadline = Instant::now() + REQUEST_TIMEOUT;
+    loop {
+        match consumer.fetch_watermarks(topic, signed(partition), REQUEST_TIMEOUT) {
+            Ok((earliest, end)) => {
+                return Ok((u64::try_from(earliest).unwrap_or_default(), u64::try_from(end).unwrap_or_default()));
+            }
+            Err(error) if error.rdkafka_error_code().is_some_and(is_leaderless) && Instant::now() < deadline => {
+                std::thread::park_timeout(LOOK_AGAIN);
+            }
+            Err(error) => return Err(unreachable_broker(&format!("find the bounds of topic `{topic}`"), &error)),
+        }
+    }
+}
+
+/// Nobody is asked who can say; soon somebody will be.
+fn is_leaderless(code: RDKafkaErrorCode) -> bool {
+    use RDKafkaErrorCode as Code;
+    matches!(
+        code,
+        Code::NotLeaderForPartition
+            | Code::LeaderNotAvailable
+            | Code::ReplicaNotAvailable
+            | Code::FencedLeaderEpoch
+            | Code::UnknownLeaderEpoch
+            | Code::OffsetNotAvailable
+    )
 }
 
 /// The broker could not be asked.

@@ -6,10 +6,10 @@ use std::time::Instant;
 
 use millrace_core::name::{FunctionName, Topic};
 use rdkafka::admin::AdminClient;
-use rdkafka::consumer::{BaseConsumer, Consumer};
+use rdkafka::consumer::BaseConsumer;
 use tokio::runtime::Handle;
 
-use super::clients::{Clients, Quiet, REQUEST_TIMEOUT, partition_counts, signed, unreachable_broker};
+use super::clients::{Clients, Quiet, REQUEST_TIMEOUT, bounds, partition_counts};
 use super::{LOOK_AGAIN, topics};
 use crate::broker::Error;
 
@@ -60,8 +60,7 @@ impl Growth<'_> {
 
     fn holds_records(&self, topic: &Topic, partitions: u32) -> Result<bool, Error> {
         for partition in 0..partitions {
-            let watermarks = self.observer.fetch_watermarks(topic.as_str(), signed(partition), REQUEST_TIMEOUT);
-            let (_, end) = watermarks.map_err(|e| unreachable_broker("find the end of a topic", &e))?;
+            let (_, end) = bounds(self.observer, topic.as_str(), partition)?;
             if end > 0 {
                 return Ok(true);
             }

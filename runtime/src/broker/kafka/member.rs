@@ -20,7 +20,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::clients::{
-    Change, Clients, MemberContext, Quiet, REQUEST_TIMEOUT, Shared, at, partitions, signed, unreachable_broker,
+    Change, Clients, MemberContext, Quiet, REQUEST_TIMEOUT, Shared, at, bounds, partitions, unreachable_broker,
     unsigned,
 };
 use super::growth::Growth;
@@ -360,9 +360,8 @@ impl Member {
 
     /// A partition without a position was added after its function began to read the topic.
     fn beginning(&self, topic: &Topic, partition: u32) -> Result<Progress, Error> {
-        let watermarks = self.joining.observer.fetch_watermarks(topic.as_str(), signed(partition), REQUEST_TIMEOUT);
-        let (earliest, _) = watermarks.map_err(|e| unreachable_broker("find the beginning of a topic", &e))?;
-        Ok(progress_from(u64::try_from(earliest).unwrap_or_default()))
+        let (earliest, _) = bounds(&self.joining.observer, topic.as_str(), partition)?;
+        Ok(progress_from(earliest))
     }
 
     /// Reads what units remember, while this thread goes on, and hands them over.

@@ -8,7 +8,7 @@ use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 
-use super::clients::{Clients, Quiet, REQUEST_TIMEOUT, Shared, at, lock, partitions, signed, unreachable_broker};
+use super::clients::{self, Clients, Quiet, REQUEST_TIMEOUT, Shared, at, lock, partitions, signed, unreachable_broker};
 use super::{KafkaLog, record, restore};
 use crate::broker::Error;
 
@@ -36,15 +36,13 @@ impl Reading {
     /// The oldest offset of a partition, and the one after its last stable record. Blocks.
     pub(super) fn bounds(&self, topic: &str, partition: u32) -> Result<(u64, u64), Error> {
         let reader = Arc::clone(&*lock(&self.reader));
-        let watermarks = reader.fetch_watermarks(topic, signed(partition), REQUEST_TIMEOUT);
-        let (earliest, end) = watermarks.map_err(|e| unreachable_broker("find the end of a topic", &e))?;
-        Ok((u64::try_from(earliest).unwrap_or_default(), u64::try_from(end).unwrap_or_default()))
+        clients::bounds(&reader, topic, partition)
     }
 
     /// Waits until no transaction is open below `end`. Blocks.
     pub(super) fn wait_until_stable(&self, topic: &str, partition: u32, end: u64) -> Result<(), Error> {
         let reader = Arc::clone(&*lock(&self.reader));
-        restore::wait_until_stable(&reader, topic, partition, i64::try_from(end).unwrap_or(i64::MAX))
+        restore::wait_until_stable(&reader, topic, partition, end)
     }
 
     /// Records from an offset, or the oldest one there is, on; none at the end. Blocks.

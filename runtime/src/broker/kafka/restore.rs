@@ -15,7 +15,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::Message as _;
 
-use super::clients::{Clients, Quiet, REQUEST_TIMEOUT, partitions, signed, unreachable_broker, unsigned};
+use super::clients::{Clients, Quiet, REQUEST_TIMEOUT, bounds, partitions, unreachable_broker, unsigned};
 use super::reading::is_mended_by_itself;
 use super::values::{self, Values};
 use super::{keys, record};
@@ -48,7 +48,7 @@ pub(super) fn keys(
         let partition = unsigned(element.partition());
         // A partition without a record that young has no such offset.
         if let Offset::Offset(start) = element.offset()
-            && let Some(end) = ends.get(&partition).filter(|end| start < **end)
+            && let Some(end) = ends.get(&partition).filter(|end| u64::try_from(start).unwrap_or_default() < **end)
         {
             starts.push((topic, partition, Offset::Offset(start)));
             left.insert(partition, *end);
@@ -108,11 +108,8 @@ fn unit(function: &FunctionName, source: &Topic, partition: u32) -> Unit {
 }
 
 /// Where partitions end, open transactions included.
-fn ends(observer: &BaseConsumer<Quiet>, topic: &str, wanted: &[u32]) -> Result<BTreeMap<u32, i64>, Error> {
-    let end = |partition: &u32| {
-        let watermarks = observer.fetch_watermarks(topic, signed(*partition), REQUEST_TIMEOUT);
-        watermarks.map(|(_, end)| (*partition, end)).map_err(|e| unreachable_broker("find the end of a topic", &e))
-    };
+fn ends(observer: &BaseConsumer<Quiet>, topic: &str, wanted: &[u32]) -> Result<BTreeMap<u32, u64>, Error> {
+    let end = |partition: &u32| bounds(observer, topic, *partition).map(|(_, end)| (*partition, end));
     wanted.iter().map(end).collect()
 }
 
@@ -121,11 +118,10 @@ pub(super) fn wait_until_stable(
     reader: &BaseConsumer<Quiet>,
     topic: &str,
     partition: u32,
-    end: i64,
+    end: u64,
 ) -> Result<(), Error> {
     loop {
-        let watermarks = reader.fetch_watermarks(topic, signed(partition), REQUEST_TIMEOUT);
-        let (_, stable) = watermarks.map_err(|e| unreachable_broker("find the end of a topic", &e))?;
+        let (_, stable) = bounds(reader, topic, partition)?;
         if stable >= end {
             return Ok(());
         }
@@ -136,7 +132,7 @@ pub(super) fn wait_until_stable(
 /// Reads until each partition's end was reached. `each` gets topic, partition, offset and record.
 fn read(
     reader: &BaseConsumer<Quiet>,
-    mut left: BTreeMap<u32, i64>,
+    mut left: BTreeMap<u32, u64>,
     mut each: impl FnMut(&str, u32, u64, &Record),
 ) -> Result<(), Error> {
     while !left.is_empty() {
@@ -145,7 +141,7 @@ fn read(
                 let partition = unsigned(message.partition());
                 let (offset, record) = record::read(&message);
                 each(message.topic(), partition, offset, &record);
-                if left.get(&partition).is_some_and(|end| message.offset() + 1 >= *end) {
+                if left.get(&partition).is_some_and(|end| offset + 1 >= *end) {
                     left.remove(&partition);
                 }
             }

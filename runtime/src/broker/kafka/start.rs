@@ -11,7 +11,7 @@ use millrace_core::name::{Topic, Unit};
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
-use super::clients::{Clients, Quiet, REQUEST_TIMEOUT, at, signed, unreachable_broker};
+use super::clients::{Clients, Quiet, at, bounds, signed};
 use super::member::{committed, progress_from};
 use super::metadata;
 use super::writer::{Ended, Positions, Writer};
@@ -58,13 +58,12 @@ fn decide_once(
     let undecided = undecided(outsider, subscription, sources)?;
     let mut offsets = TopicPartitionList::new();
     for (topic, partition) in undecided {
-        let watermarks = observer.fetch_watermarks(topic.as_str(), signed(partition), REQUEST_TIMEOUT);
-        let (earliest, end) = watermarks.map_err(|e| unreachable_broker("find where a topic begins", &e))?;
+        let (earliest, end) = bounds(observer, topic.as_str(), partition)?;
         let offset = match subscription.from {
             StartAt::Earliest => earliest,
             StartAt::Latest => end,
         };
-        let progress = progress_from(u64::try_from(offset).unwrap_or_default());
+        let progress = progress_from(offset);
         let unit = Unit { function: subscription.function.clone(), topic: topic.clone(), partition };
         let mut element = offsets.add_partition(topic.as_str(), signed(partition));
         element.set_offset(at(progress.source.resume)).expect("an offset that was read fits");
