@@ -17,9 +17,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
 pub use self::audit::{Finding, Plan, PlannedFunction, Verdict};
-use self::clients::{
-    Clients, Quiet, REQUEST_TIMEOUT, Shared, check_property, lock, partition_counts, unreachable_broker,
-};
+use self::clients::{Clients, Quiet, REQUEST_TIMEOUT, Shared, check_property, lock, partition_counts};
 use self::growth::Growth;
 use self::letters::Letters;
 use self::member::commit::choose;
