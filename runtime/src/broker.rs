@@ -433,6 +433,9 @@ pub struct UnitInfo {
     pub oldest_unsettled_at: Option<Timestamp>,
     /// One past the newest offset of its redrive partition.
     pub redrive_next: u64,
+    /// How many offsets that are not settled, of both partitions, hold no record, such as the markers of transactions. Exact as
+    /// long as little is left, and an estimate else.
+    pub not_records: u64,
 }
 
 /// One value of a unit's state.

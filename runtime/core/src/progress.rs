@@ -63,6 +63,26 @@ pub struct StreamProgress {
     pub totals: Totals,
 }
 
+impl StreamProgress {
+    /// Settled offsets above the resume point.
+    #[must_use]
+    pub fn settled_above_count(&self) -> u64 {
+        self.settled_above.iter().map(|range| range.end.saturating_sub(range.start)).sum()
+    }
+
+    /// Offsets below `end` that are not settled; 0 if `end` lies before the resume point.
+    #[must_use]
+    pub fn unsettled_below(&self, end: u64) -> u64 {
+        end.saturating_sub(self.resume).saturating_sub(self.settled_above_count())
+    }
+
+    /// Whether the record at this offset is settled.
+    #[must_use]
+    pub fn is_settled(&self, offset: u64) -> bool {
+        offset < self.resume || self.settled_above.iter().any(|range| range.contains(&offset))
+    }
+}
+
 /// The head of a lane that waits for another attempt.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ParkedHead {
@@ -93,4 +113,19 @@ pub struct Progress {
     pub parked: Vec<ParkedHead>,
     /// Commits of this unit so far.
     pub commits: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_not_settled_is_counted_below_an_end() {
+        let stream = StreamProgress { resume: 5, settled_above: vec![6..7, 8..10], ..StreamProgress::default() };
+        for (end, expected) in [(0, 0), (5, 0), (10, 2), (12, 4)] {
+            assert_eq!(stream.unsettled_below(end), expected, "{end}");
+        }
+        let unsettled: Vec<u64> = (0..12).filter(|offset| !stream.is_settled(*offset)).collect();
+        assert_eq!(unsettled, [5, 7, 10, 11]);
+    }
 }

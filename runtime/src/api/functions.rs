@@ -8,7 +8,7 @@ use axum::extract::{Path, Request, State};
 use axum::http::Uri;
 use millrace_core::breaker::Phase;
 use millrace_core::name::{FunctionName, Unit};
-use millrace_core::progress::{Stream, StreamProgress, Totals};
+use millrace_core::progress::{Stream, Totals};
 use millrace_core::time::Timestamp;
 
 use super::problem::{Kind, Refusal};
@@ -136,6 +136,7 @@ impl Observed {
             redriven: shown(sum(|info| &info.progress.redrive.totals)),
             lag_records: self.units.iter().map(lag_records).sum(),
             lag_seconds: self.units.iter().map(|info| lag_seconds(info, self.at)).fold(0.0, f64::max),
+            processable_lag: units.iter().map(|unit| unit.processable_lag).sum(),
             parked: units.iter().map(|unit| unit.parked).sum(),
             open_dead_letters: self.open_letters,
             balanced: self.units.iter().all(is_balanced),
@@ -152,11 +153,14 @@ impl Observed {
             partition: unit.partition,
             start: progress.source.start,
             resume: progress.source.resume,
-            settled_above: settled_above(&progress.source),
+            settled_above: progress.source.settled_above_count(),
             next: *source_next,
             totals: shown(progress.source.totals),
+            lag_records: lag_records(info),
+            lag_seconds: lag_seconds(info, self.at),
+            processable_lag: processable_lag(info, parked),
             parked: parked as u64,
-            redriven_lag: stream_lag(info.redrive_next, &progress.redrive),
+            redriven_lag: progress.redrive.unsettled_below(info.redrive_next),
             gone: self.live(unit).and_then(UnitStatus::gone).map_or(0, |gone| gone.records),
             stopped: figures.and_then(|figures| figures.stopped).map(|stopped| match stopped {
                 Stopped::Gone(gone) => format!("its position no longer exists: {gone}"),
@@ -177,11 +181,12 @@ pub(super) const fn breaker_name(phase: Phase) -> &'static str {
 
 /// Records of both logs that are published and not settled.
 pub(super) fn lag_records(info: &UnitInfo) -> u64 {
-    stream_lag(info.source_next, &info.progress.source) + stream_lag(info.redrive_next, &info.progress.redrive)
+    info.progress.source.unsettled_below(info.source_next) + info.progress.redrive.unsettled_below(info.redrive_next)
 }
 
-fn stream_lag(next: u64, stream: &StreamProgress) -> u64 {
-    next.saturating_sub(stream.resume).saturating_sub(settled_above(stream))
+/// Those of them that a handler can have now: neither held back behind failing keys nor markers of transactions.
+pub(super) fn processable_lag(info: &UnitInfo, parked: usize) -> u64 {
+    lag_records(info).saturating_sub(info.not_records).saturating_sub(parked as u64)
 }
 
 /// The age of the oldest record that is not settled.
@@ -193,12 +198,8 @@ pub(super) fn lag_seconds(info: &UnitInfo, now: Timestamp) -> f64 {
 pub(super) fn is_balanced(info: &UnitInfo) -> bool {
     [&info.progress.source, &info.progress.redrive].into_iter().all(|stream| {
         let contiguous = stream.resume.checked_sub(stream.start);
-        contiguous.and_then(|settled| settled.checked_add(settled_above(stream))) == Some(stream.totals.sum())
+        contiguous.and_then(|settled| settled.checked_add(stream.settled_above_count())) == Some(stream.totals.sum())
     })
-}
-
-fn settled_above(stream: &StreamProgress) -> u64 {
-    stream.settled_above.iter().map(|range| range.end.saturating_sub(range.start)).sum()
 }
 
 fn plus(a: Totals, b: &Totals) -> Totals {
@@ -219,7 +220,7 @@ fn shown(totals: Totals) -> types::Totals {
 
 #[cfg(test)]
 mod tests {
-    use millrace_core::progress::Progress;
+    use millrace_core::progress::{Progress, StreamProgress};
 
     use super::*;
 
@@ -233,6 +234,7 @@ mod tests {
             source_next: 40,
             oldest_unsettled_at: Some(Timestamp::from_millis(5_000)),
             redrive_next: 0,
+            not_records: 0,
         }
     }
 
@@ -261,5 +263,13 @@ mod tests {
         assert_eq!(lag(&unit(20, &[22..24, 25..26], 13)), (17, 2.5));
         assert_eq!(lag(&unit(40, &[], 30)), (0, 0.0));
         assert_eq!(lag(&UnitInfo { redrive_next: 3, ..unit(40, &[], 30) }), (3, 2.5));
+    }
+
+    #[test]
+    fn what_is_held_back_or_no_record_cannot_be_processed_now() {
+        let info = UnitInfo { not_records: 4, ..unit(20, &[22..24], 12) };
+        for (parked, expected) in [(0, 14), (5, 9), (14, 0), (100, 0)] {
+            assert_eq!(processable_lag(&info, parked), expected, "{parked}");
+        }
     }
 }

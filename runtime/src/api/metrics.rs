@@ -19,7 +19,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use prometheus_client::registry::Registry;
 
-use super::functions::{Observed, breaker_name, is_balanced, lag_records, lag_seconds};
+use super::functions::{Observed, breaker_name, is_balanced, lag_records, lag_seconds, processable_lag};
 use super::problem::{Kind, Refusal};
 use super::{Shared, State as Phase};
 use crate::broker::{Broker, Catalog, TopicInfo};
@@ -206,6 +206,7 @@ fn outcomes(totals: Totals) -> [(&'static str, u64); 6] {
 fn register_lags(registry: &mut Registry, functions: &[Observed]) {
     let records = Family::<SourceLabels, Gauge>::default();
     let seconds = Family::<SourceLabels, FloatGauge>::default();
+    let processable = Family::<SourceLabels, Gauge>::default();
     let parked = Family::<SourceLabels, Gauge>::default();
     let stopped = Family::<SourceLabels, Gauge>::default();
     for (observed, unit) in units(functions) {
@@ -214,6 +215,7 @@ fn register_lags(registry: &mut Registry, functions: &[Observed]) {
         let held_back = live.as_ref().map_or(unit.progress.parked.len(), |figures| figures.parked);
         let waits = live.is_some_and(|figures| figures.stopped.is_some());
         records.get_or_create(&labels).inc_by(gauge(lag_records(unit)));
+        processable.get_or_create(&labels).inc_by(gauge(processable_lag(unit, held_back)));
         parked.get_or_create(&labels).inc_by(gauge(held_back as u64));
         stopped.get_or_create(&labels).inc_by(i64::from(waits));
         let oldest = seconds.get_or_create_owned(&labels);
@@ -221,6 +223,7 @@ fn register_lags(registry: &mut Registry, functions: &[Observed]) {
     }
     registry.register(metric::LAG_RECORDS, "Records published and not settled.", records);
     registry.register(metric::LAG_SECONDS, "Age of the oldest record that is not settled.", seconds);
+    registry.register(metric::PROCESSABLE_LAG, "Those that a handler can have now.", processable);
     registry.register(metric::PARKED, "Records held back behind failing keys.", parked);
     registry.register(metric::STOPPED, "Partitions that wait for an operator.", stopped);
 }

@@ -152,6 +152,10 @@ pub struct FunctionStatus {
     pub lag_records: u64,
     /// Age of the oldest record that is not settled.
     pub lag_seconds: f64,
+    /// Those of `lag_records` that a handler can have now: neither held back behind failing keys nor, on Kafka, markers of
+    /// transactions. An estimate where more than 1,000 are left.
+    #[serde(default)]
+    pub processable_lag: u64,
     /// Records held back behind failing keys.
     pub parked: u64,
     /// Open dead letters.
@@ -204,6 +208,15 @@ pub struct UnitStatus {
     pub next: u64,
     /// Settlements by outcome.
     pub totals: Totals,
+    /// Records published and not settled, redriven ones included.
+    #[serde(default)]
+    pub lag_records: u64,
+    /// Age of the oldest record that is not settled.
+    #[serde(default)]
+    pub lag_seconds: f64,
+    /// As of a function.
+    #[serde(default)]
+    pub processable_lag: u64,
     /// Records held back behind failing keys.
     pub parked: u64,
     /// Redriven records that are not settled.

@@ -229,7 +229,7 @@ fn functions(functions: &[FunctionStatus]) -> Table {
             Cell::figure(f.totals.filtered, Style::Plain),
             Cell::figure(f.totals.duplicate, Style::Plain),
             Cell::figure(f.totals.dead_lettered, Style::Notable),
-            lag(f),
+            lag(f.lag_records, f.lag_seconds),
             Cell::figure(f.parked, Style::Notable),
             Cell::styled(format::one_line(&f.breaker, 20), breaker_style(&f.breaker)),
             Cell::figure(f.open_dead_letters, Style::Bad),
@@ -239,11 +239,11 @@ fn functions(functions: &[FunctionStatus]) -> Table {
     table
 }
 
-fn lag(f: &FunctionStatus) -> Cell {
-    if f.lag_records == 0 {
+fn lag(records: u64, seconds: f64) -> Cell {
+    if records == 0 {
         return Cell::figure(0, Style::Faint);
     }
-    Cell::styled(format!("{} ({})", format::count(f.lag_records), format::seconds(f.lag_seconds)), Style::Notable)
+    Cell::styled(format!("{} ({})", format::count(records), format::seconds(seconds)), Style::Notable)
 }
 
 /// How a breaker's phase looks.
@@ -262,6 +262,8 @@ fn units(f: &FunctionStatus) -> Table {
         ("resume", Side::Right),
         ("settled above", Side::Right),
         ("next", Side::Right),
+        ("lag", Side::Right),
+        ("processable", Side::Right),
         ("parked", Side::Right),
         ("state", Side::Left),
     ]);
@@ -278,6 +280,8 @@ fn units(f: &FunctionStatus) -> Table {
             format::count(unit.resume).into(),
             Cell::figure(unit.settled_above, Style::Plain),
             format::count(unit.next).into(),
+            lag(unit.lag_records, unit.lag_seconds),
+            Cell::figure(unit.processable_lag, Style::Notable),
             Cell::figure(unit.parked, Style::Notable),
             state,
         ]);

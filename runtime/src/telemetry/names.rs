@@ -80,6 +80,8 @@ pub mod metric {
     pub const LAG_RECORDS: &str = "millrace_lag_records";
     /// The age of the oldest of them.
     pub const LAG_SECONDS: &str = "millrace_lag_seconds";
+    /// Those that a handler can have now.
+    pub const PROCESSABLE_LAG: &str = "millrace_processable_lag_records";
     /// Records held back behind failing keys.
     pub const PARKED: &str = "millrace_parked_records";
     /// Partitions that wait for an operator.

@@ -145,6 +145,7 @@ fn describe(world: &World, unit: &Unit) -> UnitInfo {
         source_next: source.len() as u64,
         oldest_unsettled_at: source.get(resume).map(|record| record.timestamp),
         redrive_next: world.redrive.get(unit).map_or(0, |log| log.len() as u64),
+        not_records: 0,
         progress,
     }
 }

@@ -83,6 +83,7 @@ async fn figures_say_what_happened() {
         ("millrace_failed_attempts_total", &source, 1.0),
         ("millrace_lag_records", &source, 0.0),
         ("millrace_lag_seconds", &source, 0.0),
+        ("millrace_processable_lag_records", &source, 0.0),
         ("millrace_parked_records", &source, 0.0),
         ("millrace_stopped_partitions", &source, 0.0),
         ("millrace_open_dead_letters", &function.to_owned(), 1.0),

@@ -5,7 +5,7 @@ use millrace_core::progress::{ParkedHead, Position, Progress, Stream, StreamProg
 use millrace_core::record::Record;
 use millrace_core::time::Timestamp;
 
-use super::super::types::{FunctionStatus, Records, Status, Topics};
+use super::super::types::{FunctionStatus, Records, Status, Topics, UnitStatus};
 use super::{NOW, Server};
 use crate::broker::{StateEntry, UnitInfo};
 
@@ -175,6 +175,7 @@ fn unit(partition: u32) -> UnitInfo {
         source_next: 10,
         oldest_unsettled_at: Some(NOW - std::time::Duration::from_secs(2)),
         redrive_next: 2,
+        not_records: 1,
     }
 }
 
@@ -190,6 +191,8 @@ async fn the_accounts_of_a_function_are_the_sums_of_its_units() {
     assert_eq!((pay.totals.completed, pay.totals.dead_lettered, pay.redriven.completed), (8, 2, 2));
     assert_eq!((pay.lag_records, pay.parked, pay.open_dead_letters, pay.balanced), (8, 2, 0, true));
     assert!(pay.lag_seconds >= 2.0);
+    let lags = |unit: &UnitStatus| (unit.lag_records, unit.processable_lag, unit.lag_seconds >= 2.0);
+    assert_eq!((pay.processable_lag, lags(&pay.units[0])), (4, (4, 2, true)));
     assert_eq!((pay.units[1].partition, pay.units[1].settled_above, pay.units[1].resume), (1, 2, 5));
     let one: FunctionStatus = server.get("/v1/functions/shop.pay").await.json();
     assert_eq!(one.totals, pay.totals);

@@ -108,6 +108,7 @@ async fn describe(state: &State, unit: &UnitState) -> Result<UnitInfo, Error> {
         source_next: unit.source.end(),
         oldest_unsettled_at: oldest,
         redrive_next: unit.redrive.end(),
+        not_records: 0,
         progress: (*progress).clone(),
     })
 }

@@ -6,7 +6,8 @@ use std::sync::Arc;
 use millrace_core::letter;
 use millrace_core::limits::{LETTERS_AT_ONCE, PARTITIONS_MAX};
 use millrace_core::name::{FunctionName, Topic, Unit};
-use millrace_core::progress::Stream;
+use millrace_core::progress::{Stream, StreamProgress};
+use millrace_core::time::Timestamp;
 use tokio::sync::oneshot;
 
 use super::KafkaLog;
@@ -20,6 +21,9 @@ use crate::broker::{
     Catalog, CatalogError, Error, Fetched, Force, LetterAction, LetterId, LetterStatus, PartitionInfo, PublishError,
     Retention, StateEntry, StateRange, StoredLetter, TopicInfo, UnitInfo,
 };
+
+/// Records that are looked at to tell how much of what is left is none.
+const LAG_LOOKED_AT: usize = 1000;
 
 impl Catalog for KafkaLog {
     async fn topics(&self) -> Result<Vec<TopicInfo>, CatalogError> {
@@ -216,16 +220,41 @@ fn describe(log: &KafkaLog, function: &FunctionName, found: Committed) -> Result
     let Committed { topic, partition, progress } = found;
     let progress = progress.unwrap_or_default();
     let redrives = log.clients().names.redrive(function, &topic).map_err(|e| Error::Fatal(e.to_string()))?;
-    let left = |topic: &str, resume: u64| {
-        let page = log.reading().page(topic, partition, resume, 1)?;
-        let oldest = page.records.first().map(|(_, record)| record.timestamp);
-        let end = if oldest.is_some() { log.reading().bounds(topic, partition)?.1 } else { resume };
-        Ok::<_, Error>((end, oldest))
-    };
-    let (source_next, oldest_unsettled_at) = left(topic.as_str(), progress.source.resume)?;
-    let (redrive_next, _) = left(redrives.as_str(), progress.redrive.resume)?;
+    let source = left(log, topic.as_str(), partition, &progress.source)?;
+    let redrive = left(log, redrives.as_str(), partition, &progress.redrive)?;
     let unit = Unit { function: function.clone(), topic, partition };
-    Ok(UnitInfo { unit, progress, source_next, oldest_unsettled_at, redrive_next })
+    Ok(UnitInfo {
+        unit,
+        progress,
+        source_next: source.end,
+        oldest_unsettled_at: source.oldest_at,
+        redrive_next: redrive.end,
+        not_records: source.not_records + redrive.not_records,
+    })
+}
+
+/// What a log has beyond a position.
+struct Left {
+    end: u64,
+    oldest_at: Option<Timestamp>,
+    not_records: u64,
+}
+
+fn left(log: &KafkaLog, topic: &str, partition: u32, progress: &StreamProgress) -> Result<Left, Error> {
+    let resume = progress.resume;
+    let page = log.reading().page(topic, partition, resume, LAG_LOOKED_AT)?;
+    let Some((_, oldest)) = page.records.first() else {
+        return Ok(Left { end: resume, oldest_at: None, not_records: 0 });
+    };
+    let end = log.reading().bounds(topic, partition)?.1.max(page.next);
+    let records = page.records.iter().filter(|(offset, _)| !progress.is_settled(*offset)).count() as u64;
+    let looked_at = progress.unsettled_below(page.next);
+    let beyond = progress.unsettled_below(end).saturating_sub(looked_at);
+    let not_records = looked_at.saturating_sub(records);
+    // Of the rest the same share.
+    let more = (u128::from(beyond) * u128::from(not_records)).checked_div(u128::from(looked_at)).unwrap_or(0);
+    let not_records = not_records + u64::try_from(more).expect("a share of a number is smaller");
+    Ok(Left { end, oldest_at: Some(oldest.timestamp), not_records })
 }
 
 impl KafkaLog {

@@ -24,6 +24,24 @@ async fn a_subscription_makes_the_topics_it_needs() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn markers_of_transactions_are_told_apart_from_records_that_wait() {
+    let Some(cluster) = Cluster::find() else { return };
+    let log = cluster.orders().await;
+    drop(cluster.subscribe(&log).await);
+    let left = async || {
+        let units = within(log.units(&function())).await.unwrap();
+        let unit = units.into_iter().find(|info| info.unit.partition == 0).unwrap();
+        (unit.progress.source.unsettled_below(unit.source_next), unit.not_records)
+    };
+    assert_eq!(left().await, (0, 0));
+    for values in [&["a", "b"][..], &["c"], &["d"]] {
+        cluster.publish(&log, "orders", 0, values).await;
+    }
+    // Each of the three publications is a transaction, and has a marker.
+    assert_eq!(left().await, (7, 3));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn what_a_tool_committed_is_a_position_without_progress() {
     let Some(cluster) = Cluster::find() else { return };
     let log = cluster.orders().await;
