@@ -501,7 +501,7 @@ impl<P: Partition, R: Revision> Owned<P, R> {
     /// What is settled is enough for one commit.
     fn is_large(&self) -> bool {
         self.dispatcher.settlements() >= limits::GROUP_MAX_EVENTS
-            || self.effects.state_bytes() >= limits::GROUP_MAX_STATE_BYTES
+            || self.effects.size_bytes() >= limits::GROUP_MAX_BYTES
     }
 
     /// Commits what was settled, unless more can join it soon.

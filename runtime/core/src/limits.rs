@@ -107,11 +107,11 @@ pub const LOG_DEFAULT_BYTES: u64 = 64 * GIB as u64;
 // One unit of ownership.
 
 /// Events settled in one commit.
-pub const GROUP_MAX_EVENTS: usize = 250;
+pub const GROUP_MAX_EVENTS: usize = 1000;
 /// Time spent in handlers before what is settled so far is committed.
 pub const GROUP_MAX_HANDLER_TIME: Duration = Duration::from_micros(500);
-/// Bytes of state that settled events have written before they are committed.
-pub const GROUP_MAX_STATE_BYTES: usize = 16 * MIB;
+/// Bytes that settled events have emitted and have written to state before they are committed.
+pub const GROUP_MAX_BYTES: usize = 16 * MIB;
 /// Records of one fetch.
 pub const FETCH_MAX_RECORDS: usize = 1000;
 /// Bytes of one fetch, as a soft bound: one record always comes.

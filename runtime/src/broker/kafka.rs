@@ -231,7 +231,7 @@ impl KafkaLog {
             if size_bytes > max_bytes {
                 return Err(PublishError::TooLarge { index, topic, size_bytes, max_bytes });
             }
-            placed.push(Placed { topic: topic.to_string(), partition, record });
+            placed.push(Placed { topic, partition, record });
         }
         Ok(placed)
     }

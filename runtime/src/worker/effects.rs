@@ -21,6 +21,8 @@ pub(super) struct Effects {
     staged: Option<(Position, Vec<Emission>, Writes)>,
     outputs: Vec<Outgoing>,
     letters: Vec<Letter>,
+    /// Of outputs and letters.
+    record_bytes: usize,
     resolved: Vec<LetterId>,
     /// State that is written and not durable. A guest that runs shares it, and so sees no change of it.
     overlay: Arc<Overlay>,
@@ -38,13 +40,18 @@ impl Effects {
         match settlement {
             Settlement::DeadLettered(dead) => {
                 let delivered = payload.expect("a dead letter keeps its bytes");
-                self.letters.push(letter(&unit.function, revision, &delivered, &dead));
+                let letter = letter(&unit.function, revision, &delivered, &dead);
+                self.record_bytes += letter.record.size_bytes();
+                self.letters.push(letter);
                 return;
             }
             Settlement::Completed => {
                 let (at, emitted, state) = self.staged.take().expect("an event completes right after its attempt");
                 assert_eq!(at, position, "what is staged belongs to the event that completes");
-                self.outputs.extend(emitted.into_iter().map(|emission| outgoing(now, emission)));
+                for emission in emitted {
+                    self.record_bytes += emission.record.size_bytes();
+                    self.outputs.push(outgoing(now, emission));
+                }
                 if !state.is_empty() {
                     Arc::make_mut(&mut self.overlay).stage(state);
                 }
@@ -60,6 +67,7 @@ impl Effects {
 
     /// All that a commit says, and starts gathering anew.
     pub(super) fn commit(&mut self, now: Timestamp, sealed: Sealed) -> Commit {
+        self.record_bytes = 0;
         Commit {
             at: now,
             progress: sealed.progress,
@@ -83,9 +91,9 @@ impl Effects {
         Arc::clone(&self.overlay)
     }
 
-    /// Bytes of state that the next commit writes.
-    pub(super) fn state_bytes(&self) -> usize {
-        self.overlay.staged_bytes()
+    /// Bytes of records and of state that the next commit writes.
+    pub(super) fn size_bytes(&self) -> usize {
+        self.record_bytes + self.overlay.staged_bytes()
     }
 }
 

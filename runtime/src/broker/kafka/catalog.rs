@@ -191,13 +191,13 @@ fn act(
         LetterAction::Resolve(note) => StatusChange::Resolved(note.clone()),
         LetterAction::Discard(reason) => StatusChange::Discarded(reason.clone()),
     };
-    let mut records = vec![changed(statuses.as_str(), id, now, &change)];
+    let mut records = vec![changed(&statuses, id, now, &change)];
     if *action == LetterAction::Redrive {
         let entry = letters.get(id).ok_or_else(|| CatalogError::UnknownLetter(function.clone(), id.clone()))?;
         let mut record = letter::redriven(&entry.stored(log, function, id)?.record, entry.redriven.saturating_add(1));
         record.timestamp = now;
         let topic = names.redrive(function, &id.topic).map_err(invalid)?;
-        records.push(Placed { topic: topic.to_string(), partition: id.partition, record });
+        records.push(Placed { topic, partition: id.partition, record });
     }
     Ok(records)
 }

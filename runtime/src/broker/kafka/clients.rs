@@ -27,7 +27,7 @@ const TRANSACTION_TIMEOUT_MS: u32 = 10_000;
 const RECORD_OVERHEAD_BYTES: usize = 64 * limits::KIB;
 
 /// Properties of librdkafka that are ours, because the promise rests on them, with the reason.
-const OURS: [(&str, &str); 19] = [
+const OURS: [(&str, &str); 20] = [
     ("bootstrap.servers", "it is the setting kafka.bootstrap"),
     ("metadata.broker.list", "it is the setting kafka.bootstrap"),
     ("group.id", "it follows from the prefix and the function's name"),
@@ -43,6 +43,7 @@ const OURS: [(&str, &str); 19] = [
     ("enable.idempotence", "a record would be written twice"),
     ("acks", "a record could be lost"),
     ("request.required.acks", "a record could be lost"),
+    ("delivery.report.only.error", "the runtime decides where it is needed"),
     ("message.timeout.ms", "it follows from the time-out of transactions"),
     ("delivery.timeout.ms", "it follows from the time-out of transactions"),
     ("partitioner", "the runtime chooses partitions"),
@@ -155,20 +156,24 @@ impl Clients {
         made(BaseConsumer::from_config_and_context(&self.config(&[], &fixed), Quiet))
     }
 
-    /// A transactional producer. A batch of records has at most `batch_bytes`, if that is given, or is a single record.
+    /// A transactional producer, which tells of each record or only of those that failed. A batch of records has at most
+    /// `batch_bytes`, if that is given, or is a single record.
     pub(super) fn producer(
         &self,
         transactional_id: &str,
         batch_bytes: Option<usize>,
+        only_failed: bool,
     ) -> Result<BaseProducer<Deliveries>, Error> {
         let largest = (limits::DEAD_LETTER_MAX_BYTES + RECORD_OVERHEAD_BYTES).to_string();
-        let tuned = [("linger.ms", "0.5"), ("message.max.bytes", largest.as_str())];
+        // What is asked for while markers of the last transaction are written is asked for again after this time.
+        let tuned = [("linger.ms", "0.5"), ("message.max.bytes", largest.as_str()), ("retry.backoff.ms", "10")];
         let timeout = TRANSACTION_TIMEOUT_MS.to_string();
         let batch_bytes = batch_bytes.map(|bytes| bytes.to_string());
         let mut fixed = vec![
             ("transactional.id", transactional_id),
             ("transaction.timeout.ms", timeout.as_str()),
             ("message.timeout.ms", timeout.as_str()),
+            ("delivery.report.only.error", if only_failed { "true" } else { "false" }),
         ];
         fixed.extend(batch_bytes.as_deref().map(|bytes| ("batch.size", bytes)));
         made(BaseProducer::from_config_and_context(&self.config(&tuned, &fixed), Deliveries::default()))

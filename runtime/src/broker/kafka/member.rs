@@ -211,7 +211,12 @@ impl Member {
         while let Some(request) = next {
             match request {
                 Request::Wake => {}
-                Request::Commit(pending) => commits.push(*pending),
+                Request::Commit(pending) => {
+                    if commits.is_empty() {
+                        self.writer.wait_for_markers();
+                    }
+                    commits.push(*pending);
+                }
                 Request::Restart { unit, epoch, stream, at } => self.restart(unit, epoch, (stream, at))?,
                 Request::Committed(wanted, reply) => drop(reply.send(self.committed(&wanted))),
             }

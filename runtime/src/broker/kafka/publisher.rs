@@ -40,7 +40,7 @@ impl Publisher {
     pub(super) fn start(clients: Arc<Clients>) -> Result<Self, Error> {
         let (sender, batches) = sync_channel(limits::PUBLISHES_WAITING_MAX);
         let id = clients.names.publisher_id();
-        let writer = Writer::new(clients, id);
+        let writer = Writer::new(clients, id).telling_offsets();
         let thread = std::thread::Builder::new().name("kafka-publish".to_owned()).spawn(move || run(writer, &batches));
         thread.map_err(|e| Error::Fatal(format!("no thread can be started: {e}")))?;
         Ok(Self(sender))
@@ -60,6 +60,7 @@ impl Publisher {
 
 fn run(mut writer: Writer, batches: &Receiver<Batch>) {
     while let Ok(first) = batches.recv() {
+        writer.wait_for_markers();
         let mut bytes = first.bytes();
         let mut group = vec![first];
         while bytes < GROUP_MAX_BYTES
@@ -73,12 +74,12 @@ fn run(mut writer: Writer, batches: &Receiver<Batch>) {
 }
 
 fn write(writer: &mut Writer, mut group: Vec<Batch>) {
-    let records: Vec<Placed> = group.iter().flat_map(|batch| batch.records.iter().cloned()).collect();
+    let records: Vec<&Placed> = group.iter().flat_map(|batch| &batch.records).collect();
     match attempt(writer, &records) {
         Ended::Committed(offsets) => {
-            let mut places = records.iter().zip(offsets);
+            let mut offsets = offsets.into_iter();
             for batch in group {
-                let places = places.by_ref().take(batch.records.len());
+                let places = batch.records.iter().zip(offsets.by_ref());
                 let places = places.map(|(placed, offset)| Placement { partition: placed.partition, offset });
                 drop(batch.reply.send(Ok(places.collect())));
             }
@@ -112,7 +113,7 @@ fn write(writer: &mut Writer, mut group: Vec<Batch>) {
 }
 
 /// Tries until it is known how it ended, or the broker has had its chances.
-fn attempt(writer: &mut Writer, records: &[Placed]) -> Ended {
+fn attempt(writer: &mut Writer, records: &[&Placed]) -> Ended {
     let mut ended = Ended::Failed("it was not tried".to_owned());
     for _ in 0..TRIES {
         if !writer.is_ready()
@@ -133,13 +134,14 @@ fn attempt(writer: &mut Writer, records: &[Placed]) -> Ended {
 fn refusal(batch: &Batch, index: usize, (code, reason): (RDKafkaErrorCode, &str)) -> PublishError {
     use RDKafkaErrorCode as Code;
     let Placed { topic, record, .. } = &batch.records[index];
-    match (topic.parse(), code) {
-        (Ok(topic), Code::MessageSizeTooLarge) => {
+    let topic = topic.clone();
+    match code {
+        Code::MessageSizeTooLarge => {
             // What the topic takes is asked for by whoever tells of it.
             let max_bytes = limits::EVENT_MAX_BYTES;
             PublishError::TooLarge { index, topic, size_bytes: record.size_bytes(), max_bytes }
         }
-        (Ok(topic), Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition) => {
+        Code::UnknownTopicOrPartition | Code::UnknownTopic | Code::UnknownPartition => {
             PublishError::UnknownTopic { index, topic }
         }
         _ => PublishError::Broker(Error::Transient(format!("record {index}: {reason}"))),

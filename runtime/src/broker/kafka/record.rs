@@ -1,6 +1,7 @@
 //! Records as Kafka's clients give and take them.
 
 use bytes::Bytes;
+use millrace_core::name::Topic;
 use millrace_core::record::Record;
 use millrace_core::time::Timestamp;
 use rdkafka::message::{BorrowedMessage, Header, Message, OwnedHeaders};
@@ -9,7 +10,7 @@ use rdkafka::producer::BaseRecord;
 /// A record for one partition.
 #[derive(Clone, Debug)]
 pub(super) struct Placed {
-    pub(super) topic: String,
+    pub(super) topic: Topic,
     pub(super) partition: u32,
     pub(super) record: Record,
 }
@@ -30,7 +31,7 @@ pub(super) fn read(message: &BorrowedMessage<'_>) -> (u64, Record) {
 /// The same on its way into Kafka, with its number for the report of its delivery.
 pub(super) fn send(placed: &Placed, number: usize) -> BaseRecord<'_, [u8], [u8], usize> {
     let Placed { topic, partition, record } = placed;
-    let mut to = BaseRecord::with_opaque_to(topic, number).partition(super::clients::signed(*partition));
+    let mut to = BaseRecord::with_opaque_to(topic.as_str(), number).partition(super::clients::signed(*partition));
     to.timestamp = i64::try_from(record.timestamp.as_millis()).ok();
     to.key = record.key.as_deref();
     to.payload = record.value.as_deref();

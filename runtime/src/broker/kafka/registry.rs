@@ -88,8 +88,8 @@ impl KafkaLog {
         previous: u64,
         content: Bytes,
     ) -> Result<u64, DeployError> {
-        let topic = self.clients().names.registry();
-        let name = Topic::new(topic.clone()).map_err(|e| Error::Fatal(e.to_string()))?;
+        let topic = Topic::new(self.clients().names.registry()).map_err(|e| Error::Fatal(e.to_string()))?;
+        let name = topic.clone();
         topics::make_registry(self.admin(), self.replication(), name.clone())
             .await
             .map_err(CatalogError::into_broker)?;

@@ -78,7 +78,7 @@ pub(super) fn placed(topic: &Topic, unit: &Unit, at: Timestamp, write: &StateWri
         value: value.as_ref().map(|value| encode(unit, key, value)),
         headers: Headers::default(),
     };
-    Placed { topic: topic.to_string(), partition: unit.partition, record }
+    Placed { topic: topic.clone(), partition: unit.partition, record }
 }
 
 /// Takes a record of a unit's partition in, oldest first.

@@ -26,10 +26,14 @@ const BATCH_BYTES: usize = 1_000_000;
 /// Batches are not made smaller than this for a topic that takes only small ones.
 const BATCH_MIN_BYTES: usize = 1024;
 
+/// A transaction's markers are written after its end is answered, and the next of the same producer cannot begin before. If it
+/// tries too early it waits for [20 ms](https://github.com/confluentinc/librdkafka) and more; markers take 1 to 3 ms.
+const MARKERS: Duration = Duration::from_millis(3);
+
 /// How a transaction ended.
 #[derive(Debug)]
 pub(super) enum Ended {
-    /// All of it is durable and visible; offsets of the records, in order.
+    /// All of it is durable and visible; offsets of the records, in order, of a [`Writer::telling_offsets`].
     Committed(Vec<u64>),
     /// Nothing of it is visible, because the group's members changed.
     Aborted(String),
@@ -69,12 +73,31 @@ pub(super) struct Writer {
     producer: Option<BaseProducer<Deliveries>>,
     /// How many bytes a batch may have, once a topic was found that takes less than usual.
     batch_bytes: Option<usize>,
+    tells_offsets: bool,
+    /// When the last transaction ended.
+    ended: Option<Instant>,
 }
 
 impl Writer {
     /// Fences whoever had the same id before. To be followed by [`Writer::renew`].
     pub(super) fn new(clients: Arc<Clients>, transactional_id: String) -> Self {
-        Self { clients, transactional_id, producer: None, batch_bytes: None }
+        Self { clients, transactional_id, producer: None, batch_bytes: None, tells_offsets: false, ended: None }
+    }
+
+    /// It also tells where records are, which costs a report of each.
+    pub(super) const fn telling_offsets(mut self) -> Self {
+        self.tells_offsets = true;
+        self
+    }
+
+    /// Waits until the next transaction can begin at once. What comes meanwhile can be part of it.
+    pub(super) fn wait_for_markers(&mut self) {
+        if let Some(ended) = self.ended.take() {
+            let until = ended + MARKERS;
+            while let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero()) {
+                std::thread::park_timeout(left);
+            }
+        }
     }
 
     pub(super) fn is_ready(&self) -> bool {
@@ -84,7 +107,7 @@ impl Writer {
     /// A new producer. When it returns, every earlier transaction of the same id has ended, one way or the other.
     pub(super) fn renew(&mut self) -> Result<(), Error> {
         self.producer = None;
-        let producer = self.clients.producer(&self.transactional_id, self.batch_bytes)?;
+        let producer = self.clients.producer(&self.transactional_id, self.batch_bytes, !self.tells_offsets)?;
         producer.init_transactions(REQUEST_TIMEOUT).map_err(|error| {
             let fatal = matches!(&error, KafkaError::Transaction(e) if is_forbidden(e.code()));
             let reason = format!("no transaction of `{}` can be begun: {error}", self.transactional_id);
@@ -95,7 +118,7 @@ impl Writer {
     }
 
     /// Writes all or nothing.
-    pub(super) fn write(&mut self, records: &[Placed], positions: Option<&Positions<'_>>) -> Ended {
+    pub(super) fn write(&mut self, records: &[&Placed], positions: Option<&Positions<'_>>) -> Ended {
         match self.write_once(records, positions) {
             Ended::Refused { code: RDKafkaErrorCode::MessageSizeTooLarge, .. } if records.len() > 1 => {
                 self.write_one_by_one(records, positions)
@@ -106,7 +129,7 @@ impl Writer {
 
     /// A broker measures whole batches, so what it found too large may be several records together, and does not tell which
     /// record it is. Each in a batch of its own, only a record that really is too large is refused.
-    fn write_one_by_one(&mut self, records: &[Placed], positions: Option<&Positions<'_>>) -> Ended {
+    fn write_one_by_one(&mut self, records: &[&Placed], positions: Option<&Positions<'_>>) -> Ended {
         let before = self.batch_bytes.replace(1);
         let ended = match self.renew() {
             Ok(()) => self.write_once(records, positions),
@@ -120,9 +143,11 @@ impl Writer {
         ended
     }
 
-    fn write_once(&mut self, records: &[Placed], positions: Option<&Positions<'_>>) -> Ended {
+    fn write_once(&mut self, records: &[&Placed], positions: Option<&Positions<'_>>) -> Ended {
         let Some(producer) = &self.producer else { return Ended::Failed("the producer is not ready".to_owned()) };
-        match attempt(producer, records, positions) {
+        let attempted = attempt(producer, records, positions, self.tells_offsets);
+        self.ended = Some(Instant::now());
+        match attempted {
             Ok(offsets) => Ended::Committed(offsets),
             Err(Fault::Abort(ended)) => {
                 if let Err(error) = abort(producer) {
@@ -150,8 +175,9 @@ impl Drop for Writer {
 
 fn attempt(
     producer: &BaseProducer<Deliveries>,
-    records: &[Placed],
+    records: &[&Placed],
     positions: Option<&Positions<'_>>,
+    tells_offsets: bool,
 ) -> Result<Vec<u64>, Fault> {
     drop(producer.context().take());
     producer.begin_transaction().map_err(|e| fault(&e))?;
@@ -159,11 +185,15 @@ fn attempt(
     for (number, placed) in records.iter().enumerate() {
         send(producer, placed, number, deadline)?;
     }
-    let offsets = delivered(producer, records, deadline)?;
-    if let Some(Positions { offsets, member }) = positions {
+    // While records are on their way.
+    let positioned = positions.map_or(Ok(()), |Positions { offsets, member }| {
         repeat(deadline, || producer.send_offsets_to_transaction(offsets, member, REQUEST_TIMEOUT))
-            .map_err(|e| fault(&e))?;
-    }
+    });
+    // A record that is refused says more than that positions are not taken any more.
+    let offsets = delivered(producer, records, deadline, tells_offsets).and_then(|offsets| match positioned {
+        Ok(()) => Ok(offsets),
+        Err(error) => Err(fault(&error)),
+    })?;
     // From here on, an error that does not ask for an abort says nothing about what the broker did.
     repeat(deadline, || producer.commit_transaction(REQUEST_TIMEOUT)).map_err(|error| match &error {
         KafkaError::Transaction(e) if e.txn_requires_abort() => fault(&error),
@@ -206,14 +236,20 @@ fn send(producer: &BaseProducer<Deliveries>, placed: &Placed, number: usize, dea
 }
 
 /// Waits until all records are with the broker. A producer's own way to wait takes a tenth of a second.
-fn delivered(producer: &BaseProducer<Deliveries>, records: &[Placed], deadline: Instant) -> Result<Vec<u64>, Fault> {
+fn delivered(
+    producer: &BaseProducer<Deliveries>,
+    records: &[&Placed],
+    deadline: Instant,
+    tells_offsets: bool,
+) -> Result<Vec<u64>, Fault> {
     while producer.in_flight_count() > 0 && Instant::now() < deadline {
         producer.poll(Duration::ZERO);
         if producer.in_flight_count() > 0 {
             std::thread::park_timeout(LOOK_AGAIN);
         }
     }
-    let mut offsets = vec![None; records.len()];
+    let too_slow = || Fault::Abort(Ended::Failed("the broker took too long to take all records".to_owned()));
+    let mut offsets = if tells_offsets { vec![None; records.len()] } else { Vec::new() };
     let mut failed: Option<(usize, RDKafkaErrorCode)> = None;
     for delivery in producer.context().take() {
         match delivery.result {
@@ -228,7 +264,7 @@ fn delivered(producer: &BaseProducer<Deliveries>, records: &[Placed], deadline: 
     match failed {
         None => {}
         Some((number, code)) if is_content(code) => {
-            return Err(Fault::Abort(refused(number, &records[number], code)));
+            return Err(Fault::Abort(refused(number, records[number], code)));
         }
         Some((_, code)) => {
             // What is not allowed fails before it is sent, and nothing says which topic it was.
@@ -237,8 +273,11 @@ fn delivered(producer: &BaseProducer<Deliveries>, records: &[Placed], deadline: 
             return Err(Fault::Abort(forbidden.unwrap_or_else(failed)));
         }
     }
+    if producer.in_flight_count() > 0 {
+        return Err(too_slow());
+    }
     let all: Option<Vec<u64>> = offsets.into_iter().collect();
-    all.ok_or_else(|| Fault::Abort(Ended::Failed("the broker took too long to take all records".to_owned())))
+    all.ok_or_else(too_slow)
 }
 
 fn is_purged(code: RDKafkaErrorCode) -> bool {
@@ -246,7 +285,7 @@ fn is_purged(code: RDKafkaErrorCode) -> bool {
 }
 
 /// The first record whose topic the principal may not write to, if the broker says so of one.
-fn forbidden(producer: &BaseProducer<Deliveries>, records: &[Placed]) -> Option<Ended> {
+fn forbidden(producer: &BaseProducer<Deliveries>, records: &[&Placed]) -> Option<Ended> {
     let topics: Vec<&str> =
         records.iter().map(|placed| placed.topic.as_str()).collect::<BTreeSet<_>>().into_iter().collect();
     let allowed = native::allowed(producer.client(), &topics, REQUEST_TIMEOUT).ok()?;
@@ -255,8 +294,8 @@ fn forbidden(producer: &BaseProducer<Deliveries>, records: &[Placed]) -> Option<
         Some(Err(code)) => *code != RDKafkaErrorCode::TopicAuthorizationFailed,
         Some(Ok(None)) | None => true,
     };
-    let index = records.iter().position(|placed| !may_write(&placed.topic))?;
-    Some(refused(index, &records[index], RDKafkaErrorCode::TopicAuthorizationFailed))
+    let index = records.iter().position(|placed| !may_write(placed.topic.as_str()))?;
+    Some(refused(index, records[index], RDKafkaErrorCode::TopicAuthorizationFailed))
 }
 
 /// Aborts, once nothing is on its way any more: the reports of what is purged must be served by this thread.

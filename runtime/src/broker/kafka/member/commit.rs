@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use millrace_core::name::Unit;
+use millrace_core::name::{Topic, Unit};
 use millrace_core::record::{Headers, Record};
 use millrace_core::time::Timestamp;
 use rdkafka::TopicPartitionList;
@@ -65,7 +65,7 @@ impl Member {
             group.into_iter().for_each(|one| answer(one.pending, Ok(CommitOutcome::Aborted)));
             return Ok(());
         };
-        let records: Vec<Placed> = group.iter().flat_map(|one| one.records.iter().cloned()).collect();
+        let records: Vec<&Placed> = group.iter().flat_map(|one| &one.records).collect();
         let offsets = positions(&group);
         let ended = self.writer.write(&records, Some(&Positions { offsets: &offsets, member: &metadata }));
         match ended {
@@ -152,9 +152,7 @@ impl Member {
             records.push(self.place(output)?);
         }
         let names = &self.joining.clients.names;
-        let topic = |name: Result<millrace_core::name::Topic, _>| {
-            name.map(|topic| topic.to_string()).map_err(|e: millrace_core::name::InvalidName| refused(e.to_string()))
-        };
+        let topic = |name: Result<Topic, _>| name.map_err(|e: millrace_core::name::InvalidName| refused(e.to_string()));
         let statuses = topic(names.statuses(&unit.function))?;
         for letter in letters {
             let record = letter.record.clone();
@@ -182,11 +180,11 @@ impl Member {
     }
 
     fn place(&mut self, output: &Outgoing) -> Result<Placed, Result<CommitOutcome, Error>> {
-        let topic = output.topic.as_str();
+        let topic = &output.topic;
         let unknown = || Ok(CommitOutcome::Refused { reason: format!("there is no topic `{topic}`") });
-        let count = self.partitions_of(topic).map_err(Err)?.ok_or_else(unknown)?;
+        let count = self.partitions_of(topic.as_str()).map_err(Err)?.ok_or_else(unknown)?;
         let partition = choose(output.placing, count).ok_or_else(unknown)?;
-        Ok(Placed { topic: topic.to_owned(), partition, record: output.record.clone() })
+        Ok(Placed { topic: topic.clone(), partition, record: output.record.clone() })
     }
 
     /// How many partitions a topic has, if there is such a topic.
@@ -222,10 +220,10 @@ pub(in crate::broker::kafka) fn plain(at: Timestamp, key: Option<Bytes>, value: 
 }
 
 /// A change of a letter's status as a record.
-pub(in crate::broker::kafka) fn changed(topic: &str, id: &LetterId, at: Timestamp, change: &StatusChange) -> Placed {
+pub(in crate::broker::kafka) fn changed(topic: &Topic, id: &LetterId, at: Timestamp, change: &StatusChange) -> Placed {
     let key = id.to_string();
     let value = status::encode(&key, at, change);
-    Placed { topic: topic.to_owned(), partition: 0, record: plain(at, Some(key.into()), value.into()) }
+    Placed { topic: topic.clone(), partition: 0, record: plain(at, Some(key.into()), value.into()) }
 }
 
 /// What the principal may not write today it may be allowed tomorrow.

@@ -86,7 +86,7 @@ fn begin_commit(
     producer.init_transactions(REQUEST_TIMEOUT).unwrap();
     producer.begin_transaction().unwrap();
     let value = keys::encode(&unit, began(), &[KeyHash(2)]);
-    let topic = clients.names.keys(&function(), &orders).unwrap().to_string();
+    let topic = clients.names.keys(&function(), &orders).unwrap();
     let placed = Placed { topic, partition: 0, record: plain(began(), None, value.into()) };
     producer.send(record::send(&placed, 0)).map_err(|(error, _)| error).unwrap();
     while producer.in_flight_count() > 0 {
