@@ -179,6 +179,8 @@ enum Wake {
 enum Meanwhile {
     Invoked(Result<Completion, sandbox::Error>),
     CommitEnded(Result<CommitOutcome, broker::Error>),
+    /// What was settled before must not wait for this event.
+    CommitDue,
     Revoked,
 }
 
@@ -292,11 +294,13 @@ impl<P: Partition, R: Revision> Worker<P, R> {
             unit.spans.begin(&ticket, &mut invocation.trace);
             let mut invoked = std::pin::pin!(sandbox.invoke(invocation));
             loop {
+                let commit_due = unit.commit_due();
                 let happened = tokio::select! {
                     biased;
                     result = &mut invoked => Meanwhile::Invoked(result),
                     ended = ended(&mut unit.commit) => Meanwhile::CommitEnded(ended),
                     _ = unit.revoked.wait_for(|revoked| *revoked) => Meanwhile::Revoked,
+                    () = due(commit_due) => Meanwhile::CommitDue,
                 };
                 match happened {
                     Meanwhile::Invoked(result) => break result,
@@ -309,6 +313,7 @@ impl<P: Partition, R: Revision> Worker<P, R> {
                         }
                         unit.begin_commit();
                     }
+                    Meanwhile::CommitDue => unit.begin_commit(),
                     Meanwhile::Revoked => {
                         unit.give_up(&ticket);
                         return Err(Exit::Revoked);
@@ -513,6 +518,13 @@ impl<P: Partition, R: Revision> Owned<P, R> {
         {
             self.begin_commit();
         }
+    }
+
+    /// When what was settled is committed at the latest, although a handler runs. While a commit is under way, its end is
+    /// waited for.
+    fn commit_due(&self) -> Option<tokio::time::Instant> {
+        let began = self.group_began.filter(|_| self.commit.is_none())?;
+        Some(self.shared.clock.instant(began + limits::GROUP_MAX_HANDLER_TIME))
     }
 
     /// Commits what was settled, unless there is nothing or a commit is under way.

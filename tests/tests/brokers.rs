@@ -77,5 +77,6 @@ on_each_log! {
         a_letter_that_a_person_closed_meanwhile_stays_closed
         a_letter_that_comes_again_is_counted_once;
     pipeline:
-        effects_happen_once_in_order_and_failures_wait_for_a_person;
+        effects_happen_once_in_order_and_failures_wait_for_a_person
+        what_is_settled_is_committed_while_the_next_event_is_handled;
 }

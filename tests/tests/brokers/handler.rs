@@ -12,11 +12,14 @@ use millrace_core::name::Topic;
 use millrace_core::outcome::{Category, Failure, Outcome};
 use millrace_core::policy;
 use millrace_core::state::Writes;
+use tokio::sync::Semaphore;
 
 use super::steps::function;
 
 /// The type of events that are rejected until the cause is mended.
 pub(crate) const FAILING: &str = "test.failing";
+/// The type of events whose handler goes on only when it is let.
+pub(crate) const HELD: &str = "test.held";
 
 /// Emits one event for each that it handles, and stores the ids of each key's events.
 #[derive(Clone, Debug)]
@@ -24,12 +27,14 @@ pub(crate) struct Handler {
     intake: Arc<Intake>,
     output: Topic,
     pub(crate) mended: Arc<AtomicBool>,
+    /// How many more of the held ones may go on.
+    pub(crate) let_go: Arc<Semaphore>,
 }
 
 impl Handler {
     pub(crate) fn new(output: Topic) -> Self {
         let intake = Intake { ordering: policy::Ordering::Key, filter: None, key: None };
-        Self { intake: Arc::new(intake), output, mended: Arc::default() }
+        Self { intake: Arc::new(intake), output, mended: Arc::default(), let_go: Arc::new(Semaphore::new(0)) }
     }
 }
 
@@ -57,6 +62,9 @@ impl Sandbox for Handler {
     async fn invoke(&mut self, invocation: Invocation<'_>) -> Result<Completion, Error> {
         let state = remember(&invocation).await.map_err(|e| Error(e.to_string()))?;
         let (event, delivery) = (invocation.event, &invocation.delivery);
+        if event.ty == HELD {
+            self.let_go.acquire().await.map_err(|e| Error(e.to_string()))?.forget();
+        }
         if event.ty == FAILING && !self.mended.load(Ordering::SeqCst) {
             let outcome = Outcome::Failed(Failure::new(Category::Rejected, "not yet"));
             let (emitted, logs, usage) = (Vec::new(), Vec::new(), Usage::default());

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use millrace::broker::{Broker, Catalog, Force, LetterAction, LetterStatus, Outgoing, Placing, StateRange, UnitInfo};
 use millrace::registry::{Deployment, Registry};
 use millrace_core::codec::{self, Place};
@@ -12,7 +13,7 @@ use millrace_core::event::Event;
 use millrace_core::manifest::{Function, Manifest};
 use millrace_core::partition;
 
-use super::handler::{FAILING, Handler};
+use super::handler::{FAILING, HELD, Handler};
 use super::steps::{function, orders, records, until, within};
 use super::subjects::Subject;
 
@@ -51,25 +52,30 @@ async fn publish<S: Subject>(subject: &S, log: &S::Log, numbers: std::ops::Range
     let mut batch = Vec::new();
     for number in numbers {
         let (id, key) = (format!("e{number}"), format!("k{}", number % KEYS));
-        let event = Event {
-            id: id.clone().into(),
-            source: "/test".into(),
-            ty: if number % 10 == 3 { FAILING.into() } else { "test.event".into() },
-            subject: None,
-            time: None,
-            datacontenttype: None,
-            dataschema: None,
-            extensions: Vec::new(),
-            data: None,
-        };
-        let bytes = bytes::Bytes::from(key.clone());
-        let placing = Placing::Hash(partition::hash(Some(&bytes), "/test", &id));
-        let record = codec::encode(&event, Some(bytes), subject.now());
-        let outgoing = Outgoing { topic: subject.topic("orders"), placing, record };
+        let ty = if number % 10 == 3 { FAILING } else { "test.event" };
+        let placing = Placing::Hash(partition::hash(Some(&Bytes::from(key.clone())), "/test", &id));
+        let outgoing = Outgoing { placing, ..event(subject, &id, ty, &key) };
         batch.extend([outgoing.clone(), outgoing]);
         ids.entry(key).or_default().push(id);
     }
     within(log.publish(batch)).await.expect("the records are taken");
+}
+
+/// An event for the first partition of `orders`.
+fn event<S: Subject>(subject: &S, id: &str, ty: &'static str, key: &str) -> Outgoing {
+    let event = Event {
+        id: id.into(),
+        source: "/test".into(),
+        ty: ty.into(),
+        subject: None,
+        time: None,
+        datacontenttype: None,
+        dataschema: None,
+        extensions: Vec::new(),
+        data: None,
+    };
+    let record = codec::encode(&event, Some(Bytes::copy_from_slice(key.as_bytes())), subject.now());
+    Outgoing { topic: subject.topic("orders"), placing: Placing::Partition(0), record }
 }
 
 async fn units<S: Subject>(log: &S::Log) -> Vec<UnitInfo> {
@@ -151,4 +157,22 @@ pub(crate) async fn effects_happen_once_in_order_and_failures_wait_for_a_person<
     assert_eq!(outputs(&subject, &second.0).await, expected);
     assert_eq!(stored::<S>(&second.0).await, expected);
     stop(&subject, second).await;
+}
+
+pub(crate) async fn what_is_settled_is_committed_while_the_next_event_is_handled<S: Subject>(subject: S) {
+    let log = orders(&subject, &[]).await;
+    within(log.create_topic(subject.topic("payments"), 1)).await.expect("the topic can be made");
+    let handler = Handler::new(subject.topic("payments"));
+    let batch = vec![event(&subject, "quick", "test.event", "a"), event(&subject, "slow", HELD, "b")];
+    within(log.publish(batch)).await.expect("the records are taken");
+    let running = start(&subject, log, &handler).await;
+    let expected = |outputs: &[(&str, &str)]| -> Ids {
+        outputs.iter().map(|(key, id)| ((*key).to_owned(), vec![(*id).to_owned()])).collect()
+    };
+    // The other key's handler does not end, and nothing but a commit makes an output visible.
+    until(async || outputs(&subject, &running.0).await == expected(&[("a", "quick")])).await;
+    handler.let_go.add_permits(1);
+    until(async || units::<S>(&running.0).await.iter().all(is_settled)).await;
+    assert_eq!(outputs(&subject, &running.0).await, expected(&[("a", "quick"), ("b", "slow")]));
+    stop(&subject, running).await;
 }
