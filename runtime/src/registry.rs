@@ -162,12 +162,19 @@ impl<B: Broker, R: Revision> Registry<B, R> {
         Some((settings, digest, revision))
     }
 
-    /// Drains all functions: what is being handled is finished and committed, as far as that ends within this time.
+    /// Drains all functions: what is being handled is finished and committed, as far as that ends within this time. What does
+    /// not is dropped, and the next owner handles it again: all workers have ended when this returns, so that the log can give
+    /// their partitions back.
     pub async fn drain(&self, within: Duration) {
-        let all = std::mem::take(&mut *lock(&self.active));
-        let draining = futures::future::join_all(all.into_values().map(Active::drain));
-        if tokio::time::timeout(within, draining).await.is_err() {
+        let all: Vec<_> = std::mem::take(&mut *lock(&self.active)).into_values().collect();
+        let commands: Vec<_> = all.iter().map(|active| active.command.clone()).collect();
+        let mut draining = std::pin::pin!(futures::future::join_all(all.into_iter().map(Active::drain)));
+        if tokio::time::timeout(within, &mut draining).await.is_err() {
             tracing::warn!("Not everything was finished in time; it is handled again after the next start.");
+            for command in commands {
+                command.send_replace(Command::Abandon);
+            }
+            draining.await;
         }
     }
 
@@ -253,7 +260,7 @@ impl<R: Revision> Supervisor<R> {
         loop {
             tokio::select! {
                 biased;
-                _ = command.wait_for(|command| *command == Command::Drain) => break,
+                _ = command.wait_for(|command| *command != Command::Run) => break,
                 assignment = assignments.recv(), if assigning => match assignment {
                     Some(assignment) => self.start(assignment, &mut workers),
                     None => assigning = false,
@@ -262,9 +269,17 @@ impl<R: Revision> Supervisor<R> {
                 else => break,
             }
         }
-        while let Some(ended) = workers.join_next().await {
-            self.ended(ended);
+        loop {
+            tokio::select! {
+                biased;
+                _ = command.wait_for(|command| *command == Command::Abandon) => break,
+                ended = workers.join_next() => match ended {
+                    Some(ended) => self.ended(ended),
+                    None => break,
+                },
+            }
         }
+        workers.shutdown().await;
     }
 
     fn start<P: crate::broker::Partition>(&mut self, assignment: Assignment<P>, workers: &mut Workers) {

@@ -108,6 +108,8 @@ pub enum Command {
     Run,
     /// Finish and commit what is being handled, then end.
     Drain,
+    /// End at once. What is not committed is handled again by the next owner.
+    Abandon,
 }
 
 /// Why a worker ended.
@@ -339,7 +341,7 @@ async fn ended(commit: &mut Option<CommitFuture>) -> Result<CommitOutcome, broke
 
 impl<P: Partition, R: Revision> Owned<P, R> {
     fn draining(&self) -> bool {
-        *self.shared.command.borrow() == Command::Drain
+        *self.shared.command.borrow() != Command::Run
     }
 
     /// Waits for the next thing that happens.

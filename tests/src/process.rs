@@ -36,6 +36,17 @@ pub fn program() -> PathBuf {
     built
 }
 
+/// Writes an application into a directory. Its functions have the component `guest.wasm`: the handler of
+/// `tests/fixtures/guest.wat`.
+///
+/// # Panics
+/// If it cannot be written.
+pub fn application(directory: &Path, manifest: &str) {
+    let guest = wat::parse_str(include_str!("../fixtures/guest.wat")).expect("the fixture is sound");
+    std::fs::write(directory.join("guest.wasm"), guest).expect("a file");
+    std::fs::write(directory.join("millrace.toml"), manifest).expect("a file");
+}
+
 /// A Kafka of a test's own; stopped when dropped.
 #[derive(Debug)]
 pub struct Kafka {

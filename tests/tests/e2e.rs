@@ -27,6 +27,8 @@ mod figures;
 mod secured;
 #[path = "e2e/serve_check.rs"]
 mod serve_check;
+#[path = "e2e/shutdown.rs"]
+mod shutdown;
 #[path = "e2e/spans.rs"]
 mod spans;
 #[path = "e2e/unknown.rs"]

@@ -54,7 +54,7 @@ impl<P: Partition, R: Revision> Owned<P, R> {
         let reply = tokio::select! {
             biased;
             _ = self.revoked.wait_for(|revoked| *revoked) => return Err(Exit::Revoked),
-            _ = command.wait_for(|command| *command == Command::Drain) => return Ok(()),
+            _ = command.wait_for(|command| *command != Command::Run) => return Ok(()),
             Some(reply) = self.skips.recv() => reply,
         };
         self.handle(Input::Gone { stream, earliest });

@@ -100,8 +100,8 @@ fn nobody_waits_for_a_broker_that_is_gone(data: &Path, bootstrap: &str) {
     assert!(said.contains(bootstrap) && said.contains("see that Kafka runs there"), "{said}");
 }
 
-/// Without a broker what is under way cannot come to its end; the second signal does not wait for it.
-async fn ends_at_once_when_asked_twice(instance: Dev) {
+/// What is under way does not come to its end, be it for want of a broker; the second signal does not wait for it.
+pub(super) async fn ends_at_once_when_asked_twice(instance: Dev) {
     instance.signal("TERM");
     let mut stopping = false;
     let api = Api::default();
