@@ -17,6 +17,7 @@ use contestant::Contestant;
 
 mod cluster;
 mod contestant;
+pub(crate) mod functions;
 mod latency;
 pub(crate) mod native;
 

@@ -28,7 +28,7 @@ pub(crate) struct Guests {
 /// The names of figures, and how they are measured.
 type Measure = (&'static str, fn(&Guests) -> Vec<Figure>);
 
-const MEASURES: [Measure; 9] = [
+const MEASURES: [Measure; 10] = [
     ("sandbox.reused sandbox.fresh", |guests| sandbox::measure(&guests.tiny)),
     ("core.dispatch", |_| dispatch::measure()),
     ("http.parse", |_| dispatch::accept()),
@@ -38,6 +38,7 @@ const MEASURES: [Measure; 9] = [
     ("embedded.latency", product::latency),
     ("memory.growth", product::growth),
     ("kafka.native.ratio kafka.native.fresh_ratio kafka.streams.ratio kafka.streams.p99_ratio", kafka::measure),
+    ("kafka.functions.threads kafka.functions.memory_mib", |_| kafka::functions::measure()),
 ];
 
 #[expect(clippy::print_stdout, reason = "whoever measures reads it")]

@@ -3,6 +3,7 @@
 
 pub mod between;
 pub mod collector;
+pub mod many;
 pub mod process;
 pub mod sim;
 pub mod small_disk;

@@ -236,6 +236,26 @@ impl Dev {
         assert!(sent.is_ok_and(|status| status.success()), "the process cannot be sent {name}");
     }
 
+    /// How many threads it has now.
+    ///
+    /// # Panics
+    /// If it has ended.
+    #[must_use]
+    pub fn threads(&self) -> usize {
+        std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("it is running").count()
+    }
+
+    /// The most memory that it has had so far, in MiB.
+    ///
+    /// # Panics
+    /// If it has ended.
+    #[must_use]
+    pub fn peak_mib(&self) -> f64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it is running");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.strip_suffix(" kB"));
+        peak.and_then(|kibibytes| kibibytes.trim().parse::<f64>().ok()).expect("Linux says so") / 1024.0
+    }
+
     /// Starts what a command of [`Dev::serving`] says, and waits until it is ready.
     ///
     /// # Panics

@@ -23,6 +23,8 @@ use serde_json::Value;
 mod development;
 #[path = "e2e/figures.rs"]
 mod figures;
+#[path = "e2e/many.rs"]
+mod many;
 #[path = "e2e/secured.rs"]
 mod secured;
 #[path = "e2e/serve_check.rs"]

@@ -27,6 +27,7 @@ pub use self::partition::KafkaPartition;
 use self::publisher::Publisher;
 use self::reading::Reading;
 use self::record::Placed;
+use self::redrive::Redrives;
 use super::{
     Assignment, Broker, CatalogError, DeployError, Deployment, Error, Log, Outgoing, Placement, PublishError,
     Retention, Subscription,
@@ -49,6 +50,7 @@ mod partition;
 mod publisher;
 mod reading;
 mod record;
+mod redrive;
 mod registry;
 mod restore;
 mod start;
@@ -106,6 +108,7 @@ struct Inner {
     reading: Reading,
     admin: Arc<AdminClient<Quiet>>,
     publisher: Publisher,
+    redrives: Arc<Redrives>,
     members: Mutex<BTreeMap<FunctionName, SyncSender<Request>>>,
     letters: Mutex<BTreeMap<FunctionName, Arc<Mutex<Letters>>>>,
     /// What the process must stop for.
@@ -141,6 +144,7 @@ impl KafkaLog {
             reading: Reading::new(&clients)?,
             admin: Arc::new(clients.admin()?),
             publisher: Publisher::start(Arc::clone(&clients))?,
+            redrives: Redrives::new(&clients)?,
             options,
             clients,
             observer,
@@ -305,6 +309,7 @@ impl Broker for KafkaLog {
             clients: Arc::clone(&self.0.clients),
             observer: Arc::clone(&self.0.observer),
             admin: Arc::clone(&self.0.admin),
+            redrives: Arc::clone(&self.0.redrives),
             subscription,
             assignments,
             siblings,

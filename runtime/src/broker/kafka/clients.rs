@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use millrace_core::limits;
+use millrace_core::name::Topic;
 use rdkafka::config::{ClientConfig, FromClientConfigAndContext};
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
@@ -377,6 +378,40 @@ impl ProducerContext for Deliveries {
 
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Serves one event, and says whether there was none.
+pub(super) fn serve(consumer: &BaseConsumer<MemberContext>) -> Result<bool, Error> {
+    match consumer.poll(Duration::ZERO) {
+        None => Ok(true),
+        Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => Err(Error::Transient(error.to_string())),
+        Some(Err(error)) => {
+            tracing::debug!(%error, "librdkafka");
+            Ok(false)
+        }
+        // It would be missing among those of its partition.
+        Some(Ok(_)) => Err(Error::Transient("a record came outside of its partition's queue".to_owned())),
+    }
+}
+
+type Places = [(Topic, u32, u64)];
+
+fn list(places: &Places) -> rdkafka::TopicPartitionList {
+    partitions(places.iter().map(|(topic, partition, offset)| (topic.as_str(), *partition, at(*offset))))
+}
+
+fn without_offsets(lost: &[(Topic, u32)]) -> rdkafka::TopicPartitionList {
+    partitions(lost.iter().map(|(topic, partition)| (topic.as_str(), *partition, rdkafka::Offset::Invalid)))
+}
+
+/// Takes partitions up, beside those that are there.
+pub(super) fn add(consumer: &BaseConsumer<MemberContext>, places: &Places) -> Result<(), Error> {
+    consumer.incremental_assign(&list(places)).map_err(|e| unreachable_broker("take partitions up", &e))
+}
+
+/// Gives partitions back.
+pub(super) fn remove(consumer: &BaseConsumer<MemberContext>, lost: &[(Topic, u32)]) -> Result<(), Error> {
+    consumer.incremental_unassign(&without_offsets(lost)).map_err(|e| unreachable_broker("give partitions back", &e))
 }
 
 /// Consumers that several threads hold.

@@ -15,16 +15,16 @@ use millrace_core::time::Timestamp;
 use rdkafka::Offset;
 use rdkafka::admin::AdminClient;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::KafkaError;
 use tokio::runtime::Handle;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::clients::{
-    Change, Clients, MemberContext, Quiet, REQUEST_TIMEOUT, Shared, at, bounds, partitions, unreachable_broker,
-    unsigned,
+    Change, Clients, MemberContext, Quiet, REQUEST_TIMEOUT, Shared, add, bounds, partitions, remove, serve,
+    unreachable_broker, unsigned,
 };
 use super::growth::Growth;
-use super::partition::{self, Inbox, KafkaPartition};
+use super::partition::{self, Inbox, KafkaPartition, Log};
+use super::redrive::Redrives;
 use super::values::{KafkaState, Values};
 use super::writer::Writer;
 use super::{metadata, native, restore};
@@ -78,6 +78,7 @@ pub(super) struct Joining {
     pub(super) clients: Arc<Clients>,
     pub(super) observer: Shared<Quiet>,
     pub(super) admin: Arc<AdminClient<Quiet>>,
+    pub(super) redrives: Arc<Redrives>,
     pub(super) subscription: Subscription,
     pub(super) assignments: mpsc::Sender<Assignment<KafkaPartition>>,
     /// Units of the function in all.
@@ -99,16 +100,9 @@ struct Owned {
     state: KafkaState,
 }
 
-/// The clients, which are replaced together.
-struct Consumers {
-    source: Shared<MemberContext>,
-    /// Not in the group: its partitions follow those of `source`, and its positions are part of theirs.
-    redrive: Shared<MemberContext>,
-}
-
 struct Member {
     joining: Joining,
-    consumers: Consumers,
+    consumer: Shared<MemberContext>,
     writer: Writer,
     owned: BTreeMap<(Topic, u32), Owned>,
     /// Partitions of topics that records go to, and when they were asked for.
@@ -121,13 +115,13 @@ struct Member {
 /// Starts the thread, and answers with the way to ask it.
 pub(super) fn start(joining: Joining) -> Result<SyncSender<Request>, Error> {
     let (sender, requests) = sync_channel(QUEUE_REQUESTS);
-    let consumers = consumers(&joining, &sender)?;
+    let consumer = consumer(&joining, &sender)?;
     let id = joining.clients.names.transactional_id(&joining.subscription.function);
     let writer = Writer::new(Arc::clone(&joining.clients), id);
     let name = format!("kafka-{}", joining.subscription.function.function());
     let counts = (BTreeMap::new(), Instant::now());
     let (owned, asking) = (BTreeMap::new(), sender.clone());
-    let member = Member { joining, consumers, writer, owned, counts, epoch: 0, requests, sender };
+    let member = Member { joining, consumer, writer, owned, counts, epoch: 0, requests, sender };
     let bug = Bug(member.joining.failure.clone());
     let thread = std::thread::Builder::new().name(name).spawn(move || {
         member.run();
@@ -148,14 +142,13 @@ impl Drop for Bug {
     }
 }
 
-fn consumers(joining: &Joining, requests: &SyncSender<Request>) -> Result<Consumers, Error> {
+fn consumer(joining: &Joining, requests: &SyncSender<Request>) -> Result<Shared<MemberContext>, Error> {
     let Joining { clients, subscription, .. } = joining;
-    let mut source = clients.member(&clients.names.group(&subscription.function), MemberContext::default())?;
+    let mut consumer = clients.member(&clients.names.group(&subscription.function), MemberContext::default())?;
     let wake = requests.clone();
     // Whoever cannot be woken has enough to do already.
-    source.set_nonempty_callback(move || drop(wake.try_send(Request::Wake)));
-    let redrive = clients.member(&clients.names.readers(), MemberContext::default())?;
-    Ok(Consumers { source: Arc::new(source), redrive: Arc::new(redrive) })
+    consumer.set_nonempty_callback(move || drop(wake.try_send(Request::Wake)));
+    Ok(Arc::new(consumer))
 }
 
 impl Member {
@@ -171,8 +164,8 @@ impl Member {
                 }
                 tracing::warn!(function = %name, %error, "Its clients of Kafka are replaced.");
                 self.lose_all();
-                match consumers(&self.joining, &self.sender) {
-                    Ok(consumers) => close(std::mem::replace(&mut self.consumers, consumers)),
+                match consumer(&self.joining, &self.sender) {
+                    Ok(consumer) => close(std::mem::replace(&mut self.consumer, consumer)),
                     Err(error) => tracing::error!(function = %name, %error, "Its clients of Kafka cannot be made."),
                 }
                 joined = false;
@@ -184,8 +177,8 @@ impl Member {
             // Dropping a commit answers that its unit is lost.
             drop(request);
         }
-        let Self { consumers, writer, joining, .. } = self;
-        close(consumers);
+        let Self { consumer, writer, joining, .. } = self;
+        close(consumer);
         drop((writer, joining));
         tracing::debug!(function = %name, "It has left its group.");
     }
@@ -200,7 +193,7 @@ impl Member {
             self.writer.renew()?;
         }
         let topics: Vec<&str> = self.joining.subscription.topics.iter().map(Topic::as_str).collect();
-        self.consumers.source.subscribe(&topics).map_err(|e| unreachable_broker("subscribe", &e))
+        self.consumer.subscribe(&topics).map_err(|e| unreachable_broker("subscribe", &e))
     }
 
     /// Serves what happened in the group, waits for requests, and does what they ask.
@@ -217,7 +210,7 @@ impl Member {
                     }
                     commits.push(*pending);
                 }
-                Request::Restart { unit, epoch, stream, at } => self.restart(unit, epoch, (stream, at))?,
+                Request::Restart { unit, epoch, stream, at } => self.restart(&unit, epoch, (stream, at))?,
                 Request::Committed(wanted, reply) => drop(reply.send(self.committed(&wanted))),
             }
             next = self.requests.try_recv().ok();
@@ -229,20 +222,19 @@ impl Member {
         Ok(())
     }
 
-    /// Serves all events of both consumers.
+    /// Serves all events of its consumer, and of the one for redrives.
     fn poll(&mut self) -> Result<(), Error> {
-        let (source, redrive) = (Arc::clone(&self.consumers.source), Arc::clone(&self.consumers.redrive));
+        let consumer = Arc::clone(&self.consumer);
         loop {
-            let idle = serve(&source)?;
-            match source.context().next_change() {
+            let idle = serve(&consumer)?;
+            match consumer.context().next_change() {
                 Some(Change::Assigned(units)) => self.assigned(units)?,
                 Some(Change::Revoked(units)) => self.revoked(units)?,
                 None if idle => break,
                 None => {}
             }
         }
-        while !serve(&redrive)? {}
-        Ok(())
+        self.joining.redrives.poll()
     }
 
     fn assigned(&mut self, units: Vec<(String, u32)>) -> Result<(), Error> {
@@ -252,20 +244,18 @@ impl Member {
             wanted.push((topic, partition));
         }
         let committed = self.committed_in_the_end(&wanted)?;
-        let (mut source, mut redrive) = (Vec::new(), Vec::new());
+        let mut source = Vec::new();
         let mut restoring = BTreeMap::<Topic, Vec<Restoring>>::new();
         for Committed { topic, partition, progress } in committed {
             let progress = match progress {
                 Some(progress) => progress,
                 None => self.beginning(&topic, partition)?,
             };
+            // Its queues must not belong to two.
+            self.lose(&(topic.clone(), partition));
             let unit = Unit { function: self.function().clone(), topic: topic.clone(), partition };
-            let redrives = self.joining.clients.names.redrive(&unit.function, &topic);
-            let redrives = redrives.map_err(|e| Error::Fatal(e.to_string()))?;
-            let logs = [(&self.consumers.source, topic.as_str()), (&self.consumers.redrive, redrives.as_str())];
-            let inbox = Arc::new(Inbox::new(logs, partition)?);
+            let inbox = Arc::new(self.inbox(&unit, &progress)?);
             source.push((topic.clone(), partition, progress.source.resume));
-            redrive.push((redrives, partition, progress.redrive.resume));
             self.epoch += 1;
             let (revoked, state) = (watch::Sender::new(false), KafkaState::default());
             let mine = KafkaPartition {
@@ -282,12 +272,9 @@ impl Member {
             let owned = Owned { epoch: self.epoch, revoked, inbox, commits: progress.commits, state };
             let one = Restoring { partition: mine, progress, revoked: owned.revoked.subscribe() };
             restoring.entry(topic.clone()).or_default().push(one);
-            self.own((topic, partition), owned);
+            self.owned.insert((topic, partition), owned);
         }
-        add(&self.consumers.source, &source)?;
-        if !redrive.is_empty() {
-            add(&self.consumers.redrive, &redrive)?;
-        }
+        add(&self.consumer, &source)?;
         tracing::info!(function = %self.function(), partitions = source.len(), "Partitions were assigned.");
         for (topic, units) in restoring {
             self.restore(topic, units);
@@ -295,26 +282,25 @@ impl Member {
         Ok(())
     }
 
-    /// Reads one log of a unit from an offset on, as if it had just been assigned.
-    fn restart(&mut self, unit: (Topic, u32), epoch: u64, (stream, at): (Stream, u64)) -> Result<(), Error> {
-        if self.owned.get(&unit).is_none_or(|owned| owned.epoch != epoch) {
-            return Ok(());
-        }
-        let (topic, partition) = unit;
-        let (consumer, topic) = match stream {
-            Stream::Source => (&self.consumers.source, topic),
-            Stream::Redrive => {
-                let redrives = self.joining.clients.names.redrive(self.function(), &topic);
-                (&self.consumers.redrive, redrives.map_err(|e| Error::Fatal(e.to_string()))?)
-            }
-        };
-        remove(consumer, &[(topic.clone(), partition)])?;
-        add(consumer, &[(topic, partition, at)])
+    /// Where the records of both logs of a unit arrive. Those of the redrive log begin to.
+    fn inbox(&self, unit: &Unit, progress: &Progress) -> Result<Inbox, Error> {
+        let redrives = self.joining.clients.names.redrive(&unit.function, &unit.topic);
+        let redrives = redrives.map_err(|e| Error::Fatal(e.to_string()))?;
+        let arrived = Arc::new(Notify::new());
+        let source = Log::new(&self.consumer, (unit.topic.clone(), unit.partition), &arrived)?;
+        let redrive = self.joining.redrives.open((redrives, unit.partition), progress.redrive.resume, &arrived)?;
+        Ok(Inbox::new([source, redrive], arrived))
     }
 
-    fn own(&mut self, unit: (Topic, u32), owned: Owned) {
-        if let Some(earlier) = self.owned.insert(unit, owned) {
-            earlier.lose();
+    /// Reads one log of a unit from an offset on, as if it had just been assigned.
+    fn restart(&mut self, unit: &(Topic, u32), epoch: u64, (stream, at): (Stream, u64)) -> Result<(), Error> {
+        let owned = self.owned.get(unit).filter(|owned| owned.epoch == epoch);
+        owned.map_or(Ok(()), |owned| owned.inbox.restart(stream, at))
+    }
+
+    fn lose(&mut self, unit: &(Topic, u32)) {
+        if let Some(owned) = self.owned.remove(unit) {
+            owned.lose();
         }
     }
 
@@ -322,19 +308,12 @@ impl Member {
         let mut lost = Vec::new();
         for (topic, partition) in units {
             let topic = Topic::new(topic).map_err(|e| Error::Fatal(e.to_string()))?;
-            if let Some(owned) = self.owned.remove(&(topic.clone(), partition)) {
-                owned.lose();
-            }
-            lost.push((topic, partition));
+            let unit = (topic, partition);
+            self.lose(&unit);
+            lost.push(unit);
         }
         tracing::info!(function = %self.function(), partitions = lost.len(), "Partitions were revoked.");
-        remove(&self.consumers.source, &lost)?;
-        let names = &self.joining.clients.names;
-        let redrives = lost
-            .iter()
-            .filter_map(|(topic, partition)| Some((names.redrive(self.function(), topic).ok()?, *partition)));
-        let redrives: Vec<_> = redrives.collect();
-        if redrives.is_empty() { Ok(()) } else { remove(&self.consumers.redrive, &redrives) }
+        remove(&self.consumer, &lost)
     }
 
     fn lose_all(&mut self) {
@@ -344,7 +323,7 @@ impl Member {
     /// What is committed and stable. What somebody else committed, such as an operator's tool, is a position without
     /// progress.
     fn committed(&self, wanted: &[(Topic, u32)]) -> Result<Vec<Committed>, Error> {
-        committed(&self.consumers.source, self.function(), wanted)
+        committed(&self.consumer, self.function(), wanted)
     }
 
     /// The same, although a transaction of another instance can hide it for as long as the broker waits for that one.
@@ -513,54 +492,17 @@ pub(super) fn committed<C: rdkafka::consumer::ConsumerContext>(
     Ok(all)
 }
 
-/// Serves one event, and says whether there was none.
-fn serve(consumer: &BaseConsumer<MemberContext>) -> Result<bool, Error> {
-    match consumer.poll(Duration::ZERO) {
-        None => Ok(true),
-        Some(Err(error @ KafkaError::MessageConsumptionFatal(_))) => Err(Error::Transient(error.to_string())),
-        Some(Err(error)) => {
-            tracing::debug!(%error, "librdkafka");
-            Ok(false)
-        }
-        // It would be missing among those of its partition.
-        Some(Ok(_)) => Err(Error::Transient("a record came outside of its partition's queue".to_owned())),
-    }
-}
-
-type Places = [(Topic, u32, u64)];
-
-fn list(places: &Places) -> rdkafka::TopicPartitionList {
-    partitions(places.iter().map(|(topic, partition, offset)| (topic.as_str(), *partition, at(*offset))))
-}
-
-fn without_offsets(lost: &[(Topic, u32)]) -> rdkafka::TopicPartitionList {
-    partitions(lost.iter().map(|(topic, partition)| (topic.as_str(), *partition, Offset::Invalid)))
-}
-
-/// Takes partitions up, beside those that are there.
-fn add(consumer: &BaseConsumer<MemberContext>, places: &Places) -> Result<(), Error> {
-    consumer.incremental_assign(&list(places)).map_err(|e| unreachable_broker("take partitions up", &e))
-}
-
-/// Gives partitions back.
-fn remove(consumer: &BaseConsumer<MemberContext>, lost: &[(Topic, u32)]) -> Result<(), Error> {
-    consumer.incremental_unassign(&without_offsets(lost)).map_err(|e| unreachable_broker("give partitions back", &e))
-}
-
 /// Leaves the group, within a bound.
-fn close(consumers: Consumers) {
-    for consumer in [consumers.source, consumers.redrive] {
-        partition::close(consumer, CLOSE_TIMEOUT, |consumer| {
-            while let Some(change) = consumer.context().next_change() {
-                let (Change::Assigned(units) | Change::Revoked(units)) = change;
-                let units =
-                    units.into_iter().filter_map(|(topic, partition)| Some((Topic::new(topic).ok()?, partition)));
-                if let Err(error) = remove(consumer, &units.collect::<Vec<_>>()) {
-                    tracing::debug!(%error, "librdkafka");
-                }
+fn close(consumer: Shared<MemberContext>) {
+    partition::close(consumer, CLOSE_TIMEOUT, |consumer| {
+        while let Some(change) = consumer.context().next_change() {
+            let (Change::Assigned(units) | Change::Revoked(units)) = change;
+            let units = units.into_iter().filter_map(|(topic, partition)| Some((Topic::new(topic).ok()?, partition)));
+            if let Err(error) = remove(consumer, &units.collect::<Vec<_>>()) {
+                tracing::debug!(%error, "librdkafka");
             }
-        });
-    }
+        }
+    });
 }
 
 /// Whether what was read of a member can be sent.

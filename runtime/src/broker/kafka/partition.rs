@@ -5,15 +5,16 @@ use std::sync::mpsc::{SyncSender, TrySendError};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use millrace_core::name::Unit;
+use millrace_core::name::{Topic, Unit};
 use millrace_core::progress::Stream;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use tokio::sync::{Notify, oneshot};
 
-use super::clients::{self, MemberContext, Quiet, Shared, at, lock, signed};
+use super::clients::{self, MemberContext, Quiet, Shared, add, at, lock, remove, signed};
 use super::member::{Pending, Request};
+use super::redrive::Loan;
 use super::values::KafkaState;
 use super::{metadata, record};
 use crate::broker::{Commit, CommitOutcome, Error, FetchError, Fetched, Partition, Wanted};
@@ -24,10 +25,41 @@ const SEEK_TIMEOUT: Duration = Duration::from_secs(1);
 const METADATA_FULL_BYTES: usize = metadata::MAX_BYTES * 3 / 4;
 
 /// One log of a unit, as long as it is owned.
-struct Log {
-    topic: String,
+pub(super) struct Log {
+    place: (Topic, u32),
     queue: PartitionQueue<MemberContext>,
     consumer: Shared<MemberContext>,
+    /// If the consumer is not the function's own. Dropped after the queue.
+    pub(super) loan: Option<Loan>,
+}
+
+impl Log {
+    /// Gives a partition's records a queue of their own; to be called before the partition is assigned.
+    pub(super) fn new(
+        consumer: &Shared<MemberContext>,
+        place: (Topic, u32),
+        arrived: &Arc<Notify>,
+    ) -> Result<Self, Error> {
+        let (topic, partition) = (place.0.as_str(), place.1);
+        let queue = consumer.split_partition_queue(topic, signed(partition));
+        let mut queue =
+            queue.ok_or_else(|| Error::Fatal(format!("{topic}/{partition} cannot have a queue of its own")))?;
+        let arrived = Arc::clone(arrived);
+        queue.set_nonempty_callback(move || arrived.notify_one());
+        Ok(Self { place, queue, consumer: Arc::clone(consumer), loan: None })
+    }
+
+    fn seek(&self, to: u64) -> KafkaResult<()> {
+        let (topic, partition) = &self.place;
+        self.consumer.seek(topic.as_str(), signed(*partition), at(to), SEEK_TIMEOUT)
+    }
+
+    /// Reads from an offset on, as if the partition had just been assigned.
+    fn restart(&self, from: u64) -> Result<(), Error> {
+        let (topic, partition) = self.place.clone();
+        remove(&self.consumer, std::slice::from_ref(&self.place))?;
+        add(&self.consumer, &[(topic, partition, from)])
+    }
 }
 
 /// Where a unit's records arrive. The thread of the function empties it when the unit is lost, so that no worker is the last
@@ -35,22 +67,18 @@ struct Log {
 pub(super) struct Inbox {
     source: Mutex<Option<Log>>,
     redrive: Mutex<Option<Log>>,
+    /// Told of each record that comes where none was.
     arrived: Arc<Notify>,
 }
 
 impl Inbox {
-    /// Gives the partition's records a queue of their own; to be called before the partition is assigned.
-    pub(super) fn new([source, redrive]: [(&Shared<MemberContext>, &str); 2], partition: u32) -> Result<Self, Error> {
-        let arrived = Arc::new(Notify::new());
-        let open = |(consumer, topic): (&Shared<MemberContext>, &str)| {
-            let queue = consumer.split_partition_queue(topic, signed(partition));
-            let mut queue =
-                queue.ok_or_else(|| Error::Fatal(format!("{topic}/{partition} cannot have a queue of its own")))?;
-            let arrived = Arc::clone(&arrived);
-            queue.set_nonempty_callback(move || arrived.notify_one());
-            Ok::<_, Error>(Mutex::new(Some(Log { topic: topic.to_owned(), queue, consumer: Arc::clone(consumer) })))
-        };
-        Ok(Self { source: open(source)?, redrive: open(redrive)?, arrived })
+    pub(super) fn new([source, redrive]: [Log; 2], arrived: Arc<Notify>) -> Self {
+        Self { source: Mutex::new(Some(source)), redrive: Mutex::new(Some(redrive)), arrived }
+    }
+
+    /// Reads one log from an offset on, after librdkafka has given it up.
+    pub(super) fn restart(&self, stream: Stream, from: u64) -> Result<(), Error> {
+        lock(self.log(stream)).as_ref().map_or(Ok(()), |log| log.restart(from))
     }
 
     /// Lets go of the consumers.
@@ -95,7 +123,7 @@ enum Taken {
     Nothing,
     Some(Fetched),
     /// The broker no longer has the offset.
-    Gone(String),
+    Gone(Topic),
 }
 
 impl KafkaPartition {
@@ -106,8 +134,7 @@ impl KafkaPartition {
         let expected = &mut self.expected[stream as usize];
         if *expected != Some(wanted) {
             *expected = None;
-            let sought = log.consumer.seek(&log.topic, signed(self.unit.partition), at(wanted), SEEK_TIMEOUT);
-            if let Err(error) = sought {
+            if let Err(error) = log.seek(wanted) {
                 // librdkafka gives a partition up whose position is out of range, and cannot seek in it any more.
                 tracing::debug!(unit = %self.unit, %error, "Its position is taken up anew.");
                 let unit = (self.unit.topic.clone(), self.unit.partition);
@@ -131,7 +158,7 @@ impl KafkaPartition {
                     // Whatever it is, going to the offset once more shows whether it lasts.
                     *expected = None;
                     if records.is_empty() {
-                        return self.failed(&log.topic, &error);
+                        return self.failed(&log.place.0, &error);
                     }
                     break;
                 }
@@ -147,18 +174,18 @@ impl KafkaPartition {
         Ok(Taken::Some(fetched))
     }
 
-    fn failed(&self, topic: &str, error: &KafkaError) -> Result<Taken, Error> {
+    fn failed(&self, topic: &Topic, error: &KafkaError) -> Result<Taken, Error> {
         use RDKafkaErrorCode as Code;
         match error.rdkafka_error_code() {
-            Some(Code::OffsetOutOfRange | Code::AutoOffsetReset | Code::NoOffset) => Ok(Taken::Gone(topic.to_owned())),
+            Some(Code::OffsetOutOfRange | Code::AutoOffsetReset | Code::NoOffset) => Ok(Taken::Gone(topic.clone())),
             _ => Err(Error::Transient(format!("{} cannot be read: {error}", self.unit))),
         }
     }
 
     /// Where a log begins now.
-    async fn earliest(&self, topic: String) -> Result<u64, Error> {
+    async fn earliest(&self, topic: Topic) -> Result<u64, Error> {
         let (observer, partition) = (Arc::clone(&self.observer), self.unit.partition);
-        let asking = tokio::task::spawn_blocking(move || clients::bounds(&observer, &topic, partition));
+        let asking = tokio::task::spawn_blocking(move || clients::bounds(&observer, topic.as_str(), partition));
         let (earliest, _) = asking.await.map_err(|e| Error::Transient(e.to_string()))??;
         Ok(earliest)
     }

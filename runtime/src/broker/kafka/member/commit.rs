@@ -52,15 +52,15 @@ impl Member {
     fn write(&mut self, group: Vec<Prepared>) -> Result<(), Error> {
         // Only a member may fence others of the same identity.
         if !self.writer.is_ready()
-            && is_member(&self.consumers.source)
+            && is_member(&self.consumer)
             && let Err(error) = self.writer.renew()
         {
             group.into_iter().for_each(|one| answer(one.pending, Err(error.clone())));
             return Ok(());
         }
-        let metadata = self.consumers.source.group_metadata();
+        let metadata = self.consumer.group_metadata();
         // Looked at after it was read: librdkafka resets it by itself when the session is lost.
-        let Some(metadata) = metadata.filter(|_| is_member(&self.consumers.source)) else {
+        let Some(metadata) = metadata.filter(|_| is_member(&self.consumer)) else {
             tracing::info!(function = %self.function(), "A commit is given up: this member has lost its place in the group.");
             group.into_iter().for_each(|one| answer(one.pending, Ok(CommitOutcome::Aborted)));
             return Ok(());
