@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -130,12 +130,17 @@ pub enum StageError {
         /// Why.
         reason: String,
     },
-    /// The deployment could not be stored.
+    /// Others deploy the function at the same time, and something else.
     #[error(transparent)]
-    Deploy(#[from] DeployError),
+    Conflict(DeployError),
     /// The log could not act.
-    #[error(transparent)]
-    Broker(#[from] broker::Error),
+    #[error("{function}: {reason}")]
+    Broker {
+        /// The function.
+        function: FunctionName,
+        /// Why.
+        reason: broker::Error,
+    },
 }
 
 /// A running process: log, sandbox, functions.
@@ -148,7 +153,7 @@ pub struct Server<L: Log = EmbeddedLog> {
     /// Topics that exist, for whoever asks in the middle of an invocation.
     topics: Arc<RwLock<HashSet<Topic>>>,
     /// The latest deployment of each function: its number and what it says.
-    deployed: tokio::sync::Mutex<BTreeMap<FunctionName, (u64, Bytes)>>,
+    deployed: Mutex<BTreeMap<FunctionName, (u64, Bytes)>>,
     /// Sends spans, until the process ends.
     exporter: Mutex<Option<Exporter>>,
 }
@@ -229,7 +234,7 @@ impl<L: Log> Server<L> {
             clock,
             config,
             topics: Arc::default(),
-            deployed: tokio::sync::Mutex::new(deployed),
+            deployed: Mutex::new(deployed),
             exporter: Mutex::new(exporter),
         };
         server.look_at_topics().await?;
@@ -308,7 +313,7 @@ impl<L: Log> Server<L> {
     pub async fn retire_others(&self, manifest: &Manifest) -> Result<Vec<FunctionName>, broker::Error> {
         let running: Vec<FunctionName> =
             self.registry.functions().into_iter().map(|info| info.settings.name.clone()).collect();
-        let known = self.deployed.lock().await.keys().cloned().chain(running).collect::<Vec<_>>().into_iter();
+        let known = lock(&self.deployed).keys().cloned().chain(running).collect::<Vec<_>>().into_iter();
         let gone: BTreeSet<FunctionName> =
             known.filter(|name| manifest.functions.iter().all(|function| function.name != *name)).collect();
         let mut retired = Vec::new();
@@ -339,9 +344,13 @@ impl<L: Log> Server<L> {
         let options = self.options(function);
         let staged = sandbox::Function::new(&self.engine, &component, options)
             .map_err(|reason| StageError::Refused { function: function.name.clone(), reason })?;
-        let number = self.number(function, &digest).await?;
+        let number = self.number(function, &digest).await.map_err(|error| match error {
+            DeployError::Broker(reason) => StageError::Broker { function: function.name.clone(), reason },
+            conflict @ DeployError::Conflict { .. } => StageError::Conflict(conflict),
+        })?;
         let revision = Staged { number, intake, keeps_state: function.grants.state, function: staged };
-        self.registry.activate(Deployment { settings: function.clone(), digest, revision }).await?;
+        let activated = self.registry.activate(Deployment { settings: function.clone(), digest, revision }).await;
+        activated.map_err(|reason| StageError::Broker { function: function.name.clone(), reason })?;
         Ok(number)
     }
 
@@ -360,33 +369,36 @@ impl<L: Log> Server<L> {
     }
 
     /// The number of this deployment: a new one unless it says the same as the latest.
-    async fn number(&self, function: &Function, digest: &str) -> Result<u64, StageError> {
+    async fn number(&self, function: &Function, digest: &str) -> Result<u64, DeployError> {
         let content = serde_json::json!({ "component": digest, "function": function }).to_string();
         let content = Bytes::from(content);
-        let mut deployed = self.deployed.lock().await;
-        let latest = deployed.get(&function.name);
-        if let Some((number, said)) = latest
-            && *said == content
-        {
-            return Ok(*number);
-        }
-        let previous = latest.map_or(0, |(number, _)| *number);
-        let number = match self.log.append_deployment(function.name.clone(), previous, content.clone()).await {
+        let known = lock(&self.deployed).get(&function.name).cloned();
+        let number = match self.propose(&function.name, known, &content).await {
             Err(DeployError::Conflict { .. }) => {
                 // Another instance was quicker, with the same as a rule.
-                *deployed = self::latest(self.log.deployments().await?);
-                match deployed.get(&function.name) {
-                    Some((number, said)) if *said == content => *number,
-                    latest => {
-                        let previous = latest.map_or(0, |(number, _)| *number);
-                        self.log.append_deployment(function.name.clone(), previous, content.clone()).await?
-                    }
-                }
+                let known = latest(self.log.deployments().await?).remove(&function.name);
+                self.propose(&function.name, known, &content).await?
             }
             number => number?,
         };
-        deployed.insert(function.name.clone(), (number, content));
+        lock(&self.deployed).insert(function.name.clone(), (number, content));
         Ok(number)
+    }
+
+    /// Deploys on top of the latest deployment that is known, unless that says the same.
+    async fn propose(
+        &self,
+        function: &FunctionName,
+        known: Option<(u64, Bytes)>,
+        content: &Bytes,
+    ) -> Result<u64, DeployError> {
+        match known {
+            Some((number, said)) if said == *content => Ok(number),
+            known => {
+                let previous = known.map_or(0, |(number, _)| number);
+                self.log.append_deployment(function.clone(), previous, content.clone()).await
+            }
+        }
     }
 
     /// Listens where the configuration says.
@@ -433,17 +445,26 @@ impl<L: Log> Server<L> {
         }
         let failed = failure.borrow_and_update().clone();
         drop(stopping);
-        self.registry.drain(self.config.drain).await;
-        self.log.close(CLOSE_TIMEOUT).await;
+        self.stop().await;
         if let Err(error) = serving.await {
             tracing::error!(%error, "The server ended abruptly.");
         }
-        let exporter = self.exporter.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let exporter = lock(&self.exporter).take();
         if let Some(exporter) = exporter {
             exporter.finish().await;
         }
         failed.map_or(Ok(()), Err)
     }
+
+    /// Drains all functions, within the time that the configuration gives them, and lets go of the log.
+    pub async fn stop(&self) {
+        self.registry.drain(self.config.drain).await;
+        self.log.close(CLOSE_TIMEOUT).await;
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The latest deployment of each function: its number and what it says.

@@ -97,6 +97,8 @@ pub const RETENTION_DEFAULT_BYTES: u64 = 4 * GIB as u64;
 pub const LETTERS_AT_ONCE: usize = 16;
 /// How long resolved and discarded dead letters are kept unless the configuration says otherwise.
 pub const DEAD_LETTER_DEFAULT_RETENTION: Duration = Duration::from_secs(30 * 24 * 3600);
+/// Functions of one process that start at the same time. Each waits for brokers most of the time.
+pub const FUNCTIONS_STARTED_AT_ONCE: usize = 12;
 /// Longest time that a manifest can ask to keep records.
 pub const RETENTION_MAX_AGE: Duration = Duration::from_secs(36_500 * 24 * 3600);
 /// Most bytes per topic that a manifest can ask to keep.

@@ -2,13 +2,19 @@
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use futures::stream::{self, TryStreamExt as _};
+use millrace_core::limits;
+
 use super::Context;
+use super::application::Application;
 use super::dev::{read, stop_signal};
 use super::error::{Error, Exit};
+use crate::broker::kafka::KafkaLog;
 use crate::config::{self, Flags};
-use crate::server::{Server, StartError};
+use crate::server::{Server, StageError, StartError};
 use crate::telemetry;
 
 mod check;
@@ -67,16 +73,19 @@ pub(crate) async fn run(args: Args, context: &mut Context) -> Result<Exit, Error
     if args.check {
         return check::run(&applications, resolved.config, context).await;
     }
-    let stop = stop_signal()?;
+    let mut stop = Box::pin(stop_signal()?);
     let server = Server::connect(resolved.config).await.map_err(|e| not_reached(Exit::Failed, &e))?;
-    for application in &applications {
-        let made = server.make_topics(&application.manifest).await;
-        made.map_err(|e| Error::failed(e, "then start again"))?;
-        for function in &application.manifest.functions {
-            let active = server.activate(function, &application.source.directory).await;
-            let number = active.map_err(|e| Error::failed(e, "then start again"))?;
-            tracing::info!(function = %function.name, number, "A revision is active.");
-        }
+    let started = tokio::select! {
+        started = start(&server, &applications) => started.map(|()| true),
+        () = &mut stop => Ok(false),
+    };
+    if !matches!(started, Ok(true)) {
+        // Those that have started are members of their groups already.
+        server.stop().await;
+    }
+    if !started? {
+        context.console.note("Stopped before it was ready.")?;
+        return Ok(Exit::Done);
     }
     let listener = server
         .listen()
@@ -92,6 +101,30 @@ pub(crate) async fn run(args: Args, context: &mut Context) -> Result<Exit, Error
     server.run(listener, stop).await.map_err(|e| Error::failed(e, "start again to recover"))?;
     context.console.note("Stopped. Everything that was settled is committed; other instances go on.")?;
     Ok(Exit::Done)
+}
+
+/// Makes the topics of all applications, and starts their functions, some at a time.
+async fn start(server: &Server<KafkaLog>, applications: &[Application]) -> Result<(), Error> {
+    for application in applications {
+        let made = server.make_topics(&application.manifest).await;
+        made.map_err(|e| Error::failed(e, "then start again"))?;
+    }
+    let functions = applications.iter().flat_map(|application| {
+        let directory = &application.source.directory;
+        application.manifest.functions.iter().map(move |function| Ok((function, directory)))
+    });
+    let all = functions.clone().count();
+    let active = AtomicUsize::new(0);
+    let starting = stream::iter(functions).try_for_each_concurrent(
+        limits::FUNCTIONS_STARTED_AT_ONCE,
+        async |(function, directory)| {
+            let number = server.activate(function, directory).await?;
+            let active = active.fetch_add(1, Ordering::Relaxed) + 1;
+            tracing::info!(function = %function.name, number, active, all, "A revision is active.");
+            Ok::<_, StageError>(())
+        },
+    );
+    starting.await.map_err(|e| Error::failed(e, "then start again"))
 }
 
 /// `unreachable` is how to exit if no broker answers.
