@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use bytestring::ByteString;
+use millrace_core::idempotency::{self, Window};
 use millrace_core::name::{FunctionName, Topic, Unit};
 pub use millrace_core::policy::StartAt;
 use millrace_core::progress::{KeyHash, Progress, Stream};
@@ -102,8 +103,8 @@ pub struct Subscription {
     pub topics: Vec<Topic>,
     /// Where it starts in a topic that it has not read yet.
     pub from: StartAt,
-    /// Key blocks older than this are not restored.
-    pub keys_since: Timestamp,
+    /// Which idempotency keys are restored with an assignment.
+    pub window: idempotency::Bounds,
 }
 
 /// A partition that a worker now owns.
@@ -120,21 +121,13 @@ pub struct Assignment<P> {
 }
 
 /// The committed state of a unit.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug)]
 pub struct Restored {
     /// How far it is, and its parked heads. A unit that never ran is at its start.
     pub progress: Progress,
-    /// Idempotency keys, oldest block first.
-    pub keys: Vec<KeyBlock>,
-}
-
-/// The idempotency keys of one commit.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct KeyBlock {
-    /// Wall time of the commit.
-    pub committed_at: Timestamp,
-    /// Keys of the events that completed.
-    pub keys: Vec<KeyHash>,
+    /// Idempotency keys: those that were committed within the subscription's window before the assignment, and this unit's
+    /// share of them.
+    pub keys: Window,
 }
 
 /// Which records to fetch.

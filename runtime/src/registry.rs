@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use millrace_core::breaker::Phase;
 use millrace_core::dispatcher::Policy;
+use millrace_core::idempotency::Bounds;
 use millrace_core::manifest::Function;
 use millrace_core::name::FunctionName;
 use tokio::sync::{mpsc, watch};
@@ -199,19 +200,19 @@ impl<B: Broker, R: Revision> Registry<B, R> {
     }
 
     async fn start(&self, settings: Arc<Function>, digest: String, revision: Arc<R>) -> Result<(), Error> {
-        let window = settings.idempotency.window;
+        let window = Bounds { span: settings.idempotency.window, max_keys: settings.idempotency.max_keys };
         let subscription = Subscription {
             function: settings.name.clone(),
             topics: settings.topics.clone(),
             from: settings.from,
-            keys_since: self.clock.now() - window,
+            window,
         };
         let assignments = self.broker.subscribe(subscription).await?;
         let (revision, command) = (watch::Sender::new(revision), watch::Sender::new(Command::Run));
         let breaker = SharedBreaker::new(settings.breaker);
         let shared = Shared {
             policy: Policy { retry: settings.retry, parked: settings.parked, concurrency: 1 },
-            window: (window, settings.idempotency.max_keys),
+            window,
             window_is_cut: Arc::default(),
             tracing: self.tracing.clone(),
             feed: self.feed.clone(),

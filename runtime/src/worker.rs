@@ -13,7 +13,7 @@ use std::time::Duration;
 use millrace_core::breaker::Phase;
 use millrace_core::dispatcher::{Admission, Arrival, Dispatcher, Effect, Input, Policy, Ticket, Wants};
 use millrace_core::event::Event;
-use millrace_core::idempotency::Window;
+use millrace_core::idempotency;
 use millrace_core::intake::{self, Delivered, Intake, Origin};
 use millrace_core::limits;
 use millrace_core::outcome::{Category, Failure, Outcome};
@@ -21,7 +21,7 @@ use millrace_core::time::Timestamp;
 use tokio::sync::{mpsc, watch};
 
 use crate::breaker::SharedBreaker;
-use crate::broker::{self, Assignment, CommitOutcome, FetchError, Fetched, Partition, Wanted};
+use crate::broker::{self, Assignment, CommitOutcome, FetchError, Fetched, Partition, Restored, Wanted};
 use crate::clock::Clock;
 use crate::sandbox::{self, CommittedState, Completion, Delivery, Invocation, Sandbox, StateView, TraceContext};
 use crate::telemetry::Tracing;
@@ -66,8 +66,8 @@ pub trait Revision: Send + Sync + 'static {
 pub struct Shared<R> {
     /// When and how often to try.
     pub policy: Policy,
-    /// How long idempotency keys are remembered, and how many of them; each unit remembers the same share.
-    pub window: (Duration, usize),
+    /// How long idempotency keys are remembered, and how many of them.
+    pub window: idempotency::Bounds,
     /// Whether someone was told that they are remembered for less long than that.
     pub window_is_cut: Arc<AtomicBool>,
     /// Where spans go.
@@ -199,14 +199,9 @@ impl<P: Partition, R: Revision> Worker<P, R> {
     /// Takes up an assignment. `seed` is for the jitter of retries.
     #[must_use]
     pub fn new(assignment: Assignment<P>, mut shared: Shared<R>, seed: u64) -> Self {
-        let Assignment { partition, restored, siblings, revoked } = assignment;
-        let (span, max_keys) = shared.window;
-        let mut window = Window::new(span, max_keys.div_ceil(siblings));
-        for block in restored.keys {
-            window.insert(block.committed_at, block.keys);
-        }
+        let Assignment { partition, restored: Restored { progress, keys }, revoked, .. } = assignment;
         let revision = Arc::clone(&shared.revision.borrow_and_update());
-        let (status, skips) = UnitStatus::new(partition.unit().clone(), &window, shared.clock.now());
+        let (status, skips) = UnitStatus::new(partition.unit().clone(), &keys, shared.clock.now());
         Self {
             sandbox: revision.sandbox(),
             unit: Owned {
@@ -215,7 +210,7 @@ impl<P: Partition, R: Revision> Worker<P, R> {
                 tally: Tally::default(),
                 notes: Notes::new(&shared.feed),
                 spans: Spans::new(&shared.tracing, shared.clock, partition.unit()),
-                dispatcher: Dispatcher::new(shared.policy, restored.progress, window, seed),
+                dispatcher: Dispatcher::new(shared.policy, progress, keys, seed),
                 todo: Vec::new(),
                 state: state::committed(&*revision, &partition),
                 revision,
@@ -598,7 +593,7 @@ impl<P: Partition, R: Revision> Owned<P, R> {
 
     /// Tells of it once per function: who has sized the window too small has done so for all partitions.
     fn report_if_window_is_cut(&self, now: Timestamp) {
-        let (span, max_keys) = self.shared.window;
+        let idempotency::Bounds { span, max_keys } = self.shared.window;
         let effective = self.dispatcher.window().effective_span(now);
         if effective < span && !self.shared.window_is_cut.swap(true, Ordering::Relaxed) {
             tracing::warn!(

@@ -63,6 +63,7 @@ on_each_log! {
         fetch_waits_for_what_is_published
         a_commit_is_restored_as_it_was_written
         keys_older_than_the_window_are_not_restored
+        a_unit_restores_its_share_of_the_newest_keys
         outputs_become_visible_with_the_commit
         content_that_the_log_refuses_leaves_nothing
         a_commit_is_not_undone_by_dropping_its_future

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
+use crate::limits;
 use crate::progress::KeyHash;
 use crate::time::Timestamp;
 
@@ -14,6 +15,36 @@ use table::{Search, Table};
 
 /// A bucket is closed when it has lasted for this part of the span, or holds this part of the keys.
 const BUCKETS: u32 = 4;
+
+/// For how long the keys of a function are remembered, and how many of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bounds {
+    /// Each for this long, unless there are too many.
+    pub span: Duration,
+    /// At most this many, of all units of the function together.
+    pub max_keys: usize,
+}
+
+impl Default for Bounds {
+    /// What a manifest gets that says nothing.
+    fn default() -> Self {
+        Self { span: limits::IDEMPOTENCY_DEFAULT_WINDOW, max_keys: limits::IDEMPOTENCY_DEFAULT_KEYS }
+    }
+}
+
+impl Bounds {
+    /// The empty window of one of the function's units, which share the keys evenly. `units` is taken for at least 1.
+    #[must_use]
+    pub fn window(self, units: usize) -> Window {
+        Window::new(self.span, self.max_keys.div_ceil(units.max(1)))
+    }
+
+    /// The oldest time whose keys are still known at `now`: a window is restored from here on.
+    #[must_use]
+    pub fn oldest(self, now: Timestamp) -> Timestamp {
+        now - self.span
+    }
+}
 
 /// The keys of the last `span`, and some older ones, bounded in number.
 ///

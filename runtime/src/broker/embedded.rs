@@ -9,12 +9,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use bytes::Bytes;
+use millrace_core::idempotency::{Bounds, Window};
 use millrace_core::limits;
 use millrace_core::name::{FunctionName, Topic};
 use millrace_core::time::Timestamp;
@@ -30,8 +32,8 @@ use self::state::{State, UnitState};
 use self::storage::{Disk, Storage, StorageError, Table};
 pub use self::values::EmbeddedState;
 use super::{
-    Assignment, Broker, Catalog, CatalogError, DeployError, Deployment, Error, KeyBlock, Log, Outgoing, Placement,
-    PublishError, Restored, Retention, Subscription, frame,
+    Assignment, Broker, Catalog, CatalogError, DeployError, Deployment, Error, Log, Outgoing, Placement, PublishError,
+    Restored, Retention, Subscription, frame,
 };
 use crate::clock::Clock;
 
@@ -400,13 +402,12 @@ impl Broker for EmbeddedLog {
         &self,
         subscription: Subscription,
     ) -> Result<mpsc::Receiver<Assignment<EmbeddedPartition>>, Error> {
-        let Subscription { function, topics, from, keys_since } = subscription;
+        let Subscription { function, topics, from, window } = subscription;
         let taken = function.clone();
         let owned = self.alone(move |committer| committer.subscribe(&taken, &topics, from)).await??;
-        let window = self.state().options.clock.now().since(keys_since);
         let units: Vec<_> = owned.iter().map(|owned| owned.unit.clone()).collect();
-        units.iter().for_each(|unit| unit.set_key_window(window));
-        let keys = self.blocking(move |state| restore_keys(state, &units, keys_since)).await??;
+        units.iter().for_each(|unit| unit.set_key_window(window.span));
+        let keys = self.blocking(move |state| restore_keys(state, &units, window)).await??;
         let siblings = owned.len();
         let (sender, receiver) = mpsc::channel(siblings.max(1));
         for (owned, keys) in owned.into_iter().zip(keys) {
@@ -458,19 +459,29 @@ impl Log for EmbeddedLog {
     async fn close(&self, _: Duration) {}
 }
 
-/// For each unit its blocks of idempotency keys.
-fn restore_keys(state: &State, units: &[Arc<UnitState>], since: Timestamp) -> Result<Vec<Vec<KeyBlock>>, Error> {
+/// For each unit its idempotency keys, put into their window as they are read.
+fn restore_keys(state: &State, units: &[Arc<UnitState>], bounds: Bounds) -> Result<Vec<Window>, Error> {
     let unreadable = |e: &dyn fmt::Display| Error::Transient(format!("cannot read keyspace `keys` of the log: {e}"));
+    let oldest = bounds.oldest(state.options.clock.now());
     let mut restored = Vec::with_capacity(units.len());
     for unit in units {
-        let mut blocks = Vec::new();
-        let range = keys::range(unit.id, since..Timestamp::MAX);
-        let scanned = state.storage.scan(Table::Keys, range, &mut |key, value| {
-            blocks.push(keys::decode(key, &value));
-            std::ops::ControlFlow::Continue(())
+        let (mut window, mut damage) = (bounds.window(units.len()), None);
+        let range = keys::range(unit.id, oldest..Timestamp::MAX);
+        let scanned = state.storage.scan(Table::Keys, range, &mut |key, value| match keys::decode(key, &value) {
+            Ok((committed_at, hashes)) => {
+                window.insert(committed_at, hashes);
+                ControlFlow::Continue(())
+            }
+            Err(corrupt) => {
+                damage = Some(corrupt);
+                ControlFlow::Break(())
+            }
         });
         scanned.map_err(|e| unreadable(&e))?;
-        restored.push(blocks.into_iter().collect::<Result<_, _>>().map_err(|e| unreadable(&e))?);
+        if let Some(corrupt) = damage {
+            return Err(unreadable(&corrupt));
+        }
+        restored.push(window);
     }
     Ok(restored)
 }

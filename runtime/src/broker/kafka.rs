@@ -292,7 +292,7 @@ impl Broker for KafkaLog {
             })
             .await
             .map_err(CatalogError::into_broker)?;
-        let window = self.clock().now().since(subscription.keys_since);
+        let window = subscription.window.span;
         let needed = topics::needed(&self.0.clients, &subscription.function, &sources, window)?;
         topics::make(&self.0.admin, self.replication(), &needed, &existing).await?;
         let siblings = sources.values().map(|count| *count as usize).sum::<usize>().max(1);
@@ -314,6 +314,7 @@ impl Broker for KafkaLog {
             assignments,
             siblings,
             runtime: Handle::current(),
+            clock: self.clock(),
             failure: self.0.failure.clone(),
             _running: running,
         })?;

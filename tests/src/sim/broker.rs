@@ -56,7 +56,7 @@ impl Broker for SimBroker {
 
     async fn subscribe(&self, subscription: Subscription) -> Result<mpsc::Receiver<Assignment<SimPartition>>, Error> {
         let (assignments, receiver) = mpsc::channel(64);
-        let Subscription { function, topics, from, keys_since } = subscription;
+        let Subscription { function, topics, from, window } = subscription;
         let mut units = Vec::new();
         for topic in topics {
             let Some(count) = self.group.world().topics.get(&topic).map(Vec::len) else {
@@ -68,7 +68,7 @@ impl Broker for SimBroker {
         for unit in &units {
             self.group.world().begin(unit, from);
         }
-        self.group.join(self.id, Member { life: self.life.clone(), assignments, keys_since }, units);
+        self.group.join(self.id, Member { life: self.life.clone(), assignments, window }, units);
         Ok(receiver)
     }
 }

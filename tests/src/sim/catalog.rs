@@ -137,7 +137,7 @@ pub(super) fn page(stream: Stream, log: &[Record], from: u64, max_records: usize
 }
 
 fn describe(world: &World, unit: &Unit) -> UnitInfo {
-    let progress = world.restored(unit, millrace_core::time::Timestamp::EPOCH).progress;
+    let progress = world.units.get(unit).map(|stored| stored.progress.clone()).unwrap_or_default();
     let source = world.log(&unit.topic, unit.partition);
     let resume = usize::try_from(progress.source.resume).expect("an index");
     UnitInfo {

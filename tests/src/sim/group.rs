@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use millrace::broker::{Assignment, Outgoing, Placement, PublishError};
 use millrace::clock::Clock;
+use millrace_core::idempotency::Bounds;
 use millrace_core::name::Unit;
-use millrace_core::time::Timestamp;
 use tokio::sync::{Notify, mpsc, watch};
 
 use super::broker::SimPartition;
@@ -41,8 +41,8 @@ struct Roster {
 pub(super) struct Member {
     pub(super) life: Life,
     pub(super) assignments: mpsc::Sender<Assignment<SimPartition>>,
-    /// Older key blocks are not restored.
-    pub(super) keys_since: Timestamp,
+    /// Which idempotency keys are restored.
+    pub(super) window: Bounds,
 }
 
 impl Member {
@@ -234,7 +234,8 @@ impl Group {
     ) -> Assignment<SimPartition> {
         let siblings = self.roster().units.len();
         let world = self.world();
+        let restored = world.restored(unit, to.window, siblings);
         let partition = SimPartition::new(self, (unit, epoch), &to.life, revoked.clone(), world.state_of(unit));
-        Assignment { partition, restored: world.restored(unit, to.keys_since), siblings, revoked }
+        Assignment { partition, restored, siblings, revoked }
     }
 }

@@ -7,13 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use bytes::Bytes;
 use bytestring::ByteString;
 use millrace::broker::{
-    Commit, KeyBlock, LetterAction, LetterId, LetterStatus, Outgoing, Placement, Placing, PublishError, Restored,
-    StartAt, StoredLetter,
+    Commit, LetterAction, LetterId, LetterStatus, Outgoing, Placement, Placing, PublishError, Restored, StartAt,
+    StoredLetter,
 };
+use millrace_core::idempotency::Bounds;
 use millrace_core::letter;
 use millrace_core::name::{FunctionName, Topic, Unit};
 use millrace_core::partition;
-use millrace_core::progress::{Progress, Stream};
+use millrace_core::progress::{KeyHash, Progress, Stream};
 use millrace_core::record::Record;
 use millrace_core::time::Timestamp;
 
@@ -36,7 +37,8 @@ pub(super) struct Faults {
 #[derive(Debug)]
 pub(super) struct Stored {
     pub(super) progress: Progress,
-    pub(super) keys: Vec<KeyBlock>,
+    /// With the time of their commit.
+    pub(super) keys: Vec<(Timestamp, Vec<KeyHash>)>,
     /// What the handler stored.
     pub(super) state: BTreeMap<ByteString, Bytes>,
 }
@@ -246,11 +248,14 @@ impl World {
         });
     }
 
-    pub(super) fn restored(&self, unit: &Unit, keys_since: Timestamp) -> Restored {
-        self.units.get(unit).map_or_else(Restored::default, |stored| Restored {
-            progress: stored.progress.clone(),
-            keys: stored.keys.iter().filter(|block| block.committed_at >= keys_since).cloned().collect(),
-        })
+    pub(super) fn restored(&self, unit: &Unit, bounds: Bounds, siblings: usize) -> Restored {
+        let mut keys = bounds.window(siblings);
+        let stored = self.units.get(unit);
+        let blocks = stored.into_iter().flat_map(|stored| &stored.keys);
+        for (at, block) in blocks.filter(|(at, _)| *at >= bounds.oldest(self.now)) {
+            keys.insert(*at, block.iter().copied());
+        }
+        Restored { progress: stored.map(|stored| stored.progress.clone()).unwrap_or_default(), keys }
     }
 
     /// Writes a commit as one, checking what every broker checks.
@@ -290,7 +295,7 @@ impl World {
             assert_state_counts_what_completed(stored);
         }
         if !commit.keys.is_empty() {
-            stored.keys.push(KeyBlock { committed_at: commit.at, keys: commit.keys });
+            stored.keys.push((commit.at, commit.keys));
         }
     }
 

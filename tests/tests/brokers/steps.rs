@@ -7,6 +7,7 @@ use millrace::broker::{
     Assignment, Broker, Catalog, Commit, CommitOutcome, Fetched, Letter, LetterId, Outgoing, Partition, Placement,
     Placing, StartAt, Subscription, Wanted,
 };
+use millrace_core::idempotency::Bounds;
 use millrace_core::letter::LetterHeaders;
 use millrace_core::name::FunctionName;
 use millrace_core::outcome::Category;
@@ -100,7 +101,7 @@ pub(crate) async fn all<S: Subject>(subject: &S, log: &S::Log, name: &str, parti
 
 pub(crate) fn subscription<S: Subject>(subject: &S) -> Subscription {
     let topics = vec![subject.topic("orders")];
-    Subscription { function: function(), topics, from: StartAt::Earliest, keys_since: Timestamp::EPOCH }
+    Subscription { function: function(), topics, from: StartAt::Earliest, window: Bounds::default() }
 }
 
 /// What a subscription is assigned.

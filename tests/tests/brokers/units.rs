@@ -1,7 +1,8 @@
 //! Subscriptions, what they are assigned, and commits.
 
 use futures::FutureExt;
-use millrace::broker::{Broker, Catalog, Commit, CommitOutcome, KeyBlock, Partition, StartAt, Subscription, Wanted};
+use millrace::broker::{Broker, Catalog, Commit, CommitOutcome, Partition, StartAt, Subscription, Wanted};
+use millrace_core::idempotency::Bounds;
 use millrace_core::outcome::Category;
 use millrace_core::progress::{KeyHash, ParkedHead, Position, Progress, Stream};
 
@@ -107,8 +108,8 @@ pub(crate) async fn a_commit_is_restored_as_it_was_written<S: Subject>(subject: 
     let mut assigned = subscribe::<S>(&log, subscription(&subject)).await;
     let restored = &assigned.first().restored;
     assert_eq!(restored.progress, progress);
-    let block = |keys| KeyBlock { committed_at: now, keys };
-    assert_eq!(restored.keys, [block(keys), block(vec![KeyHash(2)])]);
+    assert_eq!(restored.keys.len(), 3);
+    assert!(keys.into_iter().chain([KeyHash(2)]).all(|key| restored.keys.contains(key, now)));
     let units = within(log.units(&function())).await.expect("units can be listed");
     assert_eq!(units.iter().map(|unit| unit.unit.partition).collect::<Vec<_>>(), [0, 1]);
     assert_eq!(units[0].progress, progress);
@@ -126,10 +127,27 @@ pub(crate) async fn keys_older_than_the_window_are_not_restored<S: Subject>(subj
         commits(&mut assigned.first().partition, next).await;
     }
     drop(assigned);
-    let recent = Subscription { keys_since: now - 2 * HOUR, ..subscription(&subject) };
-    let mut assigned = subscribe::<S>(&log, recent).await;
-    let keys: Vec<_> = assigned.first().restored.keys.iter().map(|block| block.keys.clone()).collect();
-    assert_eq!(keys, [[KeyHash(2)]]);
+    let window = Bounds { span: 2 * HOUR, ..Bounds::default() };
+    let mut assigned = subscribe::<S>(&log, Subscription { window, ..subscription(&subject) }).await;
+    let keys = &assigned.first().restored.keys;
+    assert_eq!((keys.len(), keys.contains(KeyHash(2), now)), (1, true));
+}
+
+pub(crate) async fn a_unit_restores_its_share_of_the_newest_keys<S: Subject>(subject: S) {
+    let log = orders(&subject, &["a", "b", "c"]).await;
+    let mut assigned = subscribe::<S>(&log, subscription(&subject)).await;
+    let (now, mut progress) = (subject.now(), Progress::default());
+    for key in 1..=3 {
+        progress = after(&progress, 1);
+        let next = Commit { keys: vec![KeyHash(key)], ..Commit::new(now, progress.clone()) };
+        commits(&mut assigned.first().partition, next).await;
+    }
+    drop(assigned);
+    // Two partitions share four.
+    let window = Bounds { max_keys: 4, ..Bounds::default() };
+    let mut assigned = subscribe::<S>(&log, Subscription { window, ..subscription(&subject) }).await;
+    let known = [1, 2, 3].map(|key| assigned.first().restored.keys.contains(KeyHash(key), now));
+    assert_eq!(known, [false, true, true]);
 }
 
 pub(crate) async fn outputs_become_visible_with_the_commit<S: Subject>(subject: S) {
@@ -194,7 +212,7 @@ pub(crate) async fn who_takes_over_goes_on_and_who_lost_commits_nothing<S: Subje
     let mut new = none_yet::<S>(&second, subscription(&subject)).await;
     let mut taken = new.next().await;
     assert_eq!(taken.restored.progress, progress);
-    assert_eq!(taken.restored.keys, [KeyBlock { committed_at: now, keys: vec![KeyHash(1)] }]);
+    assert_eq!((taken.restored.keys.len(), taken.restored.keys.contains(KeyHash(1), now)), (1, true));
     assert_eq!(super::state::values(&taken.partition, &["a"]).await, [Some("1".to_owned())]);
     let number = usize::try_from(taken.partition.unit().partition).expect("few partitions");
     let lost = &mut old.units[number];

@@ -9,10 +9,10 @@ use millrace::broker::{
     Assignment, Broker as _, Catalog as _, Commit, CommitOutcome, Log as _, Outgoing, Partition as _, Placing, StartAt,
     StateReader as _, StateWrite, Subscription,
 };
+use millrace_core::idempotency::Bounds;
 use millrace_core::name::Topic;
 use millrace_core::progress::Progress;
 use millrace_core::record::{Headers, Record};
-use millrace_core::time::Timestamp;
 use millrace_tests::between::{ADD_OFFSETS, Between, END_TRANSACTION, HEARTBEAT, Loss, PRODUCE};
 use millrace_tests::process::Kafka;
 use tokio::sync::mpsc;
@@ -42,7 +42,7 @@ async fn subscribed(log: &KafkaLog) -> Assignments {
         function: "shop.pay".parse().expect("a name"),
         topics: vec![topic("orders")],
         from: StartAt::Earliest,
-        keys_since: Timestamp::EPOCH,
+        window: Bounds::default(),
     };
     within(log.subscribe(subscription)).await.expect("it subscribes")
 }

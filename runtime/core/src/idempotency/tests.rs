@@ -68,6 +68,20 @@ fn one_insertion_can_fill_the_window_many_times() {
 }
 
 #[test]
+fn the_units_of_a_function_share_its_keys() {
+    let bounds = Bounds { span: Duration::from_secs(100), max_keys: 8 };
+    assert_eq!((bounds.oldest(at(150)), bounds.oldest(at(50))), (at(50), at(0)));
+    for (units, expected) in [(0, 8), (1, 8), (2, 4), (3, 3), (8, 1), (9, 1)] {
+        let mut window = bounds.window(units);
+        assert_eq!(window.effective_span(at(0)), bounds.span);
+        (0..expected).for_each(|key| window.insert(at(0), [KeyHash(key)]));
+        assert_eq!(known(&window, at(0)).len() as u128, expected, "{units}");
+        window.insert(at(0), [KeyHash(9)]);
+        assert!(!window.contains(KeyHash(0), at(0)), "{units}");
+    }
+}
+
+#[test]
 fn an_empty_window_takes_no_memory() {
     let mut window = window(100, 1000);
     assert_eq!(window.allocated_bytes(), 0);

@@ -2,13 +2,13 @@
 
 use axum::http::Method;
 use bytes::Bytes;
+use millrace_core::idempotency::Bounds;
 use millrace_core::letter::LetterHeaders;
 use millrace_core::manifest::Function;
 use millrace_core::name::{FunctionName, Topic};
 use millrace_core::outcome::Category;
 use millrace_core::progress::{Progress, StreamProgress, Totals};
 use millrace_core::record::Record;
-use millrace_core::time::Timestamp;
 use serde_json::json;
 use tempfile::TempDir;
 
@@ -45,7 +45,7 @@ async fn fail_first_record(log: &EmbeddedLog, record: &Record) -> u32 {
         function: function.clone(),
         topics: vec![topic.clone()],
         from: StartAt::Earliest,
-        keys_since: Timestamp::EPOCH,
+        window: Bounds::default(),
     };
     let mut assignment = log.subscribe(subscription).await.unwrap().recv().await.unwrap();
     let id = LetterId { topic, partition: assignment.partition.unit().partition, offset: 0 };

@@ -1,6 +1,8 @@
 use axum::http::Method;
 use axum::http::header::{HOST, ORIGIN};
+use millrace_core::idempotency::Bounds;
 use millrace_core::name::Unit;
+use millrace_core::progress::Progress;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
@@ -79,7 +81,8 @@ async fn what_is_not_http_is_refused() {
 /// Gives a function a partition of a log that cannot go on.
 async fn assign_broken_partition(server: &Server, revoked: watch::Receiver<bool>) {
     let unit = Unit { function: "shop.pay".parse().unwrap(), topic: "orders".parse().unwrap(), partition: 0 };
-    let assignment = Assignment { partition: Broken(unit), restored: Restored::default(), siblings: 1, revoked };
+    let restored = Restored { progress: Progress::default(), keys: Bounds::default().window(1) };
+    let assignment = Assignment { partition: Broken(unit), restored, siblings: 1, revoked };
     let assignments = server.broker.lock().assignments[0].clone();
     assignments.send(assignment).await.unwrap();
 }

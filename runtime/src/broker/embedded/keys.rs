@@ -8,7 +8,6 @@ use millrace_core::progress::KeyHash;
 use millrace_core::time::Timestamp;
 
 use super::frame::{Corrupt, Decoder, Encoder};
-use crate::broker::KeyBlock;
 
 const KIND: &str = "block of idempotency keys";
 const VERSION: u8 = 1;
@@ -40,14 +39,17 @@ pub(super) fn encode(key: &[u8], hashes: &[KeyHash]) -> Bytes {
     encoder.seal(key)
 }
 
-pub(super) fn decode(key: &[u8], value: &[u8]) -> Result<KeyBlock, Corrupt> {
+/// When the keys were committed, and the keys.
+pub(super) fn decode<'a>(
+    key: &[u8],
+    value: &'a [u8],
+) -> Result<(Timestamp, impl Iterator<Item = KeyHash> + use<'a>), Corrupt> {
     let mut decoder = Decoder::open(KIND, VERSION, key, value)?;
     let (hashes, rest) = decoder.remainder().as_chunks::<HASH_BYTES>();
     if !rest.is_empty() {
         return Err(decoder.damaged("it is cut short"));
     }
-    let keys = hashes.iter().map(|hash| KeyHash(u128::from_le_bytes(*hash))).collect();
-    Ok(KeyBlock { committed_at: committed_at(key)?, keys })
+    Ok((committed_at(key)?, hashes.iter().map(|hash| KeyHash(u128::from_le_bytes(*hash)))))
 }
 
 #[cfg(test)]
@@ -62,7 +64,9 @@ mod tests {
             let keys: Vec<_> = hashes.into_iter().map(KeyHash).collect();
             let committed_at = Timestamp::from_nanos(nanos);
             let key = key(unit, committed_at, commit);
-            prop_assert_eq!(decode(&key, &encode(&key, &keys)), Ok(KeyBlock { committed_at, keys }));
+            let value = encode(&key, &keys);
+            let (at, found) = decode(&key, &value).unwrap();
+            prop_assert_eq!((at, found.collect::<Vec<_>>()), (committed_at, keys));
         }
     }
 

@@ -15,8 +15,9 @@ use super::letters::Letters;
 use super::member::commit::changed;
 use super::member::{Committed, Request, committed};
 use super::record::Placed;
+use super::restore::Past;
 use super::status::StatusChange;
-use super::{restore, topics, values};
+use super::{topics, values};
 use crate::broker::{
     Catalog, CatalogError, Error, Fetched, Force, LetterAction, LetterId, LetterStatus, PartitionInfo, PublishError,
     Retention, StateEntry, StateRange, StoredLetter, TopicInfo, UnitInfo,
@@ -126,7 +127,8 @@ impl Catalog for KafkaLog {
             if log.partition_count(topic.as_str())?.is_none_or(|count| partition >= count) {
                 return Ok(Vec::new());
             }
-            let found = restore::values(log.clients(), function, source, &[partition])?;
+            let past = Past { clients: log.clients(), function, source, is_wanted: &|_| true };
+            let (found, _) = past.values(&[partition])?;
             Ok(found.get(&partition).map(|found| values::list(found, &range)).unwrap_or_default())
         })
         .await

@@ -5,7 +5,6 @@ use millrace_core::name::Unit;
 use millrace_core::progress::KeyHash;
 use millrace_core::time::Timestamp;
 
-use crate::broker::KeyBlock;
 use crate::broker::frame::{Corrupt, Decoder, Encoder};
 
 const KIND: &str = "block of idempotency keys";
@@ -21,15 +20,18 @@ pub(super) fn encode(unit: &Unit, committed_at: Timestamp, keys: &[KeyHash]) -> 
     encoder.seal(unit.to_string().as_bytes()).into()
 }
 
-pub(super) fn decode(unit: &Unit, value: &[u8]) -> Result<KeyBlock, Corrupt> {
+/// When the keys were committed, and the keys.
+pub(super) fn decode<'a>(
+    unit: &Unit,
+    value: &'a [u8],
+) -> Result<(Timestamp, impl Iterator<Item = KeyHash> + use<'a>), Corrupt> {
     let mut decoder = Decoder::open(KIND, VERSION, unit.to_string().as_bytes(), value)?;
     let committed_at = Timestamp::from_nanos(decoder.varint()?);
     let (hashes, rest) = decoder.remainder().as_chunks::<HASH_BYTES>();
     if !rest.is_empty() {
         return Err(decoder.damaged("it is cut short"));
     }
-    let keys = hashes.iter().map(|hash| KeyHash(u128::from_le_bytes(*hash))).collect();
-    Ok(KeyBlock { committed_at, keys })
+    Ok((committed_at, hashes.iter().map(|hash| KeyHash(u128::from_le_bytes(*hash)))))
 }
 
 #[cfg(test)]
@@ -49,7 +51,8 @@ mod tests {
             let keys: Vec<_> = hashes.into_iter().map(KeyHash).collect();
             let committed_at = Timestamp::from_nanos(nanos);
             let value = encode(&unit(), committed_at, &keys);
-            prop_assert_eq!(decode(&unit(), &value), Ok(KeyBlock { committed_at, keys }));
+            let (at, found) = decode(&unit(), &value).unwrap();
+            prop_assert_eq!((at, found.collect::<Vec<_>>()), (committed_at, keys));
         }
 
         #[test]

@@ -11,7 +11,6 @@ use std::time::{Duration, Instant};
 use millrace_core::limits;
 use millrace_core::name::{FunctionName, Topic, Unit};
 use millrace_core::progress::{Progress, Stream, StreamProgress};
-use millrace_core::time::Timestamp;
 use rdkafka::Offset;
 use rdkafka::admin::AdminClient;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -22,15 +21,18 @@ use super::clients::{
     Change, Clients, MemberContext, Quiet, REQUEST_TIMEOUT, Shared, add, bounds, partitions, remove, serve,
     unreachable_broker, unsigned,
 };
-use super::growth::Growth;
 use super::partition::{self, Inbox, KafkaPartition, Log};
 use super::redrive::Redrives;
-use super::values::{KafkaState, Values};
+use super::values::KafkaState;
 use super::writer::Writer;
-use super::{metadata, native, restore};
-use crate::broker::{Assignment, Commit, CommitOutcome, Error, KeyBlock, Restored, Subscription};
+use super::{metadata, native};
+use crate::broker::{Assignment, Commit, CommitOutcome, Error, Subscription};
+use crate::clock::Clock;
+
+use remember::Restoring;
 
 pub(super) mod commit;
+mod remember;
 
 /// How often the group's events are looked for when nothing else happens.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
@@ -84,6 +86,7 @@ pub(super) struct Joining {
     /// Units of the function in all.
     pub(super) siblings: usize,
     pub(super) runtime: Handle,
+    pub(super) clock: Clock,
     /// What the process must stop for.
     pub(super) failure: watch::Sender<Option<Error>>,
     /// Dropped when the thread has ended.
@@ -346,101 +349,6 @@ impl Member {
     fn beginning(&self, topic: &Topic, partition: u32) -> Result<Progress, Error> {
         let (earliest, _) = bounds(&self.joining.observer, topic.as_str(), partition)?;
         Ok(progress_from(earliest))
-    }
-
-    /// Reads what units remember, while this thread goes on, and hands them over.
-    fn restore(&self, topic: Topic, units: Vec<Restoring>) {
-        let Joining { clients, observer, admin, assignments, siblings, runtime, failure, subscription, .. } =
-            &self.joining;
-        let reading = Remembering {
-            clients: Arc::clone(clients),
-            observer: Arc::clone(observer),
-            admin: Arc::clone(admin),
-            runtime: runtime.clone(),
-            function: self.function().clone(),
-            topic,
-            partitions: units.iter().map(|unit| unit.partition.unit.partition).collect(),
-            since: subscription.keys_since,
-        };
-        let (assignments, siblings, failure) = (assignments.clone(), *siblings, failure.clone());
-        runtime.spawn_blocking(move || {
-            let is_wanted = || !assignments.is_closed() && !units.iter().all(Restoring::is_lost);
-            let (mut keys, mut values) = match reading.remembered(is_wanted) {
-                Ok(Some(found)) => found,
-                Ok(None) => return,
-                Err(error) => return drop(failure.send_replace(Some(error))),
-            };
-            for Restoring { partition, progress, revoked } in units {
-                let keys = keys.remove(&partition.unit.partition).unwrap_or_default();
-                partition.state.restore(values.remove(&partition.unit.partition).unwrap_or_default());
-                let assignment = Assignment { partition, restored: Restored { progress, keys }, siblings, revoked };
-                if assignments.blocking_send(assignment).is_err() {
-                    return;
-                }
-            }
-        });
-    }
-}
-
-/// What is read of some units of one source topic before they are handed over.
-struct Remembering {
-    clients: Arc<Clients>,
-    observer: Shared<Quiet>,
-    admin: Arc<AdminClient<Quiet>>,
-    runtime: Handle,
-    function: FunctionName,
-    topic: Topic,
-    partitions: Vec<u32>,
-    since: Timestamp,
-}
-
-/// Key blocks and values, by partition.
-type Remembered = (BTreeMap<u32, Vec<KeyBlock>>, BTreeMap<u32, Values>);
-
-impl Remembering {
-    /// Tries until it has read all, or it is not wanted any more. Blocks.
-    fn remembered(&self, is_wanted: impl Fn() -> bool) -> Result<Option<Remembered>, Error> {
-        let Self { function, topic, .. } = self;
-        let began = Instant::now();
-        loop {
-            match self.read() {
-                Ok(found) => {
-                    let keys: usize = found.0.values().flatten().map(|block| block.keys.len()).sum();
-                    let (partitions, took) = (self.partitions.len(), began.elapsed());
-                    tracing::info!(%function, %topic, partitions, keys, ?took, "Restored.");
-                    return Ok(Some(found));
-                }
-                Err(error @ Error::Fatal(_)) => return Err(error),
-                Err(error) if !is_wanted() => {
-                    tracing::debug!(%function, %topic, %error, "What was to be restored is lost.");
-                    return Ok(None);
-                }
-                Err(error) => {
-                    tracing::warn!(%function, %topic, %error, "Idempotency keys and state could not be read; it is tried again.");
-                }
-            }
-            std::thread::park_timeout(PAUSE);
-        }
-    }
-
-    fn read(&self) -> Result<Remembered, Error> {
-        let Self { clients, observer, admin, runtime, function, topic, partitions, since } = self;
-        Growth { clients, admin, observer, runtime }.follow(function, topic)?;
-        let keys = restore::keys(clients, function, topic, partitions, *since)?;
-        Ok((keys, restore::values(clients, function, topic, partitions)?))
-    }
-}
-
-/// A unit whose worker cannot start yet.
-struct Restoring {
-    partition: KafkaPartition,
-    progress: Progress,
-    revoked: watch::Receiver<bool>,
-}
-
-impl Restoring {
-    fn is_lost(&self) -> bool {
-        *self.revoked.borrow()
     }
 }
 

@@ -42,7 +42,7 @@ impl Reading {
     /// Waits until no transaction is open below `end`. Blocks.
     pub(super) fn wait_until_stable(&self, topic: &str, partition: u32, end: u64) -> Result<(), Error> {
         let reader = Arc::clone(&*lock(&self.reader));
-        restore::wait_until_stable(&reader, topic, partition, end)
+        restore::wait_until_stable(&reader, topic, partition, end, || true)
     }
 
     /// Records from an offset, or the oldest one there is, on; none at the end. Blocks.

@@ -5,157 +5,189 @@
 //! open transactions included, and waited for.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use millrace_core::idempotency::Window;
 use millrace_core::name::{FunctionName, Topic, Unit};
-use millrace_core::record::Record;
 use millrace_core::time::Timestamp;
 use rdkafka::Offset;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
-use rdkafka::message::Message as _;
+use rdkafka::message::{BorrowedMessage, Message as _};
 
-use super::clients::{Clients, Quiet, REQUEST_TIMEOUT, bounds, partitions, unreachable_broker, unsigned};
+use super::clients::{Clients, Quiet, REQUEST_TIMEOUT, at, bounds, partitions, unreachable_broker, unsigned};
 use super::reading::is_mended_by_itself;
 use super::values::{self, Values};
 use super::{keys, record};
-use crate::broker::{Error, KeyBlock};
+use crate::broker::Error;
 
 /// Between two looks at a partition whose end is still hidden behind an open transaction.
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
+/// Between two looks at whether anybody still waits for what is read.
+const GLANCE: Duration = Duration::from_millis(100);
 
-/// Key blocks committed since `since`, of some partitions of one source topic, by partition. Blocks.
-pub(super) fn keys(
-    clients: &Clients,
-    function: &FunctionName,
-    source: &Topic,
-    wanted: &[u32],
-    since: Timestamp,
-) -> Result<BTreeMap<u32, Vec<KeyBlock>>, Error> {
-    let topic = clients.names.keys(function, source).map_err(|e| Error::Fatal(e.to_string()))?;
-    let topic = topic.as_str();
-    let ends = ends(&clients.observer()?, topic, wanted)?;
-    let reader = clients.reader()?;
-    for (partition, end) in &ends {
-        wait_until_stable(&reader, topic, *partition, *end)?;
-    }
-    let millis = i64::try_from(since.as_millis()).unwrap_or(i64::MAX);
-    let times = partitions(wanted.iter().map(|partition| (topic, *partition, Offset::Offset(millis))));
-    let found = reader.offsets_for_times(times, REQUEST_TIMEOUT).map_err(|e| unreachable_broker("find a time", &e))?;
-    let mut left = BTreeMap::new();
-    let mut starts = Vec::new();
-    for element in found.elements() {
-        let partition = unsigned(element.partition());
-        // A partition without a record that young has no such offset.
-        if let Offset::Offset(start) = element.offset()
-            && let Some(end) = ends.get(&partition).filter(|end| u64::try_from(start).unwrap_or_default() < **end)
-        {
-            starts.push((topic, partition, Offset::Offset(start)));
-            left.insert(partition, *end);
+/// What some partitions of one source topic remember of one function.
+pub(super) struct Past<'a> {
+    pub(super) clients: &'a Clients,
+    pub(super) function: &'a FunctionName,
+    pub(super) source: &'a Topic,
+    /// Whether anybody still waits for a partition. Where nobody does, what is found of it is not all.
+    pub(super) is_wanted: &'a dyn Fn(u32) -> bool,
+}
+
+/// A partition that is read.
+struct Left {
+    next: u64,
+    end: u64,
+}
+
+impl Past<'_> {
+    /// Puts the keys of each partition that were committed at `oldest` or later into its window. Says how many records there
+    /// were: as many as there were commits since. Blocks.
+    pub(super) fn keys(&self, oldest: Timestamp, windows: &mut BTreeMap<u32, Window>) -> Result<u64, Error> {
+        let topic = self.clients.names.keys(self.function, self.source).map_err(|e| Error::Fatal(e.to_string()))?;
+        let topic = topic.as_str();
+        let reader = self.clients.reader()?;
+        let ends = self.stable_ends(&reader, topic, windows.keys().copied())?;
+        if ends.is_empty() {
+            return Ok(0);
         }
-    }
-    let mut blocks = BTreeMap::<u32, Vec<KeyBlock>>::new();
-    if !starts.is_empty() {
-        reader.assign(&partitions(starts)).map_err(|e| unreachable_broker("read idempotency keys", &e))?;
-        read(&reader, left, |topic, partition, offset, record| {
-            match keys::decode(&unit(function, source, partition), record.value.as_deref().unwrap_or_default()) {
-                Ok(block) => blocks.entry(partition).or_default().push(block),
+        let millis = i64::try_from(oldest.as_millis()).unwrap_or(i64::MAX);
+        let times = partitions(ends.keys().map(|partition| (topic, *partition, Offset::Offset(millis))));
+        let found =
+            reader.offsets_for_times(times, REQUEST_TIMEOUT).map_err(|e| unreachable_broker("find a time", &e))?;
+        let mut left = BTreeMap::new();
+        for element in found.elements() {
+            let partition = unsigned(element.partition());
+            // A partition without a record that young has no such offset.
+            if let (Offset::Offset(start), Some(end)) = (element.offset(), ends.get(&partition)) {
+                left.insert(partition, Left { next: u64::try_from(start).unwrap_or_default(), end: *end });
+            }
+        }
+        self.read(&reader, topic, left, |partition, message| {
+            let Some(window) = windows.get_mut(&partition) else { return };
+            match keys::decode(&self.unit(partition), message.payload().unwrap_or_default()) {
+                // The first ones can be older than asked for, within the broker's millisecond.
+                Ok((committed_at, keys)) if committed_at >= oldest => window.insert(committed_at, keys),
+                Ok(_) => {}
                 Err(error) => {
+                    let offset = message.offset();
                     tracing::error!(topic, partition, offset, %error, "Idempotency keys cannot be read and are left out.");
                 }
             }
-        })?;
+        })
     }
-    // Blocks of the broker's millisecond that are older than asked for.
-    blocks.values_mut().for_each(|blocks| blocks.retain(|block| block.committed_at >= since));
-    Ok(blocks)
-}
 
-/// The state of some partitions of one source topic, by partition. Blocks.
-pub(super) fn values(
-    clients: &Clients,
-    function: &FunctionName,
-    source: &Topic,
-    wanted: &[u32],
-) -> Result<BTreeMap<u32, Values>, Error> {
-    let topic = clients.names.state(function, source).map_err(|e| Error::Fatal(e.to_string()))?;
-    let topic = topic.as_str();
-    let mut left = ends(&clients.observer()?, topic, wanted)?;
-    left.retain(|_, end| *end > 0);
-    let mut all = BTreeMap::<u32, Values>::new();
-    if left.is_empty() {
-        return Ok(all);
-    }
-    let reader = clients.reader()?;
-    for (partition, end) in &left {
-        wait_until_stable(&reader, topic, *partition, *end)?;
-    }
-    let starts = left.keys().map(|partition| (topic, *partition, Offset::Beginning));
-    reader.assign(&partitions(starts)).map_err(|e| unreachable_broker("read state", &e))?;
-    let mut damaged = None;
-    read(&reader, left, |topic, partition, offset, record| {
-        let values = all.entry(partition).or_default();
-        if let Err(error) = values::take(&unit(function, source, partition), record, values) {
-            damaged = Some(format!("the state at {topic}/{partition}/{offset} cannot be read: {error}"));
+    /// The state of some partitions, by partition, and how many records it was read from. Blocks.
+    pub(super) fn values(&self, wanted: &[u32]) -> Result<(BTreeMap<u32, Values>, u64), Error> {
+        let topic = self.clients.names.state(self.function, self.source).map_err(|e| Error::Fatal(e.to_string()))?;
+        let topic = topic.as_str();
+        let reader = self.clients.reader()?;
+        let ends = self.stable_ends(&reader, topic, wanted.iter().copied())?;
+        let mut left = BTreeMap::new();
+        for (partition, end) in ends {
+            let (earliest, _) = bounds(&reader, topic, partition)?;
+            left.insert(partition, Left { next: earliest, end });
         }
-    })?;
-    // A handler that finds less than it wrote would do the wrong thing, and nobody would know.
-    damaged.map_or(Ok(all), |damage| Err(Error::Transient(damage)))
+        let (mut all, mut damaged) = (BTreeMap::<u32, Values>::new(), None);
+        let records = self.read(&reader, topic, left, |partition, message| {
+            let (offset, record) = record::read(message);
+            if let Err(error) = values::take(&self.unit(partition), &record, all.entry(partition).or_default()) {
+                damaged = Some(format!("the state at {topic}/{partition}/{offset} cannot be read: {error}"));
+            }
+        })?;
+        // A handler that finds less than it wrote would do the wrong thing, and nobody would know.
+        damaged.map_or(Ok((all, records)), |damage| Err(Error::Transient(damage)))
+    }
+
+    fn unit(&self, partition: u32) -> Unit {
+        Unit { function: self.function.clone(), topic: self.source.clone(), partition }
+    }
+
+    /// Where partitions end that hold records, open transactions included, once those have ended. Blocks.
+    fn stable_ends(
+        &self,
+        reader: &BaseConsumer<Quiet>,
+        topic: &str,
+        wanted: impl Iterator<Item = u32>,
+    ) -> Result<BTreeMap<u32, u64>, Error> {
+        let observer = self.clients.observer()?;
+        let mut ends = BTreeMap::new();
+        for partition in wanted {
+            ends.insert(partition, bounds(&observer, topic, partition)?.1);
+        }
+        ends.retain(|_, end| *end > 0);
+        for (partition, end) in &ends {
+            wait_until_stable(reader, topic, *partition, *end, || (self.is_wanted)(*partition))?;
+        }
+        Ok(ends)
+    }
+
+    /// Reads until each partition's end was reached or nobody wants it any more; says how many records there were.
+    fn read(
+        &self,
+        reader: &BaseConsumer<Quiet>,
+        topic: &str,
+        mut left: BTreeMap<u32, Left>,
+        mut each: impl FnMut(u32, &BorrowedMessage<'_>),
+    ) -> Result<u64, Error> {
+        left.retain(|_, one| one.next < one.end);
+        if left.is_empty() {
+            return Ok(0);
+        }
+        let starts = left.iter().map(|(partition, one)| (topic, *partition, at(one.next)));
+        reader.assign(&partitions(starts)).map_err(|e| unreachable_broker("restore", &e))?;
+        let (mut records, mut heard, mut looked) = (0, Instant::now(), Instant::now());
+        while !left.is_empty() {
+            match reader.poll(GLANCE) {
+                Some(Ok(message)) => {
+                    let partition = unsigned(message.partition());
+                    // One that is done or not wanted can still have something in the queue.
+                    if let Some(one) = left.get_mut(&partition) {
+                        one.next = u64::try_from(message.offset()).unwrap_or_default() + 1;
+                        records += 1;
+                        each(partition, &message);
+                        if one.next >= one.end || !(self.is_wanted)(partition) {
+                            left.remove(&partition);
+                        }
+                    }
+                    heard = Instant::now();
+                }
+                Some(Err(KafkaError::PartitionEOF(partition))) => {
+                    left.remove(&unsigned(partition));
+                }
+                Some(Err(error)) if is_mended_by_itself(&error) => {}
+                Some(Err(error)) => return Err(unreachable_broker("restore", &error)),
+                None if heard.elapsed() >= REQUEST_TIMEOUT => {
+                    return Err(Error::Transient(
+                        "Kafka gave nothing of what is to be restored for ten seconds".to_owned(),
+                    ));
+                }
+                None => {}
+            }
+            if looked.elapsed() >= GLANCE {
+                looked = Instant::now();
+                left.retain(|partition, _| (self.is_wanted)(*partition));
+            }
+        }
+        Ok(records)
+    }
 }
 
-fn unit(function: &FunctionName, source: &Topic, partition: u32) -> Unit {
-    Unit { function: function.clone(), topic: source.clone(), partition }
-}
-
-/// Where partitions end, open transactions included.
-fn ends(observer: &BaseConsumer<Quiet>, topic: &str, wanted: &[u32]) -> Result<BTreeMap<u32, u64>, Error> {
-    let end = |partition: &u32| bounds(observer, topic, *partition).map(|(_, end)| (*partition, end));
-    wanted.iter().map(end).collect()
-}
-
-/// Waits out transactions that are open below an end.
+/// Waits out transactions that are open below an end, as long as that is wanted. Blocks.
 pub(super) fn wait_until_stable(
     reader: &BaseConsumer<Quiet>,
     topic: &str,
     partition: u32,
     end: u64,
+    is_wanted: impl Fn() -> bool,
 ) -> Result<(), Error> {
-    loop {
+    while is_wanted() {
         let (_, stable) = bounds(reader, topic, partition)?;
         if stable >= end {
             return Ok(());
         }
         std::thread::park_timeout(LOOK_AGAIN);
-    }
-}
-
-/// Reads until each partition's end was reached. `each` gets topic, partition, offset and record.
-fn read(
-    reader: &BaseConsumer<Quiet>,
-    mut left: BTreeMap<u32, u64>,
-    mut each: impl FnMut(&str, u32, u64, &Record),
-) -> Result<(), Error> {
-    while !left.is_empty() {
-        match reader.poll(REQUEST_TIMEOUT) {
-            Some(Ok(message)) => {
-                let partition = unsigned(message.partition());
-                let (offset, record) = record::read(&message);
-                each(message.topic(), partition, offset, &record);
-                if left.get(&partition).is_some_and(|end| offset + 1 >= *end) {
-                    left.remove(&partition);
-                }
-            }
-            Some(Err(KafkaError::PartitionEOF(partition))) => {
-                left.remove(&unsigned(partition));
-            }
-            Some(Err(error)) if is_mended_by_itself(&error) => {}
-            Some(Err(error)) => return Err(unreachable_broker("restore", &error)),
-            None => {
-                return Err(Error::Transient(
-                    "Kafka gave nothing of what is to be restored for ten seconds".to_owned(),
-                ));
-            }
-        }
     }
     Ok(())
 }

@@ -4,11 +4,11 @@ use std::sync::Arc;
 
 use hdrhistogram::Histogram;
 use millrace_core::codec::{self, Place};
+use millrace_core::idempotency::Bounds;
 use millrace_core::limits;
 use millrace_core::name::{FunctionName, Topic};
 use millrace_core::policy::StartAt;
 use millrace_core::record::Record;
-use millrace_core::time::Timestamp;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
@@ -31,8 +31,7 @@ pub(super) async fn start(server: &Server, outputs: Vec<Topic>, load: &Arc<Load>
         return Ok(Watching { stop, readers });
     }
     let function = FunctionName::new("millrace", "bench").map_err(|e| Error::failed(e, ""))?;
-    let subscription =
-        Subscription { function, topics: outputs, from: StartAt::Earliest, keys_since: Timestamp::EPOCH };
+    let subscription = Subscription { function, topics: outputs, from: StartAt::Earliest, window: Bounds::default() };
     let assignments = server.log().subscribe(subscription).await;
     let mut assignments = assignments.map_err(|e| Error::failed(e, ""))?;
     let (load, stopped) = (Arc::clone(load), stopped);

@@ -31,7 +31,7 @@ async fn content(log: &EmbeddedLog) -> Result<Content, String> {
     let Assignment { restored, partition, .. } = receiver.try_recv().map_err(|e| e.to_string())?;
     let range = StateRange { max: 100, max_bytes: 1 << 20, ..StateRange::default() };
     let state = Catalog::state(log, partition.unit(), range).await.map_err(|e| e.to_string())?;
-    let keys = restored.keys.iter().flat_map(|b| b.keys.iter().map(|k| k.0)).collect();
+    let keys = (0..100).filter(|key| restored.keys.contains(KeyHash(*key), NOW)).collect();
     Ok((topics, letters, restored.progress.commits, keys, state))
 }
 

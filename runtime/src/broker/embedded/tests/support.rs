@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use bytestring::ByteString;
+use millrace_core::idempotency::Bounds;
 use millrace_core::name::{FunctionName, Topic, Unit};
 use millrace_core::progress::Progress;
 use millrace_core::record::Record;
@@ -132,7 +133,7 @@ pub(super) fn subscription(name: &str, topics: &[&str]) -> Subscription {
         function: function(name),
         topics: topics.iter().map(|t| topic(t)).collect(),
         from: StartAt::Earliest,
-        keys_since: Timestamp::EPOCH,
+        window: Bounds::default(),
     }
 }
 

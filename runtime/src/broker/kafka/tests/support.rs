@@ -4,6 +4,7 @@ use std::future::Future;
 use std::sync::OnceLock;
 use std::time::Duration;
 
+use millrace_core::idempotency::Bounds;
 use millrace_core::name::{FunctionName, Topic};
 use millrace_core::progress::Progress;
 use millrace_core::record::Record;
@@ -98,7 +99,7 @@ impl Cluster {
             function: function(),
             topics: topics.iter().map(|topic| self.topic(topic)).collect(),
             from: StartAt::Earliest,
-            keys_since: Timestamp::EPOCH,
+            window: Bounds::default(),
         }
     }
 

@@ -1,0 +1,128 @@
+//! Units that were assigned are handed over once they remember what is committed, while the function's thread goes on.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Instant;
+
+use millrace_core::idempotency::{Bounds, Window};
+use millrace_core::name::{FunctionName, Topic};
+use millrace_core::progress::Progress;
+use rdkafka::admin::AdminClient;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, watch};
+
+use super::{Joining, Member, PAUSE};
+use crate::broker::kafka::KafkaPartition;
+use crate::broker::kafka::clients::{Clients, Quiet, Shared};
+use crate::broker::kafka::growth::Growth;
+use crate::broker::kafka::restore::Past;
+use crate::broker::kafka::values::Values;
+use crate::broker::{Assignment, Error, Restored};
+use crate::clock::Clock;
+
+/// A unit whose worker cannot start yet.
+pub(super) struct Restoring {
+    pub(super) partition: KafkaPartition,
+    pub(super) progress: Progress,
+    pub(super) revoked: watch::Receiver<bool>,
+}
+
+/// What is read of some units of one source topic before they are handed over.
+struct Remembering {
+    clients: Arc<Clients>,
+    observer: Shared<Quiet>,
+    admin: Arc<AdminClient<Quiet>>,
+    runtime: Handle,
+    clock: Clock,
+    function: FunctionName,
+    topic: Topic,
+    window: Bounds,
+    siblings: usize,
+    assignments: mpsc::Sender<Assignment<KafkaPartition>>,
+    /// By partition: whether it was lost meanwhile.
+    revoked: BTreeMap<u32, watch::Receiver<bool>>,
+}
+
+/// Windows of idempotency keys, and values, by partition.
+type Remembered = (BTreeMap<u32, Window>, BTreeMap<u32, Values>);
+
+impl Member {
+    /// Reads what units remember, while this thread goes on, and hands them over.
+    pub(super) fn restore(&self, topic: Topic, units: Vec<Restoring>) {
+        let Joining { clients, observer, admin, runtime, clock, subscription, siblings, assignments, .. } =
+            &self.joining;
+        let reading = Remembering {
+            clients: Arc::clone(clients),
+            observer: Arc::clone(observer),
+            admin: Arc::clone(admin),
+            runtime: runtime.clone(),
+            clock: *clock,
+            function: self.function().clone(),
+            topic,
+            window: subscription.window,
+            siblings: *siblings,
+            assignments: assignments.clone(),
+            revoked: units.iter().map(|one| (one.partition.unit.partition, one.revoked.clone())).collect(),
+        };
+        let failure = self.joining.failure.clone();
+        runtime.spawn_blocking(move || match reading.remembered() {
+            Ok(remembered) => reading.hand_over(units, remembered),
+            Err(error) => drop(failure.send_replace(Some(error))),
+        });
+    }
+}
+
+impl Remembering {
+    /// Tries until it has read all that anybody waits for. Blocks.
+    fn remembered(&self) -> Result<Remembered, Error> {
+        let Self { function, topic, .. } = self;
+        let began = Instant::now();
+        while self.revoked.keys().any(|partition| self.is_wanted(*partition)) {
+            match self.read() {
+                Ok((windows, values, records)) => {
+                    let keys: usize = windows.values().map(Window::len).sum();
+                    let (partitions, took) = (windows.len(), began.elapsed());
+                    tracing::info!(%function, %topic, partitions, keys, records, ?took, "Restored.");
+                    return Ok((windows, values));
+                }
+                Err(error @ Error::Fatal(_)) => return Err(error),
+                Err(error) => {
+                    tracing::warn!(%function, %topic, %error, "Idempotency keys and state could not be read; it is tried again.");
+                }
+            }
+            std::thread::park_timeout(PAUSE);
+        }
+        tracing::debug!(%function, %topic, "What was to be restored is lost.");
+        Ok(Remembered::default())
+    }
+
+    /// And how many records it was read from.
+    fn read(&self) -> Result<(BTreeMap<u32, Window>, BTreeMap<u32, Values>, u64), Error> {
+        let Self { clients, observer, admin, runtime, function, topic, window, siblings, .. } = self;
+        Growth { clients, admin, observer, runtime }.follow(function, topic)?;
+        let is_wanted = |partition| self.is_wanted(partition);
+        let past = Past { clients, function, source: topic, is_wanted: &is_wanted };
+        let wanted: Vec<u32> = self.revoked.keys().copied().filter(|partition| is_wanted(*partition)).collect();
+        let mut windows = wanted.iter().map(|partition| (*partition, window.window(*siblings))).collect();
+        let blocks = past.keys(window.oldest(self.clock.now()), &mut windows)?;
+        let (values, changes) = past.values(&wanted)?;
+        Ok((windows, values, blocks + changes))
+    }
+
+    fn is_wanted(&self, partition: u32) -> bool {
+        !self.assignments.is_closed() && self.revoked.get(&partition).is_some_and(|revoked| !*revoked.borrow())
+    }
+
+    /// Those that are still owned; of the others not all was read.
+    fn hand_over(&self, units: Vec<Restoring>, (mut windows, mut values): Remembered) {
+        for Restoring { partition, progress, revoked } in units {
+            let number = partition.unit.partition;
+            let Some(keys) = windows.remove(&number).filter(|_| self.is_wanted(number)) else { continue };
+            partition.state.restore(values.remove(&number).unwrap_or_default());
+            let restored = Restored { progress, keys };
+            let assignment = Assignment { partition, restored, siblings: self.siblings, revoked };
+            // Whoever no longer takes assignments needs none.
+            drop(self.assignments.blocking_send(assignment));
+        }
+    }
+}
