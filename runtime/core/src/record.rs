@@ -97,12 +97,18 @@ impl Headers {
 
     /// All headers in order: name, and the value if there is one. Values share the block's memory.
     pub fn iter(&self) -> impl Iterator<Item = (&str, Option<Bytes>)> {
+        // Names were checked when the block was made.
+        let text = |name| std::str::from_utf8(name).unwrap_or_default();
+        self.entries().map(move |(name, value)| (text(name), value.map(|value| self.0.slice_ref(value))))
+    }
+
+    /// The same, names as bytes, and without a share of the block's memory for each value.
+    pub fn entries(&self) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
         let mut rest: &[u8] = &self.0;
         std::iter::from_fn(move || {
             let (name, value, tail) = split(rest)?;
             rest = tail;
-            // Names were checked when the block was made.
-            Some((std::str::from_utf8(name).unwrap_or_default(), value.map(|v| self.0.slice_ref(v))))
+            Some((name, value))
         })
     }
 
@@ -142,12 +148,18 @@ pub struct HeadersBuilder(BytesMut);
 
 impl HeadersBuilder {
     /// What a header takes beside its name and its value.
-    pub(crate) const OVERHEAD_BYTES: usize = NAME_LEN_BYTES + VALUE_LEN_BYTES;
+    pub const OVERHEAD_BYTES: usize = NAME_LEN_BYTES + VALUE_LEN_BYTES;
 
     /// A builder with room for this many bytes, so that it allocates once.
     #[must_use]
     pub fn with_capacity(bytes: usize) -> Self {
         Self(BytesMut::with_capacity(bytes))
+    }
+
+    /// A builder in this memory, which holds nothing else.
+    #[must_use]
+    pub fn within(memory: BytesMut) -> Self {
+        Self(memory)
     }
 
     /// A builder that begins with these headers.
@@ -261,6 +273,10 @@ mod tests {
                 headers.iter().map(|(name, value)| (name.to_owned(), value.map(|v| v.to_vec()))).collect()
             };
             prop_assert_eq!(listed(&headers), &given[..]);
+            let entries = headers.entries().map(|(name, value)| {
+                (String::from_utf8_lossy(name).into_owned(), value.map(<[u8]>::to_vec))
+            });
+            prop_assert_eq!(entries.collect::<Vec<_>>(), &given[..]);
             prop_assert_eq!(Headers::from_block(headers.as_block().clone()), Ok(headers.clone()));
 
             let mut builder = HeadersBuilder::starting_with(&headers);

@@ -267,7 +267,7 @@ mod tests {
 
     #[test]
     fn what_is_held_back_or_no_record_cannot_be_processed_now() {
-        let info = UnitInfo { not_records: 4, ..unit(20, &[22..24], 12) };
+        let info = UnitInfo { not_records: 4, ..unit(20, &[22..23, 24..25], 12) };
         for (parked, expected) in [(0, 14), (5, 9), (14, 0), (100, 0)] {
             assert_eq!(processable_lag(&info, parked), expected, "{parked}");
         }

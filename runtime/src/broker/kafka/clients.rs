@@ -109,7 +109,8 @@ impl Clients {
             ("heartbeat.interval.ms", "2000"),
             ("fetch.queue.backoff.ms", "2"),
             ("fetch.wait.max.ms", "500"),
-            ("queued.min.messages", "4000"),
+            // A partition that has fewer waits for the broker now and then, although there is more to read.
+            ("queued.min.messages", "20000"),
             ("queued.max.messages.kbytes", "8192"),
             // So soon a partition that was added is read.
             ("topic.metadata.refresh.interval.ms", "30000"),

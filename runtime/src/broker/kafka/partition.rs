@@ -9,25 +9,29 @@ use millrace_core::name::{Topic, Unit};
 use millrace_core::progress::Stream;
 use rdkafka::consumer::base_consumer::PartitionQueue;
 use rdkafka::consumer::{BaseConsumer, Consumer};
-use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
+use rdkafka::error::{KafkaResult, RDKafkaErrorCode};
 use tokio::sync::{Notify, oneshot};
 
 use super::clients::{self, MemberContext, Quiet, Shared, add, at, lock, remove, signed};
 use super::member::{Pending, Request};
 use super::redrive::Loan;
 use super::values::KafkaState;
-use super::{metadata, record};
+use super::{metadata, native};
 use crate::broker::{Commit, CommitOutcome, Error, FetchError, Fetched, Partition, Wanted};
 
 /// A seek is done by librdkafka's own thread, without asking the broker.
 const SEEK_TIMEOUT: Duration = Duration::from_secs(1);
+/// Records that are taken at once without a look at how large they are.
+const TAKEN_AT_ONCE: usize = 32;
 /// At this length of the metadata of a commit no new records are taken, so that what is under way can still be told.
 const METADATA_FULL_BYTES: usize = metadata::MAX_BYTES * 3 / 4;
 
 /// One log of a unit, as long as it is owned.
 pub(super) struct Log {
     place: (Topic, u32),
-    queue: PartitionQueue<MemberContext>,
+    records: native::Records,
+    /// Tells when records have arrived.
+    _queue: PartitionQueue<MemberContext>,
     consumer: Shared<MemberContext>,
     /// If the consumer is not the function's own. Dropped after the queue.
     pub(super) loan: Option<Loan>,
@@ -46,7 +50,8 @@ impl Log {
             queue.ok_or_else(|| Error::Fatal(format!("{topic}/{partition} cannot have a queue of its own")))?;
         let arrived = Arc::clone(arrived);
         queue.set_nonempty_callback(move || arrived.notify_one());
-        Ok(Self { place, queue, consumer: Arc::clone(consumer), loan: None })
+        let records = native::Records::of(consumer, topic, partition);
+        Ok(Self { place, records, _queue: queue, consumer: Arc::clone(consumer), loan: None })
     }
 
     fn seek(&self, to: u64) -> KafkaResult<()> {
@@ -145,20 +150,21 @@ impl KafkaPartition {
         }
         let (mut records, mut bytes) = (Vec::new(), 0);
         while records.len() < bounds.max_records && bytes <= bounds.max_bytes {
-            match log.queue.poll(Duration::ZERO) {
-                None => break,
-                Some(Ok(message)) => {
-                    let (offset, record) = record::read(&message);
-                    if offset >= wanted {
-                        bytes += record.size_bytes();
-                        records.push((offset, record));
-                    }
+            let most = (bounds.max_records - records.len()).min(TAKEN_AT_ONCE);
+            let taken = log.records.take(most, |offset, record| {
+                if offset >= wanted {
+                    bytes += record.size_bytes();
+                    records.push((offset, record));
                 }
-                Some(Err(error)) => {
+            });
+            match taken {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(code) => {
                     // Whatever it is, going to the offset once more shows whether it lasts.
                     *expected = None;
                     if records.is_empty() {
-                        return self.failed(&log.place.0, &error);
+                        return self.failed(&log.place.0, code);
                     }
                     break;
                 }
@@ -174,11 +180,11 @@ impl KafkaPartition {
         Ok(Taken::Some(fetched))
     }
 
-    fn failed(&self, topic: &Topic, error: &KafkaError) -> Result<Taken, Error> {
+    fn failed(&self, topic: &Topic, code: RDKafkaErrorCode) -> Result<Taken, Error> {
         use RDKafkaErrorCode as Code;
-        match error.rdkafka_error_code() {
-            Some(Code::OffsetOutOfRange | Code::AutoOffsetReset | Code::NoOffset) => Ok(Taken::Gone(topic.clone())),
-            _ => Err(Error::Transient(format!("{} cannot be read: {error}", self.unit))),
+        match code {
+            Code::OffsetOutOfRange | Code::AutoOffsetReset | Code::NoOffset => Ok(Taken::Gone(topic.clone())),
+            _ => Err(Error::Transient(format!("{} cannot be read: {code}", self.unit))),
         }
     }
 

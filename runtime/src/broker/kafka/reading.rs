@@ -9,7 +9,7 @@ use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 
 use super::clients::{self, Clients, Quiet, REQUEST_TIMEOUT, Shared, at, lock, partitions, signed, unreachable_broker};
-use super::{KafkaLog, record, restore};
+use super::{KafkaLog, native, restore};
 use crate::broker::Error;
 
 /// Bytes of records after which a read ends.
@@ -60,7 +60,7 @@ impl Reading {
         let ended = loop {
             match reader.poll(REQUEST_TIMEOUT) {
                 Some(Ok(message)) if message.topic() == topic && message.partition() == signed(partition) => {
-                    let (offset, record) = record::read(&message);
+                    let (offset, record) = native::read(&message);
                     bytes += record.size_bytes();
                     page.records.push((offset, record));
                     page.next = offset + 1;

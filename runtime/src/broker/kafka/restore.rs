@@ -18,7 +18,7 @@ use rdkafka::message::{BorrowedMessage, Message as _};
 use super::clients::{Clients, Quiet, REQUEST_TIMEOUT, at, bounds, partitions, unreachable_broker, unsigned};
 use super::reading::is_mended_by_itself;
 use super::values::{self, Values};
-use super::{keys, record};
+use super::{keys, native};
 use crate::broker::Error;
 
 /// Between two looks at a partition whose end is still hidden behind an open transaction.
@@ -91,7 +91,7 @@ impl Past<'_> {
         }
         let (mut all, mut damaged) = (BTreeMap::<u32, Values>::new(), None);
         let records = self.read(&reader, topic, left, |partition, message| {
-            let (offset, record) = record::read(message);
+            let (offset, record) = native::read(message);
             if let Err(error) = values::take(&self.unit(partition), &record, all.entry(partition).or_default()) {
                 damaged = Some(format!("the state at {topic}/{partition}/{offset} cannot be read: {error}"));
             }

@@ -14,13 +14,15 @@ use rdkafka::producer::{BaseProducer, Producer, PurgeConfig};
 
 use super::clients::{Clients, Deliveries, REQUEST_TIMEOUT};
 use super::native;
-use super::record::{self, Placed};
+use super::record::Placed;
 use crate::broker::Error;
 
 /// How long a transaction may take before it is given up: as long as the broker would wait for it.
 const PATIENCE: Duration = Duration::from_secs(10);
 /// Between two looks at what is on its way: far below the time that it takes.
 const LOOK_AGAIN: Duration = Duration::from_micros(100);
+/// How soon a record that failed is noticed.
+const FAILURES_ARE_READ: Duration = Duration::from_millis(10);
 /// What librdkafka puts into one batch unless told otherwise.
 const BATCH_BYTES: usize = 1_000_000;
 /// Batches are not made smaller than this for a topic that takes only small ones.
@@ -119,6 +121,7 @@ impl Writer {
 
     /// Writes all or nothing.
     pub(super) fn write(&mut self, records: &[&Placed], positions: Option<&Positions<'_>>) -> Ended {
+        self.wait_for_markers();
         match self.write_once(records, positions) {
             Ended::Refused { code: RDKafkaErrorCode::MessageSizeTooLarge, .. } if records.len() > 1 => {
                 self.write_one_by_one(records, positions)
@@ -217,25 +220,20 @@ fn repeat(deadline: Instant, mut call: impl FnMut() -> KafkaResult<()>) -> Kafka
 }
 
 fn send(producer: &BaseProducer<Deliveries>, placed: &Placed, number: usize, deadline: Instant) -> Result<(), Fault> {
-    let mut record = record::send(placed, number);
     loop {
-        let (error, again) = match producer.send(record) {
+        match native::send(producer.client(), placed, number) {
             Ok(()) => return Ok(()),
-            Err(refused) => refused,
-        };
-        match error.rdkafka_error_code() {
-            Some(RDKafkaErrorCode::QueueFull) if Instant::now() < deadline => {
-                record = again;
+            Err(RDKafkaErrorCode::QueueFull) if Instant::now() < deadline => {
                 producer.poll(Duration::ZERO);
                 std::thread::park_timeout(LOOK_AGAIN);
             }
-            Some(code) if is_content(code) => return Err(Fault::Abort(refused(number, placed, code))),
-            _ => return Err(fault(&error)),
+            Err(code) if is_content(code) => return Err(Fault::Abort(refused(number, placed, code))),
+            Err(code) => return Err(fault(&KafkaError::MessageProduction(code))),
         }
     }
 }
 
-/// Waits until all records are with the broker. A producer's own way to wait takes a tenth of a second.
+/// Waits until all records are with the broker. Where each is reported, the reports must be read meanwhile.
 fn delivered(
     producer: &BaseProducer<Deliveries>,
     records: &[&Placed],
@@ -243,10 +241,12 @@ fn delivered(
     tells_offsets: bool,
 ) -> Result<Vec<u64>, Fault> {
     while producer.in_flight_count() > 0 && Instant::now() < deadline {
-        producer.poll(Duration::ZERO);
-        if producer.in_flight_count() > 0 {
+        if tells_offsets {
             std::thread::park_timeout(LOOK_AGAIN);
+        } else {
+            native::flush(producer.client(), FAILURES_ARE_READ);
         }
+        producer.poll(Duration::ZERO);
     }
     let too_slow = || Fault::Abort(Ended::Failed("the broker took too long to take all records".to_owned()));
     let mut offsets = if tells_offsets { vec![None; records.len()] } else { Vec::new() };

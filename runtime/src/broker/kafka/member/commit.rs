@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use millrace_core::limits;
 use millrace_core::name::{Topic, Unit};
 use millrace_core::record::{Headers, Record};
 use millrace_core::time::Timestamp;
@@ -21,6 +22,9 @@ use crate::broker::{Commit, CommitOutcome, Error, LetterId, Outgoing, Placing};
 /// Partition counts are asked for again after this time.
 const COUNTS_ARE_KNOWN: Duration = Duration::from_secs(30);
 
+/// Commits of several units are one transaction up to here. The broker ends one that takes longer than ten seconds.
+const TRANSACTION_MAX_BYTES: usize = 64 * limits::MIB;
+
 /// A commit whose records have their places.
 struct Prepared {
     pending: Pending,
@@ -28,9 +32,9 @@ struct Prepared {
 }
 
 impl Member {
-    /// Commits what several units settled: in one transaction if nothing is wrong with it, else one by one.
+    /// Commits what several units settled: in one transaction if nothing is wrong with it, and it is not too much for one.
     pub(super) fn commit(&mut self, commits: Vec<Pending>) -> Result<(), Error> {
-        let mut group = Vec::with_capacity(commits.len());
+        let (mut group, mut group_bytes) = (Vec::with_capacity(commits.len()), 0);
         for pending in commits {
             let owned = self.owned.get(&pending.unit).filter(|owned| owned.epoch == pending.epoch);
             let Some(owned) = owned else {
@@ -39,7 +43,15 @@ impl Member {
             };
             assert_eq!(pending.commit.progress.commits, owned.commits + 1, "the commit counter must rise by one");
             match self.prepare(&pending) {
-                Ok(records) => group.push(Prepared { pending, records }),
+                Ok(records) => {
+                    let bytes: usize = records.iter().map(|placed| placed.record.size_bytes()).sum();
+                    if group_bytes + bytes > TRANSACTION_MAX_BYTES && !group.is_empty() {
+                        self.write(std::mem::take(&mut group))?;
+                        group_bytes = 0;
+                    }
+                    group_bytes += bytes;
+                    group.push(Prepared { pending, records });
+                }
                 Err(reason) => answer(pending, reason),
             }
         }

@@ -14,7 +14,8 @@ use tokio::sync::mpsc;
 
 use super::super::clients::{Deliveries, REQUEST_TIMEOUT, at};
 use super::super::member::commit::plain;
-use super::super::record::{self, Placed};
+use super::super::native;
+use super::super::record::Placed;
 use super::super::{KafkaLog, KafkaPartition, keys, metadata};
 use super::support::*;
 use crate::broker::{
@@ -88,7 +89,7 @@ fn begin_commit(
     let value = keys::encode(&unit, began(), &[KeyHash(2)]);
     let topic = clients.names.keys(&function(), &orders).unwrap();
     let placed = Placed { topic, partition: 0, record: plain(began(), None, value.into()) };
-    producer.send(record::send(&placed, 0)).map_err(|(error, _)| error).unwrap();
+    native::send(producer.client(), &placed, 0).unwrap();
     while producer.in_flight_count() > 0 {
         producer.poll(Duration::from_millis(1));
     }
