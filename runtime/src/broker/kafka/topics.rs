@@ -34,6 +34,12 @@ impl Needed {
     pub(super) fn registry(name: Topic) -> Self {
         Self { name, partitions: 1, grows: false, settings: kept_for_ever() }
     }
+
+    fn as_new(&self, replication: i32) -> NewTopic<'_> {
+        let (name, partitions) = (self.name.as_str(), super::clients::signed(self.partitions));
+        let new = NewTopic::new(name, partitions, TopicReplication::Fixed(replication));
+        self.settings.iter().fold(new, |new, (setting, value)| new.set(setting, value))
+    }
 }
 
 /// All that a function needs beside its sources, which are given with their partitions. Idempotency keys are kept for
@@ -102,22 +108,19 @@ pub(super) async fn make(
     needed: &[Needed],
     existing: &BTreeMap<String, u32>,
 ) -> Result<(), Error> {
-    for one in needed {
-        match existing.get(one.name.as_str()) {
-            Some(partitions) if *partitions == one.partitions => continue,
-            Some(partitions) => {
-                return Err(Error::Fatal(format!(
-                    "topic `{}` of the runtime has {partitions} partitions and needs {}: a source was made anew with fewer; give it another \
-                     name, or remove the topics of the runtime for it",
-                    one.name, one.partitions
-                )));
-            }
-            None => {}
-        }
-        create(admin, replication, one).await.map_err(CatalogError::into_broker)?;
+    let (mut there, missing): (Vec<Needed>, Vec<Needed>) =
+        needed.iter().cloned().partition(|one| existing.contains_key(one.name.as_str()));
+    let partitions = |one: &Needed| existing.get(one.name.as_str()).copied().unwrap_or_default();
+    if let Some(one) = there.iter().find(|one| partitions(one) != one.partitions) {
+        return Err(Error::Fatal(format!(
+            "topic `{}` of the runtime has {} partitions and needs {}: a source was made anew with fewer; give it another \
+             name, or remove the topics of the runtime for it",
+            one.name,
+            partitions(one),
+            one.partitions
+        )));
     }
-    let mut there: Vec<Needed> =
-        needed.iter().filter(|one| existing.contains_key(one.name.as_str())).cloned().collect();
+    create(admin, replication, &missing).await.map_err(CatalogError::into_broker)?;
     // How long idempotency keys are kept may differ from what the manifest says by now.
     there
         .iter_mut()
@@ -168,13 +171,11 @@ pub(super) fn alter(topic: &Topic, settings: &str) -> String {
 
 /// Whether the broker would make a topic; it makes none.
 pub(super) async fn would_make(admin: &AdminClient<Quiet>, replication: i32, needed: &Needed) -> Result<(), Error> {
-    let asked = ask(admin, replication, needed, &options().validate_only(true)).await;
-    match asked.map_err(CatalogError::into_broker)? {
-        Answer::Made => Ok(()),
-        Answer::IsThere => {
-            Err(Error::Transient("it is there, and the principal may not see it: grant it Describe".to_owned()))
-        }
+    let asked = ask(admin, replication, std::slice::from_ref(needed), &options().validate_only(true)).await;
+    if asked.map_err(CatalogError::into_broker)?.is_empty() {
+        return Ok(());
     }
+    Err(Error::Transient("it is there, and the principal may not see it: grant it Describe".to_owned()))
 }
 
 /// Makes a topic for events, with the broker's own settings where the retention says nothing.
@@ -190,7 +191,7 @@ pub(super) async fn make_for_events(
     let bytes =
         retention.max_bytes.map(|bytes| ("retention.bytes", (bytes / u64::from(partitions)).max(1).to_string()));
     let settings = age.into_iter().chain(bytes).collect();
-    create(admin, replication, &Needed { settings, ..Needed::for_events(name, partitions) }).await
+    create(admin, replication, &[Needed { settings, ..Needed::for_events(name, partitions) }]).await
 }
 
 /// Makes the topic of deployments, if it is missing.
@@ -199,7 +200,7 @@ pub(super) async fn make_registry(
     replication: i32,
     name: Topic,
 ) -> Result<(), CatalogError> {
-    create(admin, replication, &Needed::registry(name)).await
+    create(admin, replication, &[Needed::registry(name)]).await
 }
 
 fn kept_for_ever() -> Vec<(&'static str, String)> {
@@ -210,35 +211,30 @@ fn kept_for_ever() -> Vec<(&'static str, String)> {
     ]
 }
 
-async fn create(admin: &AdminClient<Quiet>, replication: i32, needed: &Needed) -> Result<(), CatalogError> {
-    ask(admin, replication, needed, &options()).await.map(drop)
+/// Makes topics in one request, except those that somebody else has made meanwhile.
+async fn create(admin: &AdminClient<Quiet>, replication: i32, needed: &[Needed]) -> Result<(), CatalogError> {
+    if needed.is_empty() { Ok(()) } else { ask(admin, replication, needed, &options()).await.map(drop) }
 }
 
-/// What a broker says to a topic that is to be made.
-enum Answer {
-    Made,
-    IsThere,
-}
-
+/// Asks a broker to make topics, at least one. Answers with the names of those that are there already.
 async fn ask(
     admin: &AdminClient<Quiet>,
     replication: i32,
-    needed: &Needed,
+    needed: &[Needed],
     options: &AdminOptions,
-) -> Result<Answer, CatalogError> {
-    let Needed { name, partitions, settings, .. } = needed;
-    let mut topic =
-        NewTopic::new(name.as_str(), super::clients::signed(*partitions), TopicReplication::Fixed(replication));
-    for (setting, value) in settings {
-        topic = topic.set(setting, value);
-    }
-    let results = admin.create_topics([&topic], options).await;
+) -> Result<Vec<String>, CatalogError> {
+    let topics: Vec<_> = needed.iter().map(|one| one.as_new(replication)).collect();
+    let results = admin.create_topics(&topics, options).await;
     let results = results.map_err(|e| CatalogError::Broker(unreachable_broker("make a topic", &e)))?;
-    match results.into_iter().next() {
-        Some(Err((_, RDKafkaErrorCode::TopicAlreadyExists))) => Ok(Answer::IsThere),
-        Some(Err((_, code))) => Err(CatalogError::Broker(refused(name, code))),
-        _ => Ok(Answer::Made),
+    let mut there = Vec::new();
+    for result in results {
+        match result {
+            Ok(_) => {}
+            Err((name, RDKafkaErrorCode::TopicAlreadyExists)) => there.push(name),
+            Err((name, code)) => return Err(CatalogError::Broker(refused(&name, code))),
+        }
     }
+    Ok(there)
 }
 
 /// Raises the number of a topic's partitions. Somebody else may have been quicker.
@@ -247,7 +243,7 @@ pub(super) async fn raise(admin: &AdminClient<Quiet>, name: &Topic, partitions: 
     let results = admin.create_partitions([&wanted], &options()).await;
     let results = results.map_err(|e| unreachable_broker("raise the partitions of a topic", &e))?;
     match results.into_iter().next() {
-        Some(Err((_, code))) if code != RDKafkaErrorCode::InvalidPartitions => Err(refused(name, code)),
+        Some(Err((_, code))) if code != RDKafkaErrorCode::InvalidPartitions => Err(refused(name.as_str(), code)),
         _ => Ok(()),
     }
 }
@@ -263,7 +259,7 @@ fn options() -> AdminOptions {
     AdminOptions::new().operation_timeout(Some(REQUEST_TIMEOUT)).request_timeout(Some(REQUEST_TIMEOUT))
 }
 
-fn refused(name: &Topic, code: RDKafkaErrorCode) -> Error {
+fn refused(name: &str, code: RDKafkaErrorCode) -> Error {
     use RDKafkaErrorCode as Code;
     let reason = match code {
         Code::TopicAuthorizationFailed | Code::ClusterAuthorizationFailed => {
