@@ -105,12 +105,18 @@ fn partitions(assignment: &[u8]) -> Vec<u32> {
     (1..=count).map(|index| number(after_name + 4 * index)).collect()
 }
 
-/// An event with a key of its own; one that is named `slow` keeps its handler for six seconds.
+/// An event with a key of its own; one that is named `slow` keeps its handler for six seconds, and `slower` for longer than
+/// a process takes to end.
 fn event(to: u32, name: &str) -> String {
     let is_there =
         |key: &String| partition::partition_of(partition::hash(Some(key.as_bytes()), "", ""), PARTITIONS) == to;
     let key = (0..).map(|number| format!("{name}-{number}")).find(is_there).expect("there are many keys");
-    let (ty, time) = if name == "slow" { ("W", "1970-01-01T00:00:06Z") } else { ("E", "1970-01-01T00:00:00Z") };
+    let (ty, seconds) = match name {
+        "slow" => ("W", 6),
+        "slower" => ("W", 20),
+        _ => ("E", 0),
+    };
+    let time = format!("1970-01-01T00:00:{seconds:02}Z");
     let event = json!({
         "specversion": "1.0", "id": name, "source": "/test", "type": ty, "subject": "out", "time": time, "partitionkey": key,
         "data": name,
@@ -143,14 +149,14 @@ async fn on_kafka_an_instance_that_is_asked_to_stop_finishes_and_leaves_its_grou
 async fn on_kafka_what_outlives_the_time_to_drain_is_left_to_the_next_member() {
     let Some(place) = Place::new() else { return };
     let first = place.start("first", &[LONG_SESSION, "runtime.drain=100ms"]);
-    place.publish(&first, 0, &["quick", "slow"]).await;
+    place.publish(&first, 0, &["quick", "slower"]).await;
     place.until_out(&first, &["quick"]).await;
     first.signal("TERM");
     assert!(first.ended().await.success());
     assert_eq!(place.members(), BTreeMap::new());
     let second = place.start("second", &[LONG_SESSION]);
     place.api.settled(&second.url).await;
-    assert_eq!(place.outputs(&second).await, ["quick", "slow"]);
+    assert_eq!(place.outputs(&second).await, ["quick", "slower"]);
     assert!(second.stop(), "an instance that is asked to stop ends well");
 }
 
