@@ -431,6 +431,23 @@ pub struct UnitInfo {
     pub not_records: u64,
 }
 
+/// A function's place in the group of all instances that run it, since it was activated in this one.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct GroupFigures {
+    /// Partitions that were assigned to it.
+    pub assigned: u64,
+    /// Those that it lost again: taken away by the group, or with their clients.
+    pub revoked: u64,
+    /// Commits that were not made because their partition was lost by then, or may have been.
+    pub fenced: u64,
+    /// Partitions that wait until what they remember is read.
+    pub restoring: u64,
+    /// Records that were read for that.
+    pub restored_records: u64,
+    /// How long it took the last time.
+    pub last_restore: Duration,
+}
+
 /// One value of a unit's state.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StateEntry {
@@ -531,6 +548,12 @@ pub trait Catalog: Send + Sync + 'static {
         after: Option<&LetterId>,
         max: usize,
     ) -> impl Future<Output = Result<Vec<StoredLetter>, CatalogError>> + Send;
+
+    /// What became of a function's place in its group since it was activated here. A log of one process has no groups, and
+    /// all is zero.
+    fn group(&self, _function: &FunctionName) -> GroupFigures {
+        GroupFigures::default()
+    }
 
     /// One dead letter.
     fn letter(

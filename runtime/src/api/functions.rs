@@ -14,7 +14,7 @@ use millrace_core::time::Timestamp;
 use super::problem::{Kind, Refusal};
 use super::request::{function_of, no_query};
 use super::{Shared, types};
-use crate::broker::{Broker, Catalog, UnitInfo};
+use crate::broker::{Broker, Catalog, GroupFigures, UnitInfo};
 use crate::registry::FunctionInfo;
 use crate::worker::{Gone, Revision, Stopped, UnitStatus};
 
@@ -25,6 +25,7 @@ pub(super) struct Observed {
     /// By topic and partition.
     pub(super) units: Vec<UnitInfo>,
     pub(super) open_letters: u64,
+    pub(super) group: GroupFigures,
     pub(super) at: Timestamp,
 }
 
@@ -111,7 +112,8 @@ impl<B: Broker + Catalog, R: Revision> Shared<B, R> {
         let name = &function.settings.name;
         let units = self.broker.units(name).await?;
         let open_letters = self.broker.open_letters(name).await?;
-        Ok(Observed { function, units, open_letters, at: self.clock.now() })
+        let group = self.broker.group(name);
+        Ok(Observed { function, units, open_letters, group, at: self.clock.now() })
     }
 }
 

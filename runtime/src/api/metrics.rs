@@ -161,6 +161,7 @@ pub(super) async fn show<B: Broker + Catalog, R: Revision>(
     register_attempts(&mut registry, &functions);
     register_durations(&mut registry, &functions);
     register_functions(&mut registry, &functions);
+    register_groups(&mut registry, &functions);
     register_topics(&mut registry, &api.broker.topics().await?);
     let lost: Counter = Counter::default();
     lost.inc_by(api.registry.tracing().lost());
@@ -308,6 +309,33 @@ fn register_functions(registry: &mut Registry, functions: &[Observed]) {
     registry.register(metric::LETTERS, "Dead letters that wait for a person.", letters);
     registry.register(metric::GUEST_MEMORY, "The most memory that a guest had.", memory);
     registry.register(metric::BALANCED, "1 if settlements are as many as positions say.", balanced);
+}
+
+fn register_groups(registry: &mut Registry, functions: &[Observed]) {
+    let counters: [Family<FunctionLabels, Counter>; 4] = Default::default();
+    let [assigned, revoked, fenced, restored] = &counters;
+    let restoring = Family::<FunctionLabels, Gauge>::default();
+    let last = Family::<FunctionLabels, FloatGauge>::default();
+    for Observed { function, group, .. } in functions {
+        let labels = FunctionLabels { faas_name: function.settings.name.to_string() };
+        for (counter, count) in [
+            (assigned, group.assigned),
+            (revoked, group.revoked),
+            (fenced, group.fenced),
+            (restored, group.restored_records),
+        ] {
+            counter.get_or_create(&labels).inc_by(count);
+        }
+        restoring.get_or_create(&labels).set(gauge(group.restoring));
+        last.get_or_create(&labels).set(group.last_restore.as_secs_f64());
+    }
+    let [assigned, revoked, fenced, restored] = counters;
+    registry.register(metric::ASSIGNED, "Partitions that the group assigned to this instance.", assigned);
+    registry.register(metric::REVOKED, "Partitions that this instance lost again.", revoked);
+    registry.register(metric::FENCED, "Commits not made, since their partition was lost or may have been.", fenced);
+    registry.register(metric::RESTORING, "Partitions that wait until what they remember is read.", restoring);
+    registry.register(metric::RESTORED, "Records that were read for that.", restored);
+    registry.register(metric::LAST_RESTORE, "How long it took the last time.", last);
 }
 
 fn register_topics(registry: &mut Registry, topics: &[TopicInfo]) {

@@ -29,8 +29,8 @@ use self::reading::Reading;
 use self::record::Placed;
 use self::redrive::Redrives;
 use super::{
-    Assignment, Broker, CatalogError, DeployError, Deployment, Error, Log, Outgoing, Placement, PublishError,
-    Retention, Subscription,
+    Assignment, Broker, CatalogError, DeployError, Deployment, Error, GroupFigures, Log, Outgoing, Placement,
+    PublishError, Retention, Subscription,
 };
 use crate::clock::Clock;
 
@@ -109,13 +109,20 @@ struct Inner {
     admin: Arc<AdminClient<Quiet>>,
     publisher: Publisher,
     redrives: Arc<Redrives>,
-    members: Mutex<BTreeMap<FunctionName, SyncSender<Request>>>,
+    members: Mutex<BTreeMap<FunctionName, Running>>,
     letters: Mutex<BTreeMap<FunctionName, Arc<Mutex<Letters>>>>,
     /// What the process must stop for.
     failure: watch::Sender<Option<Error>>,
     /// Each thread of a function has a copy, so that their end can be waited for.
     running: Mutex<Option<mpsc::Sender<()>>>,
     ended: tokio::sync::Mutex<mpsc::Receiver<()>>,
+}
+
+/// A function that runs here.
+struct Running {
+    /// To its thread.
+    requests: SyncSender<Request>,
+    figures: Arc<Mutex<GroupFigures>>,
 }
 
 impl std::fmt::Debug for KafkaLog {
@@ -182,7 +189,7 @@ impl KafkaLog {
     }
 
     fn member(&self, function: &FunctionName) -> Option<SyncSender<Request>> {
-        lock(&self.0.members).get(function).cloned()
+        lock(&self.0.members).get(function).map(|running| running.requests.clone())
     }
 
     fn letters_of(&self, function: &FunctionName) -> Arc<Mutex<Letters>> {
@@ -305,7 +312,8 @@ impl Broker for KafkaLog {
         let (assignments, receiver) = mpsc::channel(siblings);
         let running = lock(&self.0.running).clone();
         let running = running.ok_or_else(|| Error::Fatal("the log is closed".to_owned()))?;
-        let member = member::start(Joining {
+        let figures = Arc::<Mutex<GroupFigures>>::default();
+        let requests = member::start(Joining {
             clients: Arc::clone(&self.0.clients),
             observer: Arc::clone(&self.0.observer),
             admin: Arc::clone(&self.0.admin),
@@ -315,10 +323,11 @@ impl Broker for KafkaLog {
             siblings,
             runtime: Handle::current(),
             clock: self.clock(),
+            figures: Arc::clone(&figures),
             failure: self.0.failure.clone(),
             _running: running,
         })?;
-        lock(&self.0.members).insert(function, member);
+        lock(&self.0.members).insert(function, Running { requests, figures });
         Ok(receiver)
     }
 }

@@ -98,6 +98,18 @@ pub mod metric {
     pub const GUEST_MEMORY: &str = "millrace_guest_memory_bytes";
     /// Whether accounts balance.
     pub const BALANCED: &str = "millrace_accounts_balanced";
+    /// Partitions that a group assigned.
+    pub const ASSIGNED: &str = "millrace_group_assigned_partitions";
+    /// Partitions that were lost again.
+    pub const REVOKED: &str = "millrace_group_revoked_partitions";
+    /// Commits that were not made, for that reason.
+    pub const FENCED: &str = "millrace_group_fenced_commits";
+    /// Partitions that are being restored.
+    pub const RESTORING: &str = "millrace_restoring_partitions";
+    /// Records read for it.
+    pub const RESTORED: &str = "millrace_restored_records";
+    /// How long it took the last time.
+    pub const LAST_RESTORE: &str = "millrace_last_restore_seconds";
     /// Bytes kept of a topic.
     pub const LOG_BYTES: &str = "millrace_log_bytes";
     /// Records kept of a topic.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard};
+use std::time::Duration;
 
 use bytes::Bytes;
 use bytestring::ByteString;
@@ -14,9 +15,9 @@ use tokio::sync::{mpsc, watch};
 use super::super::types;
 use super::NOW;
 use crate::broker::{
-    Assignment, Broker, Catalog, CatalogError, Commit, CommitOutcome, Error, FetchError, Fetched, Force, LetterAction,
-    LetterId, LetterStatus, Outgoing, Partition, PartitionInfo, Placement, Placing, PublishError, StateEntry,
-    StateRange, StateReader, StoredLetter, Subscription, TopicInfo, UnitInfo, Wanted,
+    Assignment, Broker, Catalog, CatalogError, Commit, CommitOutcome, Error, FetchError, Fetched, Force, GroupFigures,
+    LetterAction, LetterId, LetterStatus, Outgoing, Partition, PartitionInfo, Placement, Placing, PublishError,
+    StateEntry, StateRange, StateReader, StoredLetter, Subscription, TopicInfo, UnitInfo, Wanted,
 };
 
 #[derive(Debug)]
@@ -183,6 +184,11 @@ impl Catalog for Fake {
 
     async fn units(&self, function: &FunctionName) -> Result<Vec<UnitInfo>, CatalogError> {
         Ok(self.lock().units.iter().filter(|info| info.unit.function == *function).cloned().collect())
+    }
+
+    fn group(&self, _: &FunctionName) -> GroupFigures {
+        let last_restore = Duration::from_millis(500);
+        GroupFigures { assigned: 5, revoked: 4, fenced: 3, restoring: 2, restored_records: 1, last_restore }
     }
 
     async fn letters(

@@ -11,6 +11,7 @@ use millrace_core::time::Timestamp;
 use tokio::sync::oneshot;
 
 use super::KafkaLog;
+use super::clients::lock;
 use super::letters::Letters;
 use super::member::commit::changed;
 use super::member::{Committed, Request, committed};
@@ -19,8 +20,8 @@ use super::restore::Past;
 use super::status::StatusChange;
 use super::{topics, values};
 use crate::broker::{
-    Catalog, CatalogError, Error, Fetched, Force, LetterAction, LetterId, LetterStatus, PartitionInfo, PublishError,
-    Retention, StateEntry, StateRange, StoredLetter, TopicInfo, UnitInfo,
+    Catalog, CatalogError, Error, Fetched, Force, GroupFigures, LetterAction, LetterId, LetterStatus, PartitionInfo,
+    PublishError, Retention, StateEntry, StateRange, StoredLetter, TopicInfo, UnitInfo,
 };
 
 /// Records that are looked at to tell how much of what is left is none.
@@ -92,6 +93,10 @@ impl Catalog for KafkaLog {
         .await
     }
 
+    fn group(&self, function: &FunctionName) -> GroupFigures {
+        lock(&self.0.members).get(function).map(|running| *lock(&running.figures)).unwrap_or_default()
+    }
+
     async fn letters(
         &self,
         function: &FunctionName,
@@ -127,7 +132,7 @@ impl Catalog for KafkaLog {
             if log.partition_count(topic.as_str())?.is_none_or(|count| partition >= count) {
                 return Ok(Vec::new());
             }
-            let past = Past { clients: log.clients(), function, source, is_wanted: &|_| true };
+            let past = Past { clients: log.clients(), function, source, is_wanted: &|_| true, count: &|_| () };
             let (found, _) = past.values(&[partition])?;
             Ok(found.get(&partition).map(|found| values::list(found, &range)).unwrap_or_default())
         })
@@ -303,7 +308,7 @@ impl KafkaLog {
         let function = function.clone();
         self.blocking(move |log| {
             let letters = log.letters_of(&function);
-            let mut letters = super::clients::lock(&letters);
+            let mut letters = lock(&letters);
             letters.catch_up(log, &function)?;
             look(log, &letters)
         })

@@ -4,8 +4,8 @@
 //! after all changes that are known here, and no change comes between.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
 
 use millrace_core::limits;
@@ -18,7 +18,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use super::clients::{
-    Change, Clients, MemberContext, Quiet, REQUEST_TIMEOUT, Shared, add, bounds, partitions, remove, serve,
+    Change, Clients, MemberContext, Quiet, REQUEST_TIMEOUT, Shared, add, bounds, lock, partitions, remove, serve,
     unreachable_broker, unsigned,
 };
 use super::partition::{self, Inbox, KafkaPartition, Log};
@@ -26,7 +26,7 @@ use super::redrive::Redrives;
 use super::values::KafkaState;
 use super::writer::Writer;
 use super::{metadata, native};
-use crate::broker::{Assignment, Commit, CommitOutcome, Error, Subscription};
+use crate::broker::{Assignment, Commit, CommitOutcome, Error, GroupFigures, Subscription};
 use crate::clock::Clock;
 
 use remember::Restoring;
@@ -87,6 +87,7 @@ pub(super) struct Joining {
     pub(super) siblings: usize,
     pub(super) runtime: Handle,
     pub(super) clock: Clock,
+    pub(super) figures: Arc<Mutex<GroupFigures>>,
     /// What the process must stop for.
     pub(super) failure: watch::Sender<Option<Error>>,
     /// Dropped when the thread has ended.
@@ -190,6 +191,10 @@ impl Member {
         &self.joining.subscription.function
     }
 
+    fn figures(&self) -> MutexGuard<'_, GroupFigures> {
+        lock(&self.joining.figures)
+    }
+
     /// Fences whoever has the same identity, then joins the group.
     fn join(&mut self) -> Result<(), Error> {
         if !self.writer.is_ready() {
@@ -278,6 +283,7 @@ impl Member {
             self.owned.insert((topic, partition), owned);
         }
         add(&self.consumer, &source)?;
+        self.figures().assigned += source.len() as u64;
         tracing::info!(function = %self.function(), partitions = source.len(), "Partitions were assigned.");
         for (topic, units) in restoring {
             self.restore(topic, units);
@@ -304,6 +310,7 @@ impl Member {
     fn lose(&mut self, unit: &(Topic, u32)) {
         if let Some(owned) = self.owned.remove(unit) {
             owned.lose();
+            self.figures().revoked += 1;
         }
     }
 
@@ -320,6 +327,7 @@ impl Member {
     }
 
     fn lose_all(&mut self) {
+        self.figures().revoked += self.owned.len() as u64;
         std::mem::take(&mut self.owned).into_values().for_each(Owned::lose);
     }
 

@@ -25,6 +25,8 @@ use crate::broker::Error;
 const LOOK_AGAIN: Duration = Duration::from_millis(10);
 /// Between two looks at whether anybody still waits for what is read.
 const GLANCE: Duration = Duration::from_millis(100);
+/// How often a restore that takes long says how far it is.
+const TELL: Duration = Duration::from_secs(3);
 
 /// What some partitions of one source topic remember of one function.
 pub(super) struct Past<'a> {
@@ -33,12 +35,19 @@ pub(super) struct Past<'a> {
     pub(super) source: &'a Topic,
     /// Whether anybody still waits for a partition. Where nobody does, what is found of it is not all.
     pub(super) is_wanted: &'a dyn Fn(u32) -> bool,
+    /// Is told how many more records were read, while they are read.
+    pub(super) count: &'a dyn Fn(u64),
 }
 
 /// A partition that is read.
 struct Left {
     next: u64,
     end: u64,
+}
+
+/// Offsets that are still to be read.
+fn offsets(left: &BTreeMap<u32, Left>) -> u64 {
+    left.values().map(|one| one.end - one.next).sum()
 }
 
 impl Past<'_> {
@@ -137,7 +146,8 @@ impl Past<'_> {
         }
         let starts = left.iter().map(|(partition, one)| (topic, *partition, at(one.next)));
         reader.assign(&partitions(starts)).map_err(|e| unreachable_broker("restore", &e))?;
-        let (mut records, mut heard, mut looked) = (0, Instant::now(), Instant::now());
+        let (all, mut records, mut counted) = (offsets(&left), 0, 0);
+        let [mut heard, mut looked, mut told] = [Instant::now(); 3];
         while !left.is_empty() {
             match reader.poll(GLANCE) {
                 Some(Ok(message)) => {
@@ -168,8 +178,15 @@ impl Past<'_> {
             if looked.elapsed() >= GLANCE {
                 looked = Instant::now();
                 left.retain(|partition, _| (self.is_wanted)(*partition));
+                (self.count)(records - std::mem::replace(&mut counted, records));
+            }
+            if told.elapsed() >= TELL {
+                told = Instant::now();
+                let (function, read) = (self.function, all - offsets(&left));
+                tracing::info!(%function, topic, records, offsets = read, of = all, "It is being restored.");
             }
         }
+        (self.count)(records - counted);
         Ok(records)
     }
 }

@@ -2,5 +2,6 @@
 
 mod exactly_once;
 mod faults;
+mod restoring;
 mod support;
 mod units;

@@ -38,7 +38,7 @@ impl Member {
         for pending in commits {
             let owned = self.owned.get(&pending.unit).filter(|owned| owned.epoch == pending.epoch);
             let Some(owned) = owned else {
-                answer(pending, Ok(CommitOutcome::Aborted));
+                self.fenced(pending);
                 continue;
             };
             assert_eq!(pending.commit.progress.commits, owned.commits + 1, "the commit counter must rise by one");
@@ -74,7 +74,7 @@ impl Member {
         // Looked at after it was read: librdkafka resets it by itself when the session is lost.
         let Some(metadata) = metadata.filter(|_| is_member(&self.consumer)) else {
             tracing::info!(function = %self.function(), "A commit is given up: this member has lost its place in the group.");
-            group.into_iter().for_each(|one| answer(one.pending, Ok(CommitOutcome::Aborted)));
+            group.into_iter().for_each(|one| self.fenced(one.pending));
             return Ok(());
         };
         let records: Vec<&Placed> = group.iter().flat_map(|one| &one.records).collect();
@@ -88,7 +88,7 @@ impl Member {
             }
             Ended::Aborted(reason) => {
                 tracing::info!(function = %self.function(), reason, "A commit was fenced: the group goes on without this member, or with it in another place.");
-                group.into_iter().for_each(|one| answer(one.pending, Ok(CommitOutcome::Aborted)));
+                group.into_iter().for_each(|one| self.fenced(one.pending));
             }
             Ended::Failed(reason) => {
                 // A topic that is gone is noticed so.
@@ -108,6 +108,12 @@ impl Member {
             owned.state.apply(&pending.commit.state);
         }
         answer(pending, Ok(CommitOutcome::Committed));
+    }
+
+    /// Its unit is somebody else's by now, or may be.
+    fn fenced(&self, pending: Pending) {
+        self.figures().fenced += 1;
+        answer(pending, Ok(CommitOutcome::Aborted));
     }
 
     /// One unit is at fault; the others must not wait for it.

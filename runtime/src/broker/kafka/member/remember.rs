@@ -1,7 +1,7 @@
 //! Units that were assigned are handed over once they remember what is committed, while the function's thread goes on.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use millrace_core::idempotency::{Bounds, Window};
@@ -13,11 +13,11 @@ use tokio::sync::{mpsc, watch};
 
 use super::{Joining, Member, PAUSE};
 use crate::broker::kafka::KafkaPartition;
-use crate::broker::kafka::clients::{Clients, Quiet, Shared};
+use crate::broker::kafka::clients::{Clients, Quiet, Shared, lock};
 use crate::broker::kafka::growth::Growth;
 use crate::broker::kafka::restore::Past;
 use crate::broker::kafka::values::Values;
-use crate::broker::{Assignment, Error, Restored};
+use crate::broker::{Assignment, Error, GroupFigures, Restored};
 use crate::clock::Clock;
 
 /// A unit whose worker cannot start yet.
@@ -34,6 +34,7 @@ struct Remembering {
     admin: Arc<AdminClient<Quiet>>,
     runtime: Handle,
     clock: Clock,
+    figures: Arc<Mutex<GroupFigures>>,
     function: FunctionName,
     topic: Topic,
     window: Bounds,
@@ -49,7 +50,7 @@ type Remembered = (BTreeMap<u32, Window>, BTreeMap<u32, Values>);
 impl Member {
     /// Reads what units remember, while this thread goes on, and hands them over.
     pub(super) fn restore(&self, topic: Topic, units: Vec<Restoring>) {
-        let Joining { clients, observer, admin, runtime, clock, subscription, siblings, assignments, .. } =
+        let Joining { clients, observer, admin, runtime, clock, figures, subscription, siblings, assignments, .. } =
             &self.joining;
         let reading = Remembering {
             clients: Arc::clone(clients),
@@ -57,6 +58,7 @@ impl Member {
             admin: Arc::clone(admin),
             runtime: runtime.clone(),
             clock: *clock,
+            figures: Arc::clone(figures),
             function: self.function().clone(),
             topic,
             window: subscription.window,
@@ -65,9 +67,15 @@ impl Member {
             revoked: units.iter().map(|one| (one.partition.unit.partition, one.revoked.clone())).collect(),
         };
         let failure = self.joining.failure.clone();
-        runtime.spawn_blocking(move || match reading.remembered() {
-            Ok(remembered) => reading.hand_over(units, remembered),
-            Err(error) => drop(failure.send_replace(Some(error))),
+        let waiting = units.len() as u64;
+        self.figures().restoring += waiting;
+        runtime.spawn_blocking(move || {
+            let remembered = reading.remembered();
+            lock(&reading.figures).restoring -= waiting;
+            match remembered {
+                Ok(remembered) => reading.hand_over(units, remembered),
+                Err(error) => drop(failure.send_replace(Some(error))),
+            }
         });
     }
 }
@@ -82,6 +90,7 @@ impl Remembering {
                 Ok((windows, values, records)) => {
                     let keys: usize = windows.values().map(Window::len).sum();
                     let (partitions, took) = (windows.len(), began.elapsed());
+                    lock(&self.figures).last_restore = took;
                     tracing::info!(%function, %topic, partitions, keys, records, ?took, "Restored.");
                     return Ok((windows, values));
                 }
@@ -101,7 +110,8 @@ impl Remembering {
         let Self { clients, observer, admin, runtime, function, topic, window, siblings, .. } = self;
         Growth { clients, admin, observer, runtime }.follow(function, topic)?;
         let is_wanted = |partition| self.is_wanted(partition);
-        let past = Past { clients, function, source: topic, is_wanted: &is_wanted };
+        let count = |records| lock(&self.figures).restored_records += records;
+        let past = Past { clients, function, source: topic, is_wanted: &is_wanted, count: &count };
         let wanted: Vec<u32> = self.revoked.keys().copied().filter(|partition| is_wanted(*partition)).collect();
         let mut windows = wanted.iter().map(|partition| (*partition, window.window(*siblings))).collect();
         let blocks = past.keys(window.oldest(self.clock.now()), &mut windows)?;

@@ -6,17 +6,13 @@ use std::time::Duration;
 use millrace_core::name::Unit;
 use millrace_core::outcome::Category;
 use millrace_core::progress::{KeyHash, ParkedHead, Position, Progress, Stream};
-use rdkafka::ClientConfig;
 use rdkafka::admin::{AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::consumer::Consumer;
 use rdkafka::producer::{BaseProducer, Producer};
 use tokio::sync::mpsc;
 
 use super::super::clients::{Deliveries, REQUEST_TIMEOUT, at};
-use super::super::member::commit::plain;
-use super::super::native;
-use super::super::record::Placed;
-use super::super::{KafkaLog, KafkaPartition, keys, metadata};
+use super::super::{KafkaLog, KafkaPartition, metadata};
 use super::support::*;
 use crate::broker::{
     Assignment, Broker, Catalog, Commit, CommitOutcome, FetchError, Log, Partition, PublishError, StateReader as _,
@@ -78,21 +74,7 @@ fn begin_commit(
 ) -> BaseProducer<Deliveries> {
     let (clients, orders) = (log.clients(), cluster.topic("orders"));
     let unit = Unit { function: function(), topic: orders.clone(), partition: 0 };
-    let producer: BaseProducer<Deliveries> = ClientConfig::new()
-        .set("bootstrap.servers", &cluster.bootstrap)
-        .set("transactional.id", format!("{}.other", cluster.prefix))
-        .set("transaction.timeout.ms", timeout.as_millis().to_string())
-        .create_with_context(Deliveries::default())
-        .unwrap();
-    producer.init_transactions(REQUEST_TIMEOUT).unwrap();
-    producer.begin_transaction().unwrap();
-    let value = keys::encode(&unit, began(), &[KeyHash(2)]);
-    let topic = clients.names.keys(&function(), &orders).unwrap();
-    let placed = Placed { topic, partition: 0, record: plain(began(), None, value.into()) };
-    native::send(producer.client(), &placed, 0).unwrap();
-    while producer.in_flight_count() > 0 {
-        producer.poll(Duration::from_millis(1));
-    }
+    let producer = cluster.leave_open(log, ("orders", 0), timeout);
     if has_position {
         let mut offsets = rdkafka::TopicPartitionList::new();
         let mut element = offsets.add_partition(orders.as_str(), 0);

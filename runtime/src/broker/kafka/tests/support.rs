@@ -5,13 +5,19 @@ use std::sync::OnceLock;
 use std::time::Duration;
 
 use millrace_core::idempotency::Bounds;
-use millrace_core::name::{FunctionName, Topic};
-use millrace_core::progress::Progress;
+use millrace_core::name::{FunctionName, Topic, Unit};
+use millrace_core::progress::{KeyHash, Progress};
 use millrace_core::record::Record;
 use millrace_core::time::Timestamp;
+use rdkafka::ClientConfig;
+use rdkafka::producer::{BaseProducer, Producer};
 use tokio::sync::mpsc;
 
-use super::super::{KafkaLog, KafkaPartition, Options, random_instance};
+use super::super::clients::{Deliveries, REQUEST_TIMEOUT};
+use super::super::member::commit::plain;
+use super::super::native;
+use super::super::record::Placed;
+use super::super::{KafkaLog, KafkaPartition, Options, keys, random_instance};
 pub(super) use crate::broker::fixtures::after;
 use crate::broker::fixtures::{self, text};
 use crate::broker::{
@@ -105,6 +111,33 @@ impl Cluster {
 
     pub(super) async fn subscribe(&self, log: &KafkaLog) -> mpsc::Receiver<Assignment<KafkaPartition>> {
         within(log.subscribe(self.subscription(&["orders"]))).await.unwrap()
+    }
+
+    /// A commit as another instance leaves it that is killed in the middle: nothing is there of it but the block with
+    /// the key 2, and no end. The broker ends it after `timeout`. Blocks.
+    pub(super) fn leave_open(
+        &self,
+        log: &KafkaLog,
+        (topic, partition): (&str, u32),
+        timeout: Duration,
+    ) -> BaseProducer<Deliveries> {
+        let unit = Unit { function: function(), topic: self.topic(topic), partition };
+        let producer: BaseProducer<Deliveries> = ClientConfig::new()
+            .set("bootstrap.servers", &self.bootstrap)
+            .set("transactional.id", format!("{}.other.{topic}.{partition}", self.prefix))
+            .set("transaction.timeout.ms", timeout.as_millis().to_string())
+            .create_with_context(Deliveries::default())
+            .unwrap();
+        producer.init_transactions(REQUEST_TIMEOUT).unwrap();
+        producer.begin_transaction().unwrap();
+        let value = keys::encode(&unit, began(), &[KeyHash(2)]);
+        let topic = log.clients().names.keys(&unit.function, &unit.topic).unwrap();
+        let placed = Placed { topic, partition, record: plain(began(), None, value.into()) };
+        native::send(producer.client(), &placed, 0).unwrap();
+        while producer.in_flight_count() > 0 {
+            producer.poll(Duration::from_millis(1));
+        }
+        producer
     }
 
     /// All that a partition holds.

@@ -1,16 +1,8 @@
-use std::cell::Cell;
-use std::time::Duration;
-
-use millrace_core::idempotency::Bounds;
-use millrace_core::progress::{KeyHash, Progress};
-use millrace_core::time::Timestamp;
 use rdkafka::consumer::{CommitMode, Consumer};
 
-use super::super::KafkaLog;
 use super::super::member::committed;
-use super::super::restore::Past;
 use super::support::*;
-use crate::broker::{Catalog, Commit};
+use crate::broker::Catalog;
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_subscription_makes_the_topics_it_needs() {
@@ -72,54 +64,4 @@ async fn what_a_tool_committed_is_a_position_without_progress() {
     let mut units = assigned(&mut receiver, 2).await;
     assert_eq!(units[0].restored.progress, found);
     assert_eq!(fetch(&mut units[0].partition, 2, 1).await, ["c"]);
-}
-
-/// Partition 0 of `orders` has `old` commits, each with a key of its own, then `new` ones from the time on that is told.
-async fn remembering(cluster: &Cluster, old: u64, new: u64) -> (KafkaLog, Timestamp) {
-    let log = cluster.orders().await;
-    let mut receiver = cluster.subscribe(&log).await;
-    let mut partition = assigned(&mut receiver, 2).await.swap_remove(0).partition;
-    let now = || Timestamp::from_millis(log.clock().now().as_millis());
-    let (mut progress, mut since) = (Progress::default(), Timestamp::EPOCH);
-    for number in 0..old + new {
-        progress = after(&progress, 1);
-        let at = if number < old { now() } else { since };
-        commits(&mut partition, Commit { keys: vec![KeyHash(number.into())], ..Commit::new(at, progress.clone()) })
-            .await;
-        if number + 1 == old {
-            since = now() + Duration::from_millis(1);
-        }
-    }
-    (log, since)
-}
-
-/// What partition 0 remembers since then, read for as long as it was asked so often whether anybody wants it: how many records
-/// were read, and which keys were found.
-async fn remembered(cluster: &Cluster, (log, since): (KafkaLog, Timestamp), wanted_for: u64) -> (u64, Vec<u128>) {
-    let orders = cluster.topic("orders");
-    let reading = move || {
-        let asked = Cell::new(0);
-        let is_wanted = |_| asked.replace(asked.get() + 1) < wanted_for;
-        let past = Past { clients: log.clients(), function: &function(), source: &orders, is_wanted: &is_wanted };
-        let mut windows = [(0, Bounds::default().window(1))].into();
-        let records = past.keys(since, &mut windows).unwrap();
-        (records, (0..1000).filter(|key| windows[&0].contains(KeyHash(*key), since)).collect())
-    };
-    tokio::task::spawn_blocking(reading).await.unwrap()
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn what_has_expired_is_not_even_read() {
-    let Some(cluster) = Cluster::find() else { return };
-    let committed = remembering(&cluster, 150, 7).await;
-    assert_eq!(remembered(&cluster, committed, u64::MAX).await, (7, (150..157).collect()));
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn reading_ends_in_the_middle_when_nobody_waits_for_it() {
-    let Some(cluster) = Cluster::find() else { return };
-    let committed = remembering(&cluster, 0, 100).await;
-    // It is asked before the reading begins, after each record, and as time passes.
-    let (records, keys) = remembered(&cluster, committed, 20).await;
-    assert!((1..=20).contains(&records) && keys.len() as u64 == records, "{records} records, {keys:?}");
 }

@@ -1,0 +1,176 @@
+//! What is read before a partition is handed over, for how long, and what is told of it.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use millrace_core::idempotency::Bounds;
+use millrace_core::progress::{KeyHash, Progress};
+use millrace_core::time::Timestamp;
+use rdkafka::producer::{BaseProducer, Producer};
+
+use super::super::KafkaLog;
+use super::super::clients::{Deliveries, REQUEST_TIMEOUT};
+use super::super::restore::Past;
+use super::support::*;
+use crate::broker::{Broker, Catalog, Commit, CommitOutcome, GroupFigures, Partition};
+
+/// Longer than a test takes.
+const HELD: Duration = Duration::from_secs(120);
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+/// Partition 0 of `orders` has `old` commits, each with a key of its own, then `new` ones from the time on that is told.
+async fn remembering(cluster: &Cluster, old: u64, new: u64) -> (KafkaLog, Timestamp) {
+    let log = cluster.orders().await;
+    let mut receiver = cluster.subscribe(&log).await;
+    let mut partition = assigned(&mut receiver, 2).await.swap_remove(0).partition;
+    let now = || Timestamp::from_millis(log.clock().now().as_millis());
+    let (mut progress, mut since) = (Progress::default(), Timestamp::EPOCH);
+    for number in 0..old + new {
+        progress = after(&progress, 1);
+        let at = if number < old { now() } else { since };
+        commits(&mut partition, Commit { keys: vec![KeyHash(number.into())], ..Commit::new(at, progress.clone()) })
+            .await;
+        if number + 1 == old {
+            since = now() + Duration::from_millis(1);
+        }
+    }
+    (log, since)
+}
+
+/// What partition 0 remembers since then, read for as long as it was asked so often whether anybody wants it: how many records
+/// were read, and which keys were found.
+async fn remembered(cluster: &Cluster, (log, since): (KafkaLog, Timestamp), wanted_for: u64) -> (u64, Vec<u128>) {
+    let orders = cluster.topic("orders");
+    let reading = move || {
+        let asked = Cell::new(0);
+        let is_wanted = |_| asked.replace(asked.get() + 1) < wanted_for;
+        let past = Past {
+            clients: log.clients(),
+            function: &function(),
+            source: &orders,
+            is_wanted: &is_wanted,
+            count: &|_| (),
+        };
+        let mut windows = [(0, Bounds::default().window(1))].into();
+        let records = past.keys(since, &mut windows).unwrap();
+        (records, (0..1000).filter(|key| windows[&0].contains(KeyHash(*key), since)).collect())
+    };
+    tokio::task::spawn_blocking(reading).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_has_expired_is_not_even_read() {
+    let Some(cluster) = Cluster::find() else { return };
+    let committed = remembering(&cluster, 150, 7).await;
+    assert_eq!(remembered(&cluster, committed, u64::MAX).await, (7, (150..157).collect()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn reading_ends_in_the_middle_when_nobody_waits_for_it() {
+    let Some(cluster) = Cluster::find() else { return };
+    let committed = remembering(&cluster, 0, 100).await;
+    // It is asked before the reading begins, after each record, and as time passes.
+    let (records, keys) = remembered(&cluster, committed, 20).await;
+    assert!((1..=20).contains(&records) && keys.len() as u64 == records, "{records} records, {keys:?}");
+}
+
+/// Waits until the figures of a function's group are such.
+async fn until(log: &KafkaLog, holds: impl Fn(&GroupFigures) -> bool) {
+    within(async {
+        while !holds(&log.group(&function())) {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_happens_in_a_group_is_counted() {
+    let Some(cluster) = Cluster::find() else { return };
+    let first = cluster.orders().await;
+    assert_eq!(first.group(&function()), GroupFigures::default());
+    let mut receiver = cluster.subscribe(&first).await;
+    let mut units = assigned(&mut receiver, 2).await;
+    let figures = first.group(&function());
+    assert_eq!((figures.assigned, figures.revoked, figures.fenced, figures.restored_records), (2, 0, 0, 0));
+    assert_eq!(figures.restoring, 0);
+    let progress = after(&Progress::default(), 1);
+    for unit in &mut units {
+        commits(&mut unit.partition, Commit { keys: vec![KeyHash(1)], ..commit(&progress) }).await;
+    }
+    let second = cluster.open().await;
+    let mut taking = cluster.subscribe(&second).await;
+    let taken = assigned(&mut taking, 1).await.remove(0);
+    let figures = second.group(&function());
+    assert_eq!((figures.assigned, figures.restoring, figures.restored_records), (1, 0, 1));
+    assert!(figures.last_restore > Duration::ZERO);
+    until(&first, |figures| figures.revoked == 1).await;
+    let lost = &mut units[usize::try_from(taken.partition.unit().partition).unwrap()];
+    let outcome = within(lost.partition.commit(commit(&after(&progress, 1)))).await.unwrap();
+    assert_eq!((outcome, first.group(&function()).fenced), (CommitOutcome::Aborted, 1));
+}
+
+/// What holds back the restore of the first partition of some topics.
+async fn held(cluster: &Cluster, log: &KafkaLog, topics: &'static [&str]) -> Vec<BaseProducer<Deliveries>> {
+    let (cluster, log) = (cluster.clone(), log.clone());
+    let open = move || topics.iter().map(|topic| cluster.leave_open(&log, (topic, 0), HELD)).collect();
+    tokio::task::spawn_blocking(open).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_ends_at_once_when_nobody_takes_its_partitions() {
+    let Some(cluster) = Cluster::find() else { return };
+    let log = cluster.orders().await;
+    drop(cluster.subscribe(&log).await);
+    let _held = held(&cluster, &log, &["orders"]).await;
+    let receiver = cluster.subscribe(&log).await;
+    until(&log, |figures| figures.restoring == 2).await;
+    drop(receiver);
+    until(&log, |figures| figures.restoring == 0).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restore_ends_at_once_when_its_partitions_are_lost() {
+    let Some(cluster) = Cluster::find() else { return };
+    let first = cluster.open().await;
+    for topic in ["orders", "returns"] {
+        first.create_topic(cluster.topic(topic), 1).await.unwrap();
+    }
+    let subscribe =
+        async |log: &KafkaLog| within(log.subscribe(cluster.subscription(&["orders", "returns"]))).await.unwrap();
+    drop(subscribe(&first).await);
+    let held = held(&cluster, &first, &["orders", "returns"]).await;
+    let mut receiver = subscribe(&first).await;
+    until(&first, |figures| figures.restoring == 2).await;
+    let second = cluster.open().await;
+    let mut taking = subscribe(&second).await;
+    until(&second, |figures| figures.restoring == 1).await;
+    until(&first, |figures| figures.restoring == 1).await;
+    let commit = move || held.iter().for_each(|one| one.commit_transaction(REQUEST_TIMEOUT).unwrap());
+    tokio::task::spawn_blocking(commit).await.unwrap();
+    let units = [assigned(&mut receiver, 1).await.remove(0), assigned(&mut taking, 1).await.remove(0)];
+    assert_ne!(units[0].partition.unit(), units[1].partition.unit());
+    for unit in units {
+        assert!(unit.restored.keys.contains(KeyHash(2), began()) && !*unit.revoked.borrow(), "{:?}", unit.partition);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_partition_that_is_lost_does_not_hold_back_the_others() {
+    let Some(cluster) = Cluster::find() else { return };
+    let committed = remembering(&cluster, 0, 3).await;
+    let (orders, log) = (cluster.topic("orders"), committed.0.clone());
+    let reading = move || {
+        let past = Past {
+            clients: log.clients(),
+            function: &function(),
+            source: &orders,
+            is_wanted: &|partition| partition == 0,
+            count: &|_| (),
+        };
+        let _held = cluster.leave_open(&log, ("orders", 1), HELD);
+        let mut windows = [0, 1].map(|partition| (partition, Bounds::default().window(1))).into();
+        past.keys(Timestamp::EPOCH, &mut windows).unwrap()
+    };
+    assert_eq!(within(tokio::task::spawn_blocking(reading)).await.unwrap(), 3);
+}
