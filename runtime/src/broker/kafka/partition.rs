@@ -21,7 +21,7 @@ use crate::broker::{Commit, CommitOutcome, Error, FetchError, Fetched, Partition
 
 /// A seek is done by librdkafka's own thread, without asking the broker.
 const SEEK_TIMEOUT: Duration = Duration::from_secs(1);
-/// Records that are taken at once without a look at how large they are.
+/// Most records that are taken at once, without a look at how large they are.
 const TAKEN_AT_ONCE: usize = 32;
 /// At this length of the metadata of a commit no new records are taken, so that what is under way can still be told.
 const METADATA_FULL_BYTES: usize = metadata::MAX_BYTES * 3 / 4;
@@ -150,7 +150,10 @@ impl KafkaPartition {
         }
         let (mut records, mut bytes) = (Vec::new(), 0);
         while records.len() < bounds.max_records && bytes <= bounds.max_bytes {
-            let most = (bounds.max_records - records.len()).min(TAKEN_AT_ONCE);
+            // As many as fit if they are like those before: what was taken cannot be given back.
+            let like_those =
+                bytes.checked_div(records.len()).map_or(0, |each| (bounds.max_bytes - bytes) / each.max(1));
+            let most = (like_those + 1).min(bounds.max_records - records.len()).min(TAKEN_AT_ONCE);
             let taken = log.records.take(most, |offset, record| {
                 if offset >= wanted {
                     bytes += record.size_bytes();

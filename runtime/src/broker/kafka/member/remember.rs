@@ -87,7 +87,7 @@ impl Remembering {
         let began = Instant::now();
         while self.revoked.keys().any(|partition| self.is_wanted(*partition)) {
             match self.read() {
-                Ok((windows, values, records)) => {
+                Ok(((windows, values), records)) => {
                     let keys: usize = windows.values().map(Window::len).sum();
                     let (partitions, took) = (windows.len(), began.elapsed());
                     lock(&self.figures).last_restore = took;
@@ -106,7 +106,7 @@ impl Remembering {
     }
 
     /// And how many records it was read from.
-    fn read(&self) -> Result<(BTreeMap<u32, Window>, BTreeMap<u32, Values>, u64), Error> {
+    fn read(&self) -> Result<(Remembered, u64), Error> {
         let Self { clients, observer, admin, runtime, function, topic, window, siblings, .. } = self;
         Growth { clients, admin, observer, runtime }.follow(function, topic)?;
         let is_wanted = |partition| self.is_wanted(partition);
@@ -116,7 +116,7 @@ impl Remembering {
         let mut windows = wanted.iter().map(|partition| (*partition, window.window(*siblings))).collect();
         let blocks = past.keys(window.oldest(self.clock.now()), &mut windows)?;
         let (values, changes) = past.values(&wanted)?;
-        Ok((windows, values, blocks + changes))
+        Ok(((windows, values), blocks + changes))
     }
 
     fn is_wanted(&self, partition: u32) -> bool {
