@@ -58,6 +58,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 mod topics;
+mod unsettled;
 mod values;
 mod writer;
 

@@ -224,7 +224,7 @@ fn units_of(log: &KafkaLog, function: &FunctionName) -> Result<Vec<(Topic, u32)>
 /// Its position, and what lies before it. What follows the position and is no record, such as the mark of a transaction, is
 /// nothing to wait for.
 fn describe(log: &KafkaLog, function: &FunctionName, found: Committed) -> Result<UnitInfo, Error> {
-    let Committed { topic, partition, progress } = found;
+    let Committed { topic, partition, progress, .. } = found;
     let progress = progress.unwrap_or_default();
     let redrives = log.clients().names.redrive(function, &topic).map_err(|e| Error::Fatal(e.to_string()))?;
     let source = left(log, topic.as_str(), partition, &progress.source)?;

@@ -73,6 +73,8 @@ pub(super) struct Committed {
     pub(super) partition: u32,
     /// None if nothing is committed.
     pub(super) progress: Option<Progress>,
+    /// Whether it was committed by us, with all that belongs to it.
+    pub(super) is_whole: bool,
 }
 
 /// What a member is made of.
@@ -254,7 +256,7 @@ impl Member {
         let committed = self.committed_in_the_end(&wanted)?;
         let mut source = Vec::new();
         let mut restoring = BTreeMap::<Topic, Vec<Restoring>>::new();
-        for Committed { topic, partition, progress } in committed {
+        for Committed { topic, partition, progress, is_whole } in committed {
             let progress = match progress {
                 Some(progress) => progress,
                 None => self.beginning(&topic, partition)?,
@@ -278,7 +280,7 @@ impl Member {
                 state: state.clone(),
             };
             let owned = Owned { epoch: self.epoch, revoked, inbox, commits: progress.commits, state };
-            let one = Restoring { partition: mine, progress, revoked: owned.revoked.subscribe() };
+            let one = Restoring { partition: mine, progress, is_whole, revoked: owned.revoked.subscribe() };
             restoring.entry(topic.clone()).or_default().push(one);
             self.owned.insert((topic, partition), owned);
         }
@@ -388,22 +390,22 @@ pub(super) fn committed<C: rdkafka::consumer::ConsumerContext>(
         element.error().map_err(|e| unreachable_broker("tell what is committed", &e))?;
         let topic = Topic::new(element.topic().to_owned()).map_err(|e| Error::Fatal(e.to_string()))?;
         let partition = unsigned(element.partition());
-        let progress = match element.offset() {
+        let (progress, is_whole) = match element.offset() {
             Offset::Offset(offset) => {
                 let offset = u64::try_from(offset).unwrap_or_default();
                 let unit = Unit { function: function.clone(), topic: topic.clone(), partition };
-                Some(match metadata::decode(&unit, element.metadata()) {
-                    Ok(progress) if progress.source.resume == offset => progress,
-                    Ok(_) => progress_from(offset),
+                match metadata::decode(&unit, element.metadata()) {
+                    Ok(progress) if progress.source.resume == offset => (Some(progress), true),
+                    Ok(_) => (Some(progress_from(offset)), false),
                     Err(error) => {
                         tracing::warn!(%unit, offset, %error, "The position was set by somebody else; accounts begin there.");
-                        progress_from(offset)
+                        (Some(progress_from(offset)), false)
                     }
-                })
+                }
             }
-            _ => None,
+            _ => (None, false),
         };
-        all.push(Committed { topic, partition, progress });
+        all.push(Committed { topic, partition, progress, is_whole });
     }
     Ok(all)
 }

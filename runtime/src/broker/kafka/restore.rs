@@ -93,13 +93,8 @@ impl Past<'_> {
         let topic = topic.as_str();
         let reader = self.clients.reader()?;
         let ends = self.stable_ends(&reader, topic, wanted.iter().copied())?;
-        let mut left = BTreeMap::new();
-        for (partition, end) in ends {
-            let (earliest, _) = bounds(&reader, topic, partition)?;
-            left.insert(partition, Left { next: earliest, end });
-        }
         let (mut all, mut damaged) = (BTreeMap::<u32, Values>::new(), None);
-        let records = self.read(&reader, topic, left, |partition, message| {
+        let records = self.read_from_beginning(&reader, topic, ends, |partition, message| {
             let (offset, record) = native::read(message);
             if let Err(error) = values::take(&self.unit(partition), &record, all.entry(partition).or_default()) {
                 damaged = Some(format!("the state at {topic}/{partition}/{offset} cannot be read: {error}"));
@@ -114,7 +109,7 @@ impl Past<'_> {
     }
 
     /// Where partitions end that hold records, open transactions included, once those have ended. Blocks.
-    fn stable_ends(
+    pub(super) fn stable_ends(
         &self,
         reader: &BaseConsumer<Quiet>,
         topic: &str,
@@ -130,6 +125,22 @@ impl Past<'_> {
             wait_until_stable(reader, topic, *partition, *end, || (self.is_wanted)(*partition))?;
         }
         Ok(ends)
+    }
+
+    /// Reads partitions whose ends are given from their beginning. Says how many records there were. Blocks.
+    pub(super) fn read_from_beginning(
+        &self,
+        reader: &BaseConsumer<Quiet>,
+        topic: &str,
+        ends: BTreeMap<u32, u64>,
+        each: impl FnMut(u32, &BorrowedMessage<'_>),
+    ) -> Result<u64, Error> {
+        let mut left = BTreeMap::new();
+        for (partition, end) in ends {
+            let (earliest, _) = bounds(reader, topic, partition)?;
+            left.insert(partition, Left { next: earliest, end });
+        }
+        self.read(reader, topic, left, each)
     }
 
     /// Reads until each partition's end was reached or nobody wants it any more; says how many records there were.

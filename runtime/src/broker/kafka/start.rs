@@ -7,13 +7,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use millrace_core::name::{Topic, Unit};
+use millrace_core::name::{FunctionName, Topic, Unit};
+use millrace_core::progress::StreamProgress;
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::clients::{Clients, Quiet, at, bounds, signed};
 use super::member::{committed, progress_from};
 use super::metadata;
+use super::restore::Past;
 use super::writer::{Ended, Positions, Writer};
 use crate::broker::{Error, StartAt, Subscription};
 
@@ -57,13 +59,16 @@ fn decide_once(
     // Looked at again, now that nobody else can decide.
     let undecided = undecided(outsider, subscription, sources)?;
     let mut offsets = TopicPartitionList::new();
+    // Those that Kafka has forgotten are among them, and can have redriven letters already.
+    let mut redrives = redrives(clients, &subscription.function, &undecided)?;
     for (topic, partition) in undecided {
         let (earliest, end) = bounds(observer, topic.as_str(), partition)?;
         let offset = match subscription.from {
             StartAt::Earliest => earliest,
             StartAt::Latest => end,
         };
-        let progress = progress_from(offset);
+        let mut progress = progress_from(offset);
+        progress.redrive = redrives.remove(&(topic.clone(), partition)).unwrap_or_default();
         let unit = Unit { function: subscription.function.clone(), topic: topic.clone(), partition };
         let mut element = offsets.add_partition(topic.as_str(), signed(partition));
         element.set_offset(at(progress.source.resume)).expect("an offset that was read fits");
@@ -81,6 +86,23 @@ fn decide_once(
             Err(Error::Transient(reason))
         }
     }
+}
+
+/// How far the redrive logs of some partitions are.
+fn redrives(
+    clients: &Clients,
+    function: &FunctionName,
+    wanted: &[(Topic, u32)],
+) -> Result<BTreeMap<(Topic, u32), StreamProgress>, Error> {
+    let mut partitions = BTreeMap::<&Topic, Vec<u32>>::new();
+    wanted.iter().for_each(|(topic, partition)| partitions.entry(topic).or_default().push(*partition));
+    let mut found = BTreeMap::new();
+    for (source, wanted) in partitions {
+        let past = Past { clients, function, source, is_wanted: &|_| true, count: &|_| () };
+        let redrives = past.redrives(&wanted)?;
+        found.extend(redrives.into_iter().map(|(partition, progress)| ((source.clone(), partition), progress)));
+    }
+    Ok(found)
 }
 
 /// All partitions of each topic of which no partition has a position.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use millrace_core::idempotency::{Bounds, Window};
 use millrace_core::name::{FunctionName, Topic};
-use millrace_core::progress::Progress;
+use millrace_core::progress::{Progress, StreamProgress};
 use rdkafka::admin::AdminClient;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -24,6 +24,8 @@ use crate::clock::Clock;
 pub(super) struct Restoring {
     pub(super) partition: KafkaPartition,
     pub(super) progress: Progress,
+    /// Whether the position of the redrive log is known.
+    pub(super) is_whole: bool,
     pub(super) revoked: watch::Receiver<bool>,
 }
 
@@ -42,10 +44,17 @@ struct Remembering {
     assignments: mpsc::Sender<Assignment<KafkaPartition>>,
     /// By partition: whether it was lost meanwhile.
     revoked: BTreeMap<u32, watch::Receiver<bool>>,
+    /// Those of which the position in the redrive log is lost.
+    adrift: Vec<u32>,
 }
 
-/// Windows of idempotency keys, and values, by partition.
-type Remembered = (BTreeMap<u32, Window>, BTreeMap<u32, Values>);
+/// What was found, by partition.
+#[derive(Default)]
+struct Remembered {
+    windows: BTreeMap<u32, Window>,
+    values: BTreeMap<u32, Values>,
+    redrives: BTreeMap<u32, StreamProgress>,
+}
 
 impl Member {
     /// Reads what units remember, while this thread goes on, and hands them over.
@@ -65,6 +74,7 @@ impl Member {
             siblings: *siblings,
             assignments: assignments.clone(),
             revoked: units.iter().map(|one| (one.partition.unit.partition, one.revoked.clone())).collect(),
+            adrift: units.iter().filter(|one| !one.is_whole).map(|one| one.partition.unit.partition).collect(),
         };
         let failure = self.joining.failure.clone();
         let waiting = units.len() as u64;
@@ -87,12 +97,12 @@ impl Remembering {
         let began = Instant::now();
         while self.revoked.keys().any(|partition| self.is_wanted(*partition)) {
             match self.read() {
-                Ok(((windows, values), records)) => {
-                    let keys: usize = windows.values().map(Window::len).sum();
-                    let (partitions, took) = (windows.len(), began.elapsed());
+                Ok((found, records)) => {
+                    let keys: usize = found.windows.values().map(Window::len).sum();
+                    let (partitions, took) = (found.windows.len(), began.elapsed());
                     lock(&self.figures).last_restore = took;
                     tracing::info!(%function, %topic, partitions, keys, records, ?took, "Restored.");
-                    return Ok((windows, values));
+                    return Ok(found);
                 }
                 Err(error @ Error::Fatal(_)) => return Err(error),
                 Err(error) => {
@@ -116,7 +126,8 @@ impl Remembering {
         let mut windows = wanted.iter().map(|partition| (*partition, window.window(*siblings))).collect();
         let blocks = past.keys(window.oldest(self.clock.now()), &mut windows)?;
         let (values, changes) = past.values(&wanted)?;
-        Ok(((windows, values), blocks + changes))
+        let redrives = if self.adrift.is_empty() { BTreeMap::new() } else { past.redrives(&self.adrift)? };
+        Ok((Remembered { windows, values, redrives }, blocks + changes))
     }
 
     fn is_wanted(&self, partition: u32) -> bool {
@@ -124,11 +135,15 @@ impl Remembering {
     }
 
     /// Those that are still owned; of the others not all was read.
-    fn hand_over(&self, units: Vec<Restoring>, (mut windows, mut values): Remembered) {
-        for Restoring { partition, progress, revoked } in units {
+    fn hand_over(&self, units: Vec<Restoring>, mut found: Remembered) {
+        for Restoring { partition, mut progress, revoked, .. } in units {
             let number = partition.unit.partition;
-            let Some(keys) = windows.remove(&number).filter(|_| self.is_wanted(number)) else { continue };
-            partition.state.restore(values.remove(&number).unwrap_or_default());
+            let Some(keys) = found.windows.remove(&number).filter(|_| self.is_wanted(number)) else { continue };
+            partition.state.restore(found.values.remove(&number).unwrap_or_default());
+            if let Some(redrive) = found.redrives.remove(&number) {
+                tracing::info!(unit = %partition.unit, resume = redrive.resume, "Its position in the redrive log is worked out anew.");
+                progress.redrive = redrive;
+            }
             let restored = Restored { progress, keys };
             let assignment = Assignment { partition, restored, siblings: self.siblings, revoked };
             // Whoever no longer takes assignments needs none.

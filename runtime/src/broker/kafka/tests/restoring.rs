@@ -4,15 +4,18 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use millrace_core::idempotency::Bounds;
-use millrace_core::progress::{KeyHash, Progress};
+use millrace_core::progress::{KeyHash, Progress, Stream, StreamProgress, Totals};
 use millrace_core::time::Timestamp;
+use rdkafka::consumer::{CommitMode, Consumer};
 use rdkafka::producer::{BaseProducer, Producer};
 
 use super::super::KafkaLog;
-use super::super::clients::{Deliveries, REQUEST_TIMEOUT};
+use super::super::clients::{Deliveries, REQUEST_TIMEOUT, at};
 use super::super::restore::Past;
 use super::support::*;
-use crate::broker::{Broker, Catalog, Commit, CommitOutcome, GroupFigures, Partition};
+use crate::broker::{
+    Broker, Catalog, Commit, CommitOutcome, Force, GroupFigures, LetterAction, Log, Partition, Wanted,
+};
 
 /// Longer than a test takes.
 const HELD: Duration = Duration::from_secs(120);
@@ -173,4 +176,51 @@ async fn a_partition_that_is_lost_does_not_hold_back_the_others() {
         past.keys(Timestamp::EPOCH, &mut windows).unwrap()
     };
     assert_eq!(within(tokio::task::spawn_blocking(reading)).await.unwrap(), 3);
+}
+
+/// Three letters are redriven: one completes, one waits, one fails again. Then the position is lost.
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_is_redriven_anew_when_a_position_is_lost() {
+    let Some(cluster) = Cluster::find() else { return };
+    let log = cluster.orders().await;
+    cluster.publish(&log, "orders", 0, &["a", "b", "c"]).await;
+    let mut receiver = cluster.subscribe(&log).await;
+    let mut partition = assigned(&mut receiver, 2).await.swap_remove(0).partition;
+    let mut progress = after(&Progress::default(), 0);
+    progress.source.resume = 3;
+    progress.source.totals.dead_lettered = 3;
+    let letters: Vec<_> = (0..3).zip(["a", "b", "c"]).map(|(offset, text)| cluster.letter(offset, text)).collect();
+    let ids: Vec<_> = letters.iter().map(|letter| letter.id.clone()).collect();
+    commits(&mut partition, Commit { letters: letters.clone(), ..commit(&progress) }).await;
+    within(log.act_on_letters(&function(), &ids, LetterAction::Redrive, Force::No)).await.unwrap();
+    progress = after(&progress, 0);
+    progress.redrive.resume = 1;
+    progress.redrive.settled_above = std::iter::once(2..3).collect();
+    progress.redrive.totals = Totals { completed: 1, dead_lettered: 1, ..Totals::default() };
+    let (resolved, letters) = (vec![ids[0].clone()], vec![letters[2].clone()]);
+    commits(&mut partition, Commit { resolved, letters, ..commit(&progress) }).await;
+    drop((partition, receiver));
+    log.close(Duration::from_secs(10)).await;
+    let log = cluster.open().await;
+    cluster.forget_positions(&log).await;
+    let mut receiver = cluster.subscribe(&log).await;
+    let mut unit = assigned(&mut receiver, 2).await.swap_remove(0);
+    let totals = Totals { duplicate: 1, ..Totals::default() };
+    let redrive = StreamProgress { start: 1, resume: 1, settled_above: std::iter::once(2..3).collect(), totals };
+    assert_eq!(unit.restored.progress, Progress { redrive, ..Progress::default() });
+    let wanted = Wanted { source: None, redrive: Some(1), max_records: 1, max_bytes: 1 << 20 };
+    let fetched = within(unit.partition.fetch(wanted)).await.unwrap();
+    assert_eq!((fetched.stream, fetched.records[0].0, texts(&fetched)), (Stream::Redrive, 1, vec!["b".to_owned()]));
+    // A tool that moves a position by hand knows nothing of redrives either.
+    drop((unit, receiver));
+    log.close(Duration::from_secs(10)).await;
+    let log = cluster.open().await;
+    let outsider = log.clients().outsider(&log.clients().names.group(&function())).unwrap();
+    let mut list = rdkafka::TopicPartitionList::new();
+    list.add_partition_offset(cluster.topic("orders").as_str(), 0, at(2)).unwrap();
+    tokio::task::spawn_blocking(move || outsider.commit(&list, CommitMode::Sync).unwrap()).await.unwrap();
+    let mut receiver = cluster.subscribe(&log).await;
+    let progress = assigned(&mut receiver, 2).await.swap_remove(0).restored.progress;
+    assert_eq!((progress.source.resume, progress.redrive.resume), (2, 1));
+    assert_eq!(progress.redrive.settled_above, [2..3]);
 }

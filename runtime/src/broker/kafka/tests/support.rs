@@ -113,6 +113,14 @@ impl Cluster {
         within(log.subscribe(self.subscription(&["orders"]))).await.unwrap()
     }
 
+    /// Does what the broker does with the positions of a group in which nobody was for long enough.
+    pub(super) async fn forget_positions(&self, log: &KafkaLog) {
+        let group = log.clients().names.group(&function());
+        let options = rdkafka::admin::AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT));
+        let deleted = log.admin().delete_groups(&[group.as_str()], &options).await.unwrap();
+        deleted.into_iter().for_each(|deleted| drop(deleted.unwrap()));
+    }
+
     /// A commit as another instance leaves it that is killed in the middle: nothing is there of it but the block with
     /// the key 2, and no end. The broker ends it after `timeout`. Blocks.
     pub(super) fn leave_open(
