@@ -270,11 +270,14 @@ struct Last {
     is_letter: bool,
 }
 
-/// After the log refused a commit for its content, settlements are committed one at a time until the culprit is found.
+/// After the log refused a commit for its content, half as many settlements are committed at once, until the culprit is alone;
+/// with each commit that is taken twice as many again.
 #[derive(Debug, Default)]
 struct Isolation {
-    /// Settlements still to be committed alone.
+    /// Settlements still to be committed so.
     remaining: usize,
+    /// How many at once.
+    at_once: usize,
     /// Events whose own commit was refused, with the log's reason: they fail without being attempted; once only if the log may
     /// take them later.
     blamed: HashMap<Position, Failure>,
@@ -350,7 +353,8 @@ impl<T: Payload> Dispatcher<T> {
             return None;
         }
         if self.isolation.remaining > 0 {
-            return (moving == 0 && self.is_clean()).then(|| self.wants_up_to(1));
+            let room = self.isolation.at_once.saturating_sub(moving + self.group.settlements);
+            return (room > 0 && self.sealed.is_none()).then(|| self.wants_up_to(room.min(limits::FETCH_MAX_RECORDS)));
         }
         Some(self.wants_up_to((limits::QUEUED_MAX_RECORDS - moving).min(limits::FETCH_MAX_RECORDS)))
     }
@@ -447,8 +451,8 @@ impl<T: Payload> Dispatcher<T> {
         self.sealed = None;
     }
 
-    /// The log refused the sealed commit for its content. As [`Dispatcher::abort`], and settlements are then committed
-    /// one at a time; one that is refused alone fails with this category and the log's reason. If that is transient, the log
+    /// The log refused the sealed commit for its content. As [`Dispatcher::abort`], and half as many settlements are then
+    /// committed at once; one that is refused alone fails with this category and the log's reason. If that is transient, the log
     /// may take it later: its next attempt is a real one.
     ///
     /// # Panics
@@ -467,6 +471,7 @@ impl<T: Payload> Dispatcher<T> {
         }
         // Whatever was settled but not sealed is done again too.
         self.isolation.remaining = self.isolation.remaining.max(sealed.settlements + self.group.settlements);
+        self.isolation.at_once = (sealed.settlements / 2).max(1);
         self.abort();
     }
 
@@ -599,6 +604,7 @@ impl<T: Payload> Dispatcher<T> {
             self.claims.remove(key);
         }
         self.isolation.remaining = self.isolation.remaining.saturating_sub(sealed.settlements);
+        self.isolation.at_once = self.isolation.at_once.saturating_mul(2);
         self.window.insert(at, sealed.keys);
         self.window.expire(now);
         self.committed = sealed.progress;
@@ -695,12 +701,8 @@ impl<T: Payload> Dispatcher<T> {
     fn is_free(&self) -> bool {
         self.isolation.stuck.is_none()
             && self.in_flight < self.policy.concurrency
-            && (self.isolation.remaining == 0 || (self.in_flight == 0 && self.is_clean()))
-    }
-
-    /// Nothing waits for a commit.
-    fn is_clean(&self) -> bool {
-        !self.group.dirty && self.sealed.is_none()
+            && (self.isolation.remaining == 0
+                || (self.sealed.is_none() && self.in_flight + self.group.settlements < self.isolation.at_once))
     }
 
     fn settle(&mut self, position: Position, payload: Option<T>, settlement: Settlement, effects: &mut Vec<Effect<T>>) {

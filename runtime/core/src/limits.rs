@@ -109,7 +109,7 @@ pub const LOG_DEFAULT_BYTES: u64 = 64 * GIB as u64;
 // One unit of ownership.
 
 /// Events settled in one commit.
-pub const GROUP_MAX_EVENTS: usize = 4000;
+pub const GROUP_MAX_EVENTS: usize = 2000;
 /// Time spent in handlers before what is settled so far is committed.
 pub const GROUP_MAX_HANDLER_TIME: Duration = Duration::from_micros(500);
 /// Bytes that settled events have emitted and have written to state before they are committed.

@@ -73,7 +73,8 @@ impl StreamProgress {
     /// Offsets below `end` that are not settled; 0 if `end` lies before the resume point.
     #[must_use]
     pub fn unsettled_below(&self, end: u64) -> u64 {
-        end.saturating_sub(self.resume).saturating_sub(self.settled_above_count())
+        let below = |range: &Range<u64>| range.end.min(end).saturating_sub(range.start);
+        end.saturating_sub(self.resume).saturating_sub(self.settled_above.iter().map(below).sum())
     }
 
     /// Whether the record at this offset is settled.
@@ -122,7 +123,7 @@ mod tests {
     #[test]
     fn what_is_not_settled_is_counted_below_an_end() {
         let stream = StreamProgress { resume: 5, settled_above: vec![6..7, 8..10], ..StreamProgress::default() };
-        for (end, expected) in [(0, 0), (5, 0), (10, 2), (12, 4)] {
+        for (end, expected) in [(0, 0), (5, 0), (6, 1), (7, 1), (8, 2), (9, 2), (10, 2), (12, 4)] {
             assert_eq!(stream.unsettled_below(end), expected, "{end}");
         }
         let unsettled: Vec<u64> = (0..12).filter(|offset| !stream.is_settled(*offset)).collect();

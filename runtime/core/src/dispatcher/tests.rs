@@ -266,12 +266,41 @@ fn an_open_breaker_starts_nothing_and_a_half_open_one_tries_one() {
 }
 
 #[test]
-fn a_refused_group_is_committed_one_settlement_at_a_time() {
+fn a_refused_group_is_committed_in_halves() {
     check(
         "a:1 b:2 c:3; ok; ok; ok; seal; refuse; a:1; ok; seal; commit; b:2; ok; seal; refuse; \
          b:2; seal; commit; wait; seal; commit; wait; seal; commit; c:3; ok; seal; commit",
         "run0 done0 run1 done1 run2 done2 run0 done0 run1 done1 dead1#3 run2 done2",
     );
+}
+
+#[test]
+fn one_that_is_refused_among_many_is_soon_found() {
+    for (count, poison) in [(1, 0), (2, 1), (1000, 0), (1000, 777), (4000, 3999)] {
+        let mut machine = Machine::new(POLICY);
+        let (mut refused, mut steps) = (0, 0);
+        while machine.dispatcher.isolation.blamed.is_empty() {
+            machine.offset = machine.dispatcher.source.cursor;
+            let most = machine.dispatcher.wants().map_or(0, |wants| wants.max_records as u64);
+            let last = if refused == 0 { count } else { count.min(machine.offset + most) };
+            let keys: Vec<_> = (machine.offset..last).map(|number| format!("k{number}:{number}")).collect();
+            machine.step(&keys.join(" "));
+            while !machine.tickets.is_empty() {
+                machine.step("ok");
+            }
+            steps += 1;
+            machine.step("seal");
+            let sealed = machine.dispatcher.sealed.as_ref().unwrap();
+            let is_refused =
+                (sealed.1.progress.source.resume > poison) && machine.dispatcher.committed.source.resume <= poison;
+            machine.step(if is_refused { "refuse" } else { "commit" });
+            refused += u32::from(is_refused);
+        }
+        let found: Vec<_> = machine.dispatcher.isolation.blamed.keys().map(|position| position.offset).collect();
+        assert_eq!(found, [poison]);
+        assert!(steps <= 60, "{count}: {steps} commits, {refused} of them refused");
+        assert!(machine.dispatcher.last_committed().source.resume >= poison, "what came before is committed");
+    }
 }
 
 /// What the log may take later is really tried again, and goes on if it is taken.

@@ -39,26 +39,34 @@ struct Rebuilding {
     /// The first record that is not settled.
     resume: Option<u64>,
     settled_above: Vec<std::ops::Range<u64>>,
+    /// Records in these ranges; what else is in them is none, such as the markers of transactions.
+    settled: u64,
+    /// Whether the last record waits.
+    waits: bool,
 }
 
 impl Rebuilding {
     fn take(&mut self, offset: u64, is_settled: bool) {
-        match (&mut self.settled_above[..], is_settled) {
-            (_, false) => drop(self.resume.get_or_insert(offset)),
-            // Nothing is above a position that is not there yet.
-            _ if self.resume.is_none() => {}
-            ([.., last], true) if last.end == offset => last.end += 1,
-            (_, true) => self.settled_above.push(offset..offset + 1),
+        let waited = std::mem::replace(&mut self.waits, !is_settled);
+        if !is_settled {
+            self.resume.get_or_insert(offset);
+        } else if self.resume.is_some() {
+            self.settled += 1;
+            match self.settled_above.last_mut().filter(|_| !waited) {
+                Some(last) => last.end = offset + 1,
+                None => self.settled_above.push(offset..offset + 1),
+            }
         }
     }
 
     /// `end` is where the log ends. Its accounts begin here.
     fn finish(self, end: u64) -> StreamProgress {
-        let Self { resume, settled_above } = self;
+        let Self { resume, settled_above, settled, .. } = self;
         let resume = resume.unwrap_or(end);
+        let all: u64 = settled_above.iter().map(|range| range.end - range.start).sum();
         // What they came to before is not known any more, and they are not handled again.
-        let duplicate = settled_above.iter().map(|range| range.end - range.start).sum();
-        StreamProgress { start: resume, resume, settled_above, totals: Totals { duplicate, ..Totals::default() } }
+        let totals = Totals { duplicate: settled, not_a_record: all - settled, ..Totals::default() };
+        StreamProgress { start: resume, resume, settled_above, totals }
     }
 }
 
@@ -145,19 +153,20 @@ mod tests {
     /// `log` has a letter for each offset: settled, waiting, or `.` for what is no record.
     #[test]
     fn what_is_settled_is_not_done_again() {
-        for (log, resume, above, duplicate) in [
-            ("", 0, vec![], 0),
-            ("sss.", 4, vec![], 0),
-            ("w.", 0, vec![], 0),
-            ("s.w.", 2, vec![], 0),
-            ("swss.wsw.", 1, vec![2..4, 6..7], 3),
+        for (log, resume, above, duplicate, not_a_record) in [
+            ("", 0, vec![], 0, 0),
+            ("sss.", 4, vec![], 0, 0),
+            ("w.", 0, vec![], 0, 0),
+            ("s.w.", 2, vec![], 0, 0),
+            ("swss.wsw.", 1, vec![2..4, 6..7], 3, 0),
+            ("w.s.ss.s.w.s", 0, vec![2..8, 11..12], 5, 2),
         ] {
             let mut rebuilding = Rebuilding::default();
             for (offset, one) in (0..).zip(log.chars()).filter(|(_, one)| *one != '.') {
                 rebuilding.take(offset, one == 's');
             }
             let found = rebuilding.finish(log.len() as u64);
-            let totals = Totals { duplicate, ..Totals::default() };
+            let totals = Totals { duplicate, not_a_record, ..Totals::default() };
             assert_eq!(found, StreamProgress { start: resume, resume, settled_above: above, totals }, "{log}");
         }
     }

@@ -68,6 +68,15 @@ enum Fault {
     Renew(Ended),
 }
 
+/// Why not all records are with the broker.
+enum Undelivered {
+    /// This one is at fault.
+    Refused(usize, RDKafkaErrorCode),
+    /// librdkafka gave them up, because something else went wrong.
+    Purged,
+    Failed(String),
+}
+
 /// One transactional producer, made anew when it is fenced or broken.
 pub(super) struct Writer {
     clients: Arc<Clients>,
@@ -119,10 +128,16 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes all or nothing.
-    pub(super) fn write(&mut self, records: &[&Placed], positions: Option<&Positions<'_>>) -> Ended {
+    /// Writes all or nothing. If the broker finds something too large, it may be several records together, and which is not
+    /// known.
+    pub(super) fn write_together(&mut self, records: &[&Placed], positions: Option<&Positions<'_>>) -> Ended {
         self.wait_for_markers();
-        match self.write_once(records, positions) {
+        self.write_once(records, positions)
+    }
+
+    /// Writes all or nothing. If the broker finds something too large, it is known which record that is.
+    pub(super) fn write(&mut self, records: &[&Placed], positions: Option<&Positions<'_>>) -> Ended {
+        match self.write_together(records, positions) {
             Ended::Refused { code: RDKafkaErrorCode::MessageSizeTooLarge, .. } if records.len() > 1 => {
                 self.write_one_by_one(records, positions)
             }
@@ -192,11 +207,19 @@ fn attempt(
     let positioned = positions.map_or(Ok(()), |Positions { offsets, member }| {
         repeat(deadline, || producer.send_offsets_to_transaction(offsets, member, REQUEST_TIMEOUT))
     });
-    // A record that is refused says more than that positions are not taken any more.
-    let offsets = delivered(producer, records, deadline, tells_offsets).and_then(|offsets| match positioned {
-        Ok(()) => Ok(offsets),
-        Err(error) => Err(fault(&error)),
-    })?;
+    let offsets = match (delivered(producer, records, deadline, tells_offsets), positioned) {
+        (Err(Undelivered::Purged), Err(error)) | (Ok(_), Err(error)) => return Err(fault(&error)),
+        (Ok(offsets), Ok(())) => offsets,
+        (Err(Undelivered::Refused(index, code)), _) => {
+            return Err(Fault::Abort(refused(index, records[index], code)));
+        }
+        (Err(Undelivered::Failed(reason)), _) => return Err(Fault::Abort(Ended::Failed(reason))),
+        // What is not allowed fails before it is sent, and nothing says which topic it was.
+        (Err(Undelivered::Purged), Ok(())) => {
+            let failed = || Ended::Failed("records were given up before they were sent".to_owned());
+            return Err(Fault::Abort(forbidden(producer, records).unwrap_or_else(failed)));
+        }
+    };
     // From here on, an error that does not ask for an abort says nothing about what the broker did.
     repeat(deadline, || producer.commit_transaction(REQUEST_TIMEOUT)).map_err(|error| match &error {
         KafkaError::Transaction(e) if e.txn_requires_abort() => fault(&error),
@@ -239,7 +262,7 @@ fn delivered(
     records: &[&Placed],
     deadline: Instant,
     tells_offsets: bool,
-) -> Result<Vec<u64>, Fault> {
+) -> Result<Vec<u64>, Undelivered> {
     while producer.in_flight_count() > 0 && Instant::now() < deadline {
         if tells_offsets {
             std::thread::park_timeout(LOOK_AGAIN);
@@ -248,7 +271,7 @@ fn delivered(
         }
         producer.poll(Duration::ZERO);
     }
-    let too_slow = || Fault::Abort(Ended::Failed("the broker took too long to take all records".to_owned()));
+    let too_slow = || Undelivered::Failed("the broker took too long to take all records".to_owned());
     let mut offsets = if tells_offsets { vec![None; records.len()] } else { Vec::new() };
     let mut failed: Option<(usize, RDKafkaErrorCode)> = None;
     for delivery in producer.context().take() {
@@ -264,14 +287,10 @@ fn delivered(
     match failed {
         None => {}
         Some((number, code)) if is_content(code) => {
-            return Err(Fault::Abort(refused(number, records[number], code)));
+            return Err(Undelivered::Refused(number, code));
         }
-        Some((_, code)) => {
-            // What is not allowed fails before it is sent, and nothing says which topic it was.
-            let forbidden = if is_purged(code) { forbidden(producer, records) } else { None };
-            let failed = || Ended::Failed(format!("a record was not taken: {code}"));
-            return Err(Fault::Abort(forbidden.unwrap_or_else(failed)));
-        }
+        Some((_, code)) if is_purged(code) => return Err(Undelivered::Purged),
+        Some((_, code)) => return Err(Undelivered::Failed(format!("a record was not taken: {code}"))),
     }
     if producer.in_flight_count() > 0 {
         return Err(too_slow());

@@ -79,8 +79,19 @@ impl Member {
         };
         let records: Vec<&Placed> = group.iter().flat_map(|one| &one.records).collect();
         let offsets = positions(&group);
-        let ended = self.writer.write(&records, Some(&Positions { offsets: &offsets, member: &metadata }));
+        let positions = Positions { offsets: &offsets, member: &metadata };
+        let ended = if group.len() == 1 {
+            self.writer.write(&records, Some(&positions))
+        } else {
+            self.writer.write_together(&records, Some(&positions))
+        };
         match ended {
+            Ended::Refused { code: RDKafkaErrorCode::MessageSizeTooLarge, .. } if group.len() > 1 => {
+                // To find the record takes a while; the units that have none of it need not wait for that.
+                for one in group {
+                    self.write(vec![one])?;
+                }
+            }
             Ended::Committed(_) => {
                 for one in group {
                     self.committed_one(one.pending);
