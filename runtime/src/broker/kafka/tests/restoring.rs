@@ -222,5 +222,5 @@ async fn nothing_is_redriven_anew_when_a_position_is_lost() {
     let mut receiver = cluster.subscribe(&log).await;
     let progress = assigned(&mut receiver, 2).await.swap_remove(0).restored.progress;
     assert_eq!((progress.source.resume, progress.redrive.resume), (2, 1));
-    assert_eq!(progress.redrive.settled_above, [2..3]);
+    assert_eq!(progress.redrive.settled_above.into_iter().flatten().collect::<Vec<_>>(), [2]);
 }
