@@ -20,6 +20,7 @@ mod contestant;
 pub(crate) mod functions;
 mod latency;
 pub(crate) mod native;
+pub(crate) mod restore;
 
 /// Events of one run.
 const EVENTS: u64 = 600_000;

@@ -28,7 +28,7 @@ pub(crate) struct Guests {
 /// The names of figures, and how they are measured.
 type Measure = (&'static str, fn(&Guests) -> Vec<Figure>);
 
-const MEASURES: [Measure; 10] = [
+const MEASURES: [Measure; 11] = [
     ("sandbox.reused sandbox.fresh", |guests| sandbox::measure(&guests.tiny)),
     ("core.dispatch", |_| dispatch::measure()),
     ("http.parse", |_| dispatch::accept()),
@@ -39,6 +39,7 @@ const MEASURES: [Measure; 10] = [
     ("memory.growth", product::growth),
     ("kafka.native.ratio kafka.native.fresh_ratio kafka.streams.ratio kafka.streams.p99_ratio", kafka::measure),
     ("kafka.functions.threads kafka.functions.memory_mib", |_| kafka::functions::measure()),
+    ("kafka.restore.seconds", |_| kafka::restore::measure()),
 ];
 
 #[expect(clippy::print_stdout, reason = "whoever measures reads it")]
