@@ -1,5 +1,6 @@
 //! The port to a log: what a worker needs ([`Broker`], [`Partition`]), and what people and tools need ([`Catalog`]).
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::str::FromStr;
@@ -525,6 +526,15 @@ impl CatalogError {
 pub trait Catalog: Send + Sync + 'static {
     /// All topics, by name.
     fn topics(&self) -> impl Future<Output = Result<Vec<TopicInfo>, CatalogError>> + Send;
+
+    /// How many partitions each topic has, by name. Unlike [`Catalog::topics`] it asks nothing of the partitions, of which a
+    /// cluster can have many that are not ours and some that nobody can tell of.
+    fn partition_counts(&self) -> impl Future<Output = Result<BTreeMap<String, u32>, CatalogError>> + Send {
+        async {
+            let count = |info: &TopicInfo| u32::try_from(info.partitions.len()).unwrap_or(u32::MAX);
+            Ok(self.topics().await?.into_iter().map(|info| (info.name.clone(), count(&info))).collect())
+        }
+    }
 
     /// Makes a topic unless it exists with this number of partitions.
     fn create_topic(&self, topic: Topic, partitions: u32) -> impl Future<Output = Result<(), CatalogError>> + Send;

@@ -270,9 +270,7 @@ impl<L: Log> Server<L> {
     /// # Errors
     /// If one exists with another number of partitions, or the log could not act.
     pub async fn make_topics(&self, manifest: &Manifest) -> Result<Vec<String>, StartError> {
-        let topics = self.log.topics().await?.into_iter();
-        let existing: BTreeMap<String, u32> =
-            topics.map(|info| (info.name, u32::try_from(info.partitions.len()).unwrap_or(u32::MAX))).collect();
+        let existing = self.log.partition_counts().await?;
         let settings = |topic: &Topic| manifest.topics.iter().find(|settings| settings.name == *topic);
         let wanted = |topic: &Topic| settings(topic).and_then(|settings| settings.partitions);
         for topic in manifest.mentioned_topics() {
@@ -327,7 +325,7 @@ impl<L: Log> Server<L> {
     }
 
     async fn look_at_topics(&self) -> Result<(), StartError> {
-        let topics = self.log.topics().await?.into_iter().filter_map(|info| Topic::new(info.name).ok()).collect();
+        let topics = self.log.partition_counts().await?.into_keys().filter_map(|name| Topic::new(name).ok()).collect();
         *self.topics.write().unwrap_or_else(PoisonError::into_inner) = topics;
         Ok(())
     }

@@ -153,7 +153,7 @@ pub struct FunctionStatus {
     /// Age of the oldest record that is not settled.
     pub lag_seconds: f64,
     /// Those of `lag_records` that a handler can have now: neither held back behind failing keys nor, on Kafka, markers of
-    /// transactions. An estimate where more than 1,000 are left.
+    /// transactions. An estimate where a partition has more than 200 left.
     #[serde(default)]
     pub processable_lag: u64,
     /// Records held back behind failing keys.

@@ -1,6 +1,6 @@
 //! Listing and administration.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use millrace_core::letter;
@@ -25,17 +25,17 @@ use crate::broker::{
 };
 
 /// Records that are looked at to tell how much of what is left is none.
-const LAG_LOOKED_AT: usize = 1000;
+const LAG_LOOKED_AT: usize = 200;
 
 impl Catalog for KafkaLog {
+    async fn partition_counts(&self) -> Result<BTreeMap<String, u32>, CatalogError> {
+        self.blocking(|log| Ok(counted(log)?)).await
+    }
+
     async fn topics(&self) -> Result<Vec<TopicInfo>, CatalogError> {
         self.blocking(|log| {
             let mut topics = Vec::new();
-            for (name, partitions) in log.partition_counts()? {
-                // The broker's own, such as `__consumer_offsets`.
-                if name.starts_with("__") {
-                    continue;
-                }
+            for (name, partitions) in counted(log)? {
                 let info = |partition| {
                     let (earliest, next) = log.reading().bounds(&name, partition)?;
                     Ok(PartitionInfo { earliest, next, size_bytes: 0 })
@@ -168,6 +168,13 @@ impl Catalog for KafkaLog {
         }
         Ok(())
     }
+}
+
+/// All topics but the broker's own, such as `__consumer_offsets`.
+fn counted(log: &KafkaLog) -> Result<BTreeMap<String, u32>, Error> {
+    let mut counts = log.partition_counts()?;
+    counts.retain(|name, _| !name.starts_with("__"));
+    Ok(counts)
 }
 
 /// Whether a letter may change.

@@ -236,6 +236,8 @@ fn is_leaderless(code: RDKafkaErrorCode) -> bool {
     matches!(
         code,
         Code::NotLeaderForPartition
+            // Of a topic that has just been made.
+            | Code::UnknownPartition
             | Code::LeaderNotAvailable
             | Code::ReplicaNotAvailable
             | Code::FencedLeaderEpoch
