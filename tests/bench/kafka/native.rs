@@ -35,7 +35,7 @@ pub(crate) fn run(arguments: &[String]) -> ! {
     let consumer: BaseConsumer = config.create().expect("a client");
     consumer.subscribe(&[from]).expect("the topic is there");
     let mut config = client(bootstrap);
-    config.set("transactional.id", group).set("linger.ms", "0.5");
+    config.set("transactional.id", group).set("linger.ms", "0.5").set("delivery.report.only.error", "true");
     let producer: BaseProducer = config.create().expect("a client");
     producer.init_transactions(TIMEOUT).expect("the broker answers");
 
@@ -61,11 +61,7 @@ pub(crate) fn run(arguments: &[String]) -> ! {
         if positions.count() == 0 {
             continue;
         }
-        // A producer's own way to wait takes a tenth of a second.
-        while producer.in_flight_count() > 0 {
-            producer.poll(Duration::ZERO);
-            std::thread::park_timeout(Duration::from_micros(100));
-        }
+        // While records are on their way; the commit waits for them.
         let member = consumer.group_metadata().expect("it is a member");
         producer.send_offsets_to_transaction(&positions, &member, TIMEOUT).expect("nobody else is in the group");
         producer.commit_transaction(TIMEOUT).expect("the broker answers");

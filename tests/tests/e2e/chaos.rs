@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 use hyper::Method;
 use millrace_tests::process::{Api, Dev, Kafka, root};
+use rdkafka::ClientConfig;
+use rdkafka::consumer::{BaseConsumer, Consumer};
 use serde_json::{Value, json};
 
 /// How often something happens to an instance, and how often the broker is killed: as in `CHAOS=100,10`.
@@ -23,6 +25,12 @@ const ACCOUNTS: u64 = 60;
 const BLOCKED: u64 = 40;
 const TOPICS: [&str; 2] = ["orders", "returns"];
 const BATCH: u64 = 12;
+/// Where effects go, and how many partitions it has.
+const LEDGER: (&str, i32) = ("ledger", 5);
+/// How often an instance is looked at until it is found in the middle of a commit.
+const TRIES: usize = 40;
+/// Far longer than a commit of an instance that is awake takes.
+const COMMIT: Duration = Duration::from_millis(150);
 
 struct Running {
     dev: Dev,
@@ -75,10 +83,14 @@ impl Fleet {
         }
     }
 
-    /// One thing happens to one instance; somebody stays awake.
-    fn strike(&mut self, number: usize) {
+    fn choose(&mut self) -> usize {
         let awake = self.awake();
-        let victim = awake[self.next(awake.len())];
+        awake[self.next(awake.len())]
+    }
+
+    /// One thing happens to this instance, which may be asleep already; somebody stays awake.
+    fn strike(&mut self, number: usize, victim: usize) {
+        let awake = self.awake();
         // Each kind comes as often as the others.
         match number % 4 {
             0 if awake.len() > 1 => self.running.remove(victim).dev.kill(),
@@ -251,11 +263,72 @@ fn chaos() -> (usize, usize) {
     })
 }
 
-/// Strikes at random moments; the broker is killed at even distances.
-async fn strike(fleet: &tokio::sync::Mutex<Fleet>, (strikes, broker_kills): (usize, usize)) {
+/// Sees which transactions are open, as any client of Kafka's can.
+struct Witness {
+    committed: BaseConsumer,
+    all: BaseConsumer,
+}
+
+impl Witness {
+    fn new(bootstrap: &str) -> Self {
+        let seeing = |level: &str| {
+            let mut config = ClientConfig::new();
+            config.set("bootstrap.servers", bootstrap).set("group.id", "witness").set("isolation.level", level);
+            config.create().expect("a client")
+        };
+        Self { committed: seeing("read_committed"), all: seeing("read_uncommitted") }
+    }
+
+    /// Partitions of the ledger whose end is hidden by an open transaction, each with where that begins.
+    fn open(&self) -> BTreeSet<(i32, i64)> {
+        let end = |consumer: &BaseConsumer, partition| {
+            Some(consumer.fetch_watermarks(LEDGER.0, partition, Duration::from_secs(5)).ok()?.1)
+        };
+        let open = |partition| {
+            let (stable, end) = (end(&self.committed, partition)?, end(&self.all, partition)?);
+            (stable < end).then_some((partition, stable))
+        };
+        (0..LEDGER.1).filter_map(open).collect()
+    }
+
+    /// Those that stay open for longer than a commit takes: whoever began them does not go on.
+    async fn stuck(&self) -> BTreeSet<(i32, i64)> {
+        let before = tokio::task::block_in_place(|| self.open());
+        tokio::time::sleep(COMMIT).await;
+        let now = tokio::task::block_in_place(|| self.open());
+        before.intersection(&now).copied().collect()
+    }
+}
+
+/// Puts an instance to sleep in the middle of a commit; whether that could be done. If not, it is awake.
+async fn catch(fleet: &tokio::sync::Mutex<Fleet>, victim: usize, witness: &Witness) -> bool {
+    for _ in 0..TRIES {
+        let before = witness.stuck().await;
+        fleet.lock().await.running[victim].dev.signal("STOP");
+        if !witness.stuck().await.is_subset(&before) {
+            return true;
+        }
+        fleet.lock().await.running[victim].dev.signal("CONT");
+    }
+    false
+}
+
+/// Strikes at random moments, and each second time in the middle of a commit; the broker is killed at even distances. Answers how
+/// often that was so.
+async fn strike(fleet: &tokio::sync::Mutex<Fleet>, (strikes, broker_kills): (usize, usize)) -> usize {
+    let witness = Witness::new(&fleet.lock().await.kafka.bootstrap);
+    let mut caught = 0;
     for number in 0..strikes {
+        let (victim, others) = {
+            let mut fleet = fleet.lock().await;
+            (fleet.choose(), fleet.awake().len() - 1)
+        };
+        // Those that are killed or put to sleep.
+        if number % 2 == 0 && others > 0 && catch(fleet, victim, &witness).await {
+            caught += 1;
+        }
         let mut fleet = fleet.lock().await;
-        tokio::task::block_in_place(|| fleet.strike(number));
+        tokio::task::block_in_place(|| fleet.strike(number, victim));
         if (number + 1) * broker_kills / strikes > number * broker_kills / strikes {
             tokio::task::block_in_place(|| {
                 fleet.kafka.kill();
@@ -267,6 +340,7 @@ async fn strike(fleet: &tokio::sync::Mutex<Fleet>, (strikes, broker_kills): (usi
         drop(fleet);
         tokio::time::sleep(pause).await;
     }
+    caught
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -277,11 +351,13 @@ async fn on_kafka_each_effect_happens_once_whatever_is_killed() {
     (0..INSTANCES).for_each(|_| fleet.start());
     let fleet = tokio::sync::Mutex::new(fleet);
     let (api, ended) = (Api::default(), tokio::sync::Notify::new());
+    let chaos = chaos();
     let striking = async {
-        strike(&fleet, chaos()).await;
+        let caught = strike(&fleet, chaos).await;
         ended.notify_one();
+        caught
     };
-    let (published, ()) = tokio::join!(publish(&fleet, &api, &ended), striking);
+    let (published, caught) = tokio::join!(publish(&fleet, &api, &ended), striking);
     let mut fleet = fleet.into_inner();
     fleet.wake(Instant::now() + ASLEEP);
     let url = fleet.running[0].dev.url.clone();
@@ -291,7 +367,11 @@ async fn on_kafka_each_effect_happens_once_whatever_is_killed() {
     assert_each_effect_is_there_once(&published, &read(&fleet.kafka, "ledger"));
     assert_accounts_balance(&fleet.kafka, &status);
     assert!(fenced > 0, "no commit was under way when its instance lost its place");
-    tell(&format!("{} entries, {fenced} commits fenced, {unknown} of unknown outcome", published.next));
+    assert!(4 * caught >= chaos.0, "only {caught} of {} strikes were in the middle of a commit", chaos.0);
+    tell(&format!(
+        "{} entries, {caught} of {} strikes in the middle of a commit, {fenced} commits fenced, {unknown} of unknown outcome",
+        published.next, chaos.0
+    ));
     for one in fleet.running {
         assert!(one.dev.stop(), "an instance that is asked to stop ends well");
     }
