@@ -203,23 +203,19 @@ fn attempt(
     for (number, placed) in records.iter().enumerate() {
         send(producer, placed, number, deadline)?;
     }
-    // While records are on their way.
-    let positioned = positions.map_or(Ok(()), |Positions { offsets, member }| {
-        repeat(deadline, || producer.send_offsets_to_transaction(offsets, member, REQUEST_TIMEOUT))
-    });
-    let offsets = match (delivered(producer, records, deadline, tells_offsets), positioned) {
-        (Err(Undelivered::Purged), Err(error)) | (Ok(_), Err(error)) => return Err(fault(&error)),
-        (Ok(offsets), Ok(())) => offsets,
-        (Err(Undelivered::Refused(index, code)), _) => {
-            return Err(Fault::Abort(refused(index, records[index], code)));
-        }
-        (Err(Undelivered::Failed(reason)), _) => return Err(Fault::Abort(Ended::Failed(reason))),
+    let offsets = delivered(producer, records, deadline, tells_offsets).map_err(|undelivered| match undelivered {
+        Undelivered::Refused(index, code) => Fault::Abort(refused(index, records[index], code)),
+        Undelivered::Failed(reason) => Fault::Abort(Ended::Failed(reason)),
         // What is not allowed fails before it is sent, and nothing says which topic it was.
-        (Err(Undelivered::Purged), Ok(())) => {
+        Undelivered::Purged => {
             let failed = || Ended::Failed("records were given up before they were sent".to_owned());
-            return Err(Fault::Abort(forbidden(producer, records).unwrap_or_else(failed)));
+            Fault::Abort(forbidden(producer, records).unwrap_or_else(failed))
         }
-    };
+    })?;
+    if let Some(Positions { offsets, member }) = positions {
+        repeat(deadline, || producer.send_offsets_to_transaction(offsets, member, REQUEST_TIMEOUT))
+            .map_err(|e| fault(&e))?;
+    }
     // From here on, an error that does not ask for an abort says nothing about what the broker did.
     repeat(deadline, || producer.commit_transaction(REQUEST_TIMEOUT)).map_err(|error| match &error {
         KafkaError::Transaction(e) if e.txn_requires_abort() => fault(&error),
