@@ -268,7 +268,7 @@ async fn what_is_forbidden_goes_on_once_it_is_allowed(secured: &Secured) {
     let mut names: Vec<&str> = greeted[0].iter().filter_map(|record| record["event"]["data"].as_str()).collect();
     names.sort_unstable();
     assert_eq!(names, (0..6).map(|n| format!("Hello, visitor {n}!")).collect::<Vec<_>>());
-    assert!(instance.stop(), "it ends well");
+    assert!(instance.stop(), "it ends well: {}", std::fs::read_to_string(&said).unwrap_or_default());
     let said = std::fs::read_to_string(&said).expect("the log can be read");
     assert!(said.contains("topic `greetings`") && said.contains("Topic authorization failed"), "no reason is told");
     assert_says_no_secret(&said);
