@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::num::NonZeroU32;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -21,7 +21,7 @@ use crate::broker::kafka::{self, KafkaLog};
 use crate::broker::{self, CatalogError, DeployError, Deployment as Deployed, Log, Retention};
 use crate::clock::Clock;
 use crate::config::Config;
-use crate::registry::{Deployment, Registry};
+use crate::registry::{Deployment, Registry, lock};
 use crate::sandbox::{self, Component, Engine, EngineOptions, FunctionOptions, Guest, GuestLimits, Refusal};
 use crate::telemetry::{self, Exporter};
 use crate::worker::Revision;
@@ -459,10 +459,6 @@ impl<L: Log> Server<L> {
         self.registry.drain(self.config.drain).await;
         self.log.close(CLOSE_TIMEOUT).await;
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The latest deployment of each function: its number and what it says.

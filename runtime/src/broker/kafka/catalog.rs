@@ -260,7 +260,7 @@ fn left(log: &KafkaLog, topic: &str, partition: u32, progress: &StreamProgress) 
     let Some((_, oldest)) = page.records.first() else {
         return Ok(Left { end: resume, oldest_at: None, not_records: 0 });
     };
-    let end = log.reading().bounds(topic, partition)?.1.max(page.next);
+    let end = page.end.max(page.next);
     let records = page.records.iter().filter(|(offset, _)| !progress.is_settled(*offset)).count() as u64;
     let looked_at = progress.unsettled_below(page.next);
     let beyond = progress.unsettled_below(end).saturating_sub(looked_at);

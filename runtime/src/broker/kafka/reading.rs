@@ -22,10 +22,11 @@ pub(super) struct Reading {
     reader: Mutex<Shared<Quiet>>,
 }
 
-/// Records with their offsets, and where to go on.
+/// Records with their offsets, where to go on, and where the partition ended when they were asked for.
 pub(super) struct Page {
     pub(super) records: Vec<(u64, Record)>,
     pub(super) next: u64,
+    pub(super) end: u64,
 }
 
 impl Reading {
@@ -50,12 +51,12 @@ impl Reading {
         let (earliest, end) = self.bounds(topic, partition)?;
         let from = from.max(earliest);
         if from >= end || max_records == 0 {
-            return Ok(Page { records: Vec::new(), next: from });
+            return Ok(Page { records: Vec::new(), next: from, end });
         }
         let reader = lock(&self.reader);
         let unreadable = |e: &KafkaError| unreachable_broker("read a topic", e);
         reader.assign(&partitions([(topic, partition, at(from))])).map_err(|e| unreadable(&e))?;
-        let (mut page, mut bytes) = (Page { records: Vec::new(), next: from }, 0);
+        let (mut page, mut bytes) = (Page { records: Vec::new(), next: from, end }, 0);
         let began = Instant::now();
         let ended = loop {
             match reader.poll(REQUEST_TIMEOUT) {

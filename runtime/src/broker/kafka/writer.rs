@@ -68,15 +68,6 @@ enum Fault {
     Renew(Ended),
 }
 
-/// Why not all records are with the broker.
-enum Undelivered {
-    /// This one is at fault.
-    Refused(usize, RDKafkaErrorCode),
-    /// librdkafka gave them up, because something else went wrong.
-    Purged,
-    Failed(String),
-}
-
 /// One transactional producer, made anew when it is fenced or broken.
 pub(super) struct Writer {
     clients: Arc<Clients>,
@@ -203,15 +194,7 @@ fn attempt(
     for (number, placed) in records.iter().enumerate() {
         send(producer, placed, number, deadline)?;
     }
-    let offsets = delivered(producer, records, deadline, tells_offsets).map_err(|undelivered| match undelivered {
-        Undelivered::Refused(index, code) => Fault::Abort(refused(index, records[index], code)),
-        Undelivered::Failed(reason) => Fault::Abort(Ended::Failed(reason)),
-        // What is not allowed fails before it is sent, and nothing says which topic it was.
-        Undelivered::Purged => {
-            let failed = || Ended::Failed("records were given up before they were sent".to_owned());
-            Fault::Abort(forbidden(producer, records).unwrap_or_else(failed))
-        }
-    })?;
+    let offsets = delivered(producer, records, deadline, tells_offsets)?;
     if let Some(Positions { offsets, member }) = positions {
         repeat(deadline, || producer.send_offsets_to_transaction(offsets, member, REQUEST_TIMEOUT))
             .map_err(|e| fault(&e))?;
@@ -258,7 +241,7 @@ fn delivered(
     records: &[&Placed],
     deadline: Instant,
     tells_offsets: bool,
-) -> Result<Vec<u64>, Undelivered> {
+) -> Result<Vec<u64>, Fault> {
     while producer.in_flight_count() > 0 && Instant::now() < deadline {
         if tells_offsets {
             std::thread::park_timeout(LOOK_AGAIN);
@@ -267,7 +250,7 @@ fn delivered(
         }
         producer.poll(Duration::ZERO);
     }
-    let too_slow = || Undelivered::Failed("the broker took too long to take all records".to_owned());
+    let too_slow = || Fault::Abort(Ended::Failed("the broker took too long to take all records".to_owned()));
     let mut offsets = if tells_offsets { vec![None; records.len()] } else { Vec::new() };
     let mut failed: Option<(usize, RDKafkaErrorCode)> = None;
     for delivery in producer.context().take() {
@@ -283,10 +266,14 @@ fn delivered(
     match failed {
         None => {}
         Some((number, code)) if is_content(code) => {
-            return Err(Undelivered::Refused(number, code));
+            return Err(Fault::Abort(refused(number, records[number], code)));
         }
-        Some((_, code)) if is_purged(code) => return Err(Undelivered::Purged),
-        Some((_, code)) => return Err(Undelivered::Failed(format!("a record was not taken: {code}"))),
+        // What is not allowed fails before it is sent, and nothing says which topic it was.
+        Some((_, code)) if is_purged(code) => {
+            let failed = || Ended::Failed("records were given up before they were sent".to_owned());
+            return Err(Fault::Abort(forbidden(producer, records).unwrap_or_else(failed)));
+        }
+        Some((_, code)) => return Err(Fault::Abort(Ended::Failed(format!("a record was not taken: {code}")))),
     }
     if producer.in_flight_count() > 0 {
         return Err(too_slow());
