@@ -582,7 +582,7 @@ impl<P: Partition, R: Revision> Owned<P, R> {
                 // Nothing was written: the same is done again after a pause.
                 tracing::warn!(unit = %self.partition.unit(), %error, "A commit was not possible; it is tried again.");
                 self.spans.commit_ended(now, Some(("not-possible", &error.to_string())));
-                self.dispatcher.abort();
+                self.dispatcher.postpone();
                 self.pause_due = true;
             }
             Err(error) => return Err(Exit::Failed(error)),

@@ -18,6 +18,9 @@ use crate::progress::{KeyHash, ParkedHead, Position, Progress, Stream, Totals};
 use crate::retry::{Attempts, Jitter, next_attempt};
 use crate::time::Timestamp;
 use crate::units::Size;
+use isolation::Isolation;
+
+mod isolation;
 
 /// What a function's manifest decides about dispatching.
 #[derive(Clone, Copy, Debug)]
@@ -270,21 +273,6 @@ struct Last {
     is_letter: bool,
 }
 
-/// After the log refused a commit for its content, half as many settlements are committed at once, until the culprit is alone;
-/// with each commit that is taken twice as many again.
-#[derive(Debug, Default)]
-struct Isolation {
-    /// Settlements still to be committed so.
-    remaining: usize,
-    /// How many at once.
-    at_once: usize,
-    /// Events whose own commit was refused, with the log's reason: they fail without being attempted; once only if the log may
-    /// take them later.
-    blamed: HashMap<Position, Failure>,
-    /// Not even its dead letter was taken: the partition waits for an operator.
-    stuck: Option<(Position, Failure)>,
-}
-
 impl<T: Payload> Dispatcher<T> {
     /// Goes on from what was committed. `seed` is for jitter only.
     ///
@@ -352,8 +340,8 @@ impl<T: Payload> Dispatcher<T> {
         if self.isolation.stuck.is_some() || waits_for_lanes || full {
             return None;
         }
-        if self.isolation.remaining > 0 {
-            let room = self.isolation.at_once.saturating_sub(moving + self.group.settlements);
+        if let Some(bound) = self.isolation.bound() {
+            let room = bound.saturating_sub(moving + self.group.settlements);
             return (room > 0 && self.sealed.is_none()).then(|| self.wants_up_to(room.min(limits::FETCH_MAX_RECORDS)));
         }
         Some(self.wants_up_to((limits::QUEUED_MAX_RECORDS - moving).min(limits::FETCH_MAX_RECORDS)))
@@ -469,9 +457,23 @@ impl<T: Payload> Dispatcher<T> {
                 self.isolation.blamed.insert(position, failure);
             }
         }
+        self.halve(sealed.settlements);
+    }
+
+    /// The log could not take the sealed commit now, whatever is in it: it cannot be asked, or was too slow for so much. As
+    /// [`Dispatcher::abort`], and half as many settlements are then committed at once.
+    ///
+    /// # Panics
+    /// If no commit is under way.
+    pub fn postpone(&mut self) {
+        let (_, sealed, _) = self.sealed.take().expect("only a sealed commit is postponed");
+        self.halve(sealed.settlements);
+    }
+
+    /// Commits half as much at once until what was done is done again.
+    fn halve(&mut self, settlements: usize) {
         // Whatever was settled but not sealed is done again too.
-        self.isolation.remaining = self.isolation.remaining.max(sealed.settlements + self.group.settlements);
-        self.isolation.at_once = (sealed.settlements / 2).max(1);
+        self.isolation.halve(settlements, self.group.settlements);
         self.abort();
     }
 
@@ -603,8 +605,7 @@ impl<T: Payload> Dispatcher<T> {
         for key in &sealed.keys {
             self.claims.remove(key);
         }
-        self.isolation.remaining = self.isolation.remaining.saturating_sub(sealed.settlements);
-        self.isolation.at_once = self.isolation.at_once.saturating_mul(2);
+        self.isolation.committed(sealed.settlements);
         self.window.insert(at, sealed.keys);
         self.window.expire(now);
         self.committed = sealed.progress;
@@ -661,7 +662,7 @@ impl<T: Payload> Dispatcher<T> {
             } else if claim != Claim::Held(slot.position) {
                 self.blocked.entry(slot.key).or_default().push(lane);
                 self.lanes.block(lane, slot);
-            } else if let Some(failure) = self.blame(slot.position) {
+            } else if let Some(failure) = self.isolation.blame(slot.position) {
                 self.failed(now, lane, slot, failure, effects);
             } else {
                 let trial = self.admission == Admission::One;
@@ -672,15 +673,6 @@ impl<T: Payload> Dispatcher<T> {
                 effects.push(Effect::Invoke(Ticket { slot, lane, trial }));
             }
         }
-    }
-
-    /// Why the event there fails without being attempted, if the log refused it.
-    fn blame(&mut self, position: Position) -> Option<Failure> {
-        let failure = self.isolation.blamed.get(&position)?.clone();
-        if failure.category == Category::Transient {
-            self.isolation.blamed.remove(&position);
-        }
-        Some(failure)
     }
 
     /// What is known of the key of the event there, which holds the key from now on if nothing is.
@@ -701,8 +693,10 @@ impl<T: Payload> Dispatcher<T> {
     fn is_free(&self) -> bool {
         self.isolation.stuck.is_none()
             && self.in_flight < self.policy.concurrency
-            && (self.isolation.remaining == 0
-                || (self.sealed.is_none() && self.in_flight + self.group.settlements < self.isolation.at_once))
+            && self
+                .isolation
+                .bound()
+                .is_none_or(|bound| self.sealed.is_none() && self.in_flight + self.group.settlements < bound)
     }
 
     fn settle(&mut self, position: Position, payload: Option<T>, settlement: Settlement, effects: &mut Vec<Effect<T>>) {

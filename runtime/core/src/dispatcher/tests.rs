@@ -28,7 +28,7 @@ impl Payload for u64 {
 /// Steps: `a:x` delivers a record with ordering key `a` and idempotency key `x` (`-` for no ordering key; the next
 /// words up to a `;` come in the same batch), `filtered`, `refused` and `gap` deliver such a record; `ok`, `transient`,
 /// `unknown`, `invalid` and `rejected` end the oldest attempt, `released` gives it back; `seal`, `commit`, `abort`,
-/// `refuse` and `forbid`; `restart` forgets everything but what is committed; `all`, `one` and `nothing` admit; `wait` lets 2 s pass.
+/// `refuse`, `forbid` and `postpone`; `restart` forgets everything but what is committed; `all`, `one` and `nothing` admit; `wait` lets 2 s pass.
 /// Deliveries start at the cursor, so after an abort the records must be delivered again.
 ///
 /// Effects: `run0` (`run0#2` for a second attempt), `done0`, `filtered0`, `dup0`, `dead0` (`dead0#3` after 3 attempts).
@@ -126,6 +126,10 @@ impl Machine {
             }
             "forbid" => {
                 self.dispatcher.refuse(Category::Transient, "not allowed");
+                self.reset();
+            }
+            "postpone" => {
+                self.dispatcher.postpone();
                 self.reset();
             }
             "restart" => {
@@ -301,6 +305,30 @@ fn one_that_is_refused_among_many_is_soon_found() {
         assert!(steps <= 60, "{count}: {steps} commits, {refused} of them refused");
         assert!(machine.dispatcher.last_committed().source.resume >= poison, "what came before is committed");
     }
+}
+
+/// A log that takes four settlements in the time there is gets no more of them at once for long, and nobody is blamed.
+#[test]
+fn a_slow_log_is_given_less_at_once() {
+    let (slow, mut postponed, mut commits) = (4, 0, 0);
+    let mut machine = Machine::new(POLICY);
+    while machine.offset < 100 {
+        let most = machine.dispatcher.wants().map_or(0, |wants| wants.max_records as u64);
+        let last = 100.min(machine.offset + most);
+        let keys: Vec<_> = (machine.offset..last).map(|number| format!("k{number}:{number}")).collect();
+        machine.step(&keys.join(" "));
+        while !machine.tickets.is_empty() {
+            machine.step("ok");
+        }
+        machine.step("seal");
+        let is_slow = machine.dispatcher.sealed.as_ref().unwrap().1.settlements > slow;
+        machine.step(if is_slow { "postpone" } else { "commit" });
+        postponed += u32::from(is_slow);
+        commits += u32::from(!is_slow);
+    }
+    assert!(machine.dispatcher.isolation.blamed.is_empty() && machine.dispatcher.stuck().is_none());
+    assert_eq!(machine.dispatcher.last_committed().source.totals.completed, 100);
+    assert!(postponed <= 2 * commits, "{postponed} postponed, {commits} made");
 }
 
 /// What the log may take later is really tried again, and goes on if it is taken.

@@ -113,6 +113,8 @@ struct Member {
     owned: BTreeMap<(Topic, u32), Owned>,
     /// Partitions of topics that records go to, and when they were asked for.
     counts: (BTreeMap<String, u32>, Instant),
+    /// Commits of several units are one transaction up to here.
+    transaction_bytes: usize,
     epoch: u64,
     requests: Receiver<Request>,
     sender: SyncSender<Request>,
@@ -127,7 +129,8 @@ pub(super) fn start(joining: Joining) -> Result<SyncSender<Request>, Error> {
     let name = format!("kafka-{}", joining.subscription.function.function());
     let counts = (BTreeMap::new(), Instant::now());
     let (owned, asking) = (BTreeMap::new(), sender.clone());
-    let member = Member { joining, consumer, writer, owned, counts, epoch: 0, requests, sender };
+    let transaction_bytes = commit::TRANSACTION_MAX_BYTES;
+    let member = Member { joining, consumer, writer, owned, counts, transaction_bytes, epoch: 0, requests, sender };
     let bug = Bug(member.joining.failure.clone());
     let thread = std::thread::Builder::new().name(name).spawn(move || {
         member.run();

@@ -22,8 +22,9 @@ use crate::broker::{Commit, CommitOutcome, Error, LetterId, Outgoing, Placing};
 /// Partition counts are asked for again after this time.
 const COUNTS_ARE_KNOWN: Duration = Duration::from_secs(30);
 
-/// Commits of several units are one transaction up to here. The broker ends one that takes longer than ten seconds.
-const TRANSACTION_MAX_BYTES: usize = 64 * limits::MIB;
+/// Commits of several units are one transaction up to here. The broker ends one that takes longer than ten seconds, so that
+/// after a failure it is half as much, and after each success twice as much again.
+pub(super) const TRANSACTION_MAX_BYTES: usize = 64 * limits::MIB;
 
 /// A commit whose records have their places.
 struct Prepared {
@@ -45,7 +46,7 @@ impl Member {
             match self.prepare(&pending) {
                 Ok(records) => {
                     let bytes: usize = records.iter().map(|placed| placed.record.size_bytes()).sum();
-                    if group_bytes + bytes > TRANSACTION_MAX_BYTES && !group.is_empty() {
+                    if group_bytes + bytes > self.transaction_bytes && !group.is_empty() {
                         self.write(std::mem::take(&mut group))?;
                         group_bytes = 0;
                     }
@@ -93,6 +94,7 @@ impl Member {
                 }
             }
             Ended::Committed(_) => {
+                self.transaction_bytes = (self.transaction_bytes * 2).min(TRANSACTION_MAX_BYTES);
                 for one in group {
                     self.committed_one(one.pending);
                 }
@@ -102,6 +104,7 @@ impl Member {
                 group.into_iter().for_each(|one| self.fenced(one.pending));
             }
             Ended::Failed(reason) => {
+                self.transaction_bytes = (self.transaction_bytes / 2).max(limits::MIB);
                 // A topic that is gone is noticed so.
                 self.counts.0.clear();
                 let error = Error::Transient(format!("Kafka did not take a commit: {reason}"));
