@@ -31,7 +31,8 @@ pub(super) struct Log {
     place: (Topic, u32),
     records: native::Records,
     /// Tells when records have arrived.
-    _queue: PartitionQueue<MemberContext>,
+    queue: PartitionQueue<MemberContext>,
+    arrived: Arc<Notify>,
     consumer: Shared<MemberContext>,
     /// If the consumer is not the function's own. Dropped after the queue.
     pub(super) loan: Option<Loan>,
@@ -44,14 +45,17 @@ impl Log {
         place: (Topic, u32),
         arrived: &Arc<Notify>,
     ) -> Result<Self, Error> {
-        let (topic, partition) = (place.0.as_str(), place.1);
-        let queue = consumer.split_partition_queue(topic, signed(partition));
-        let mut queue =
-            queue.ok_or_else(|| Error::Fatal(format!("{topic}/{partition} cannot have a queue of its own")))?;
+        let (records, queue) = split(consumer, &place)?;
         let arrived = Arc::clone(arrived);
-        queue.set_nonempty_callback(move || arrived.notify_one());
-        let records = native::Records::of(consumer, topic, partition);
-        Ok(Self { place, records, _queue: queue, consumer: Arc::clone(consumer), loan: None })
+        let mut log = Self { place, records, queue, arrived, consumer: Arc::clone(consumer), loan: None };
+        log.tell();
+        Ok(log)
+    }
+
+    /// Has it told when records arrive.
+    fn tell(&mut self) {
+        let arrived = Arc::clone(&self.arrived);
+        self.queue.set_nonempty_callback(move || arrived.notify_one());
     }
 
     fn seek(&self, to: u64) -> KafkaResult<()> {
@@ -60,11 +64,24 @@ impl Log {
     }
 
     /// Reads from an offset on, as if the partition had just been assigned.
-    fn restart(&self, from: u64) -> Result<(), Error> {
+    fn restart(&mut self, from: u64) -> Result<(), Error> {
         let (topic, partition) = self.place.clone();
         remove(&self.consumer, std::slice::from_ref(&self.place))?;
+        // That of a topic that was deleted meanwhile is gone. Else it is the same, and dropping its earlier share makes it mute.
+        (self.records, self.queue) = split(&self.consumer, &self.place)?;
+        self.tell();
         add(&self.consumer, &[(topic, partition, from)])
     }
+}
+
+/// A queue of its own for a partition that is about to be assigned.
+fn split(
+    consumer: &Shared<MemberContext>,
+    (topic, partition): &(Topic, u32),
+) -> Result<(native::Records, PartitionQueue<MemberContext>), Error> {
+    let queue = consumer.split_partition_queue(topic.as_str(), signed(*partition));
+    let queue = queue.ok_or_else(|| Error::Fatal(format!("{topic}/{partition} cannot have a queue of its own")))?;
+    Ok((native::Records::of(consumer, topic.as_str(), *partition), queue))
 }
 
 /// Where a unit's records arrive. The thread of the function empties it when the unit is lost, so that no worker is the last
@@ -83,7 +100,7 @@ impl Inbox {
 
     /// Reads one log from an offset on, after librdkafka has given it up.
     pub(super) fn restart(&self, stream: Stream, from: u64) -> Result<(), Error> {
-        lock(self.log(stream)).as_ref().map_or(Ok(()), |log| log.restart(from))
+        lock(self.log(stream)).as_mut().map_or(Ok(()), |log| log.restart(from))
     }
 
     /// Lets go of the consumers.
