@@ -536,6 +536,12 @@ pub trait Catalog: Send + Sync + 'static {
         }
     }
 
+    /// The topics whose records are kept in this process's own log, by name; none if a cluster keeps them, which has figures of
+    /// its own.
+    fn kept(&self) -> impl Future<Output = Result<Vec<TopicInfo>, CatalogError>> + Send {
+        self.topics()
+    }
+
     /// Makes a topic unless it exists with this number of partitions.
     fn create_topic(&self, topic: Topic, partitions: u32) -> impl Future<Output = Result<(), CatalogError>> + Send;
 

@@ -6,6 +6,7 @@ use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::Uri;
+use futures::{StreamExt, TryStreamExt};
 use millrace_core::breaker::Phase;
 use millrace_core::name::{FunctionName, Unit};
 use millrace_core::progress::{Stream, Totals};
@@ -17,6 +18,9 @@ use super::{Shared, types};
 use crate::broker::{Broker, Catalog, GroupFigures, UnitInfo};
 use crate::registry::FunctionInfo;
 use crate::worker::{Gone, Revision, Stopped, UnitStatus};
+
+/// Functions whose figures are asked for at the same time.
+const OBSERVED_AT_ONCE: usize = 8;
 
 /// All that is known of one function at one time.
 #[derive(Clone, Debug)]
@@ -101,11 +105,8 @@ fn skipped(unit: &Unit, gone: &Gone) -> types::Skipped {
 impl<B: Broker + Catalog, R: Revision> Shared<B, R> {
     /// All functions, by name.
     pub(super) async fn observe(&self) -> Result<Vec<Observed>, Refusal> {
-        let mut observed = Vec::new();
-        for function in self.registry.functions() {
-            observed.push(self.observe_one(function).await?);
-        }
-        Ok(observed)
+        let observing = self.registry.functions().into_iter().map(|function| self.observe_one(function));
+        futures::stream::iter(observing).buffered(OBSERVED_AT_ONCE).try_collect().await
     }
 
     async fn observe_one(&self, function: FunctionInfo) -> Result<Observed, Refusal> {

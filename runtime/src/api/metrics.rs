@@ -37,6 +37,9 @@ const DURATIONS: [f64; 17] =
 /// The states of a breaker.
 const BREAKER_STATES: [&str; 3] = ["closed", "open", "half-open"];
 
+/// Whoever asks gives up after ten seconds, as a rule; until then the log must have told its figures.
+const LOG_ANSWERS_WITHIN: Duration = Duration::from_secs(8);
+
 type FloatGauge = Gauge<f64, AtomicU64>;
 
 /// What is counted while requests are served.
@@ -149,20 +152,26 @@ fn method_name(method: &Method) -> &'static str {
     }
 }
 
-/// `GET /metrics`
+/// `GET /metrics`. What the log does not tell is left out, as it is when the broker cannot be reached: the others are wanted
+/// most then.
 pub(super) async fn show<B: Broker + Catalog, R: Revision>(
     State(api): State<Arc<Shared<B, R>>>,
 ) -> Result<impl IntoResponse, Refusal> {
     let mut registry = Registry::default();
     api.metrics.register(&mut registry);
-    let functions = api.observe().await?;
+    let asked = async { Ok::<_, Refusal>((api.observe().await?, api.broker.kept().await?)) };
+    let told = tokio::time::timeout(LOG_ANSWERS_WITHIN, asked).await.ok().and_then(Result::ok);
+    let answers: Gauge = Gauge::default();
+    answers.set(i64::from(told.is_some()));
+    registry.register(metric::LOG_ANSWERS, "1 if the figures of functions and the log are among these.", answers);
+    let (functions, topics) = told.unwrap_or_default();
     register_settlements(&mut registry, &functions);
     register_lags(&mut registry, &functions);
     register_attempts(&mut registry, &functions);
     register_durations(&mut registry, &functions);
     register_functions(&mut registry, &functions);
     register_groups(&mut registry, &functions);
-    register_topics(&mut registry, &api.broker.topics().await?);
+    register_topics(&mut registry, &topics);
     let lost: Counter = Counter::default();
     lost.inc_by(api.registry.tracing().lost());
     registry.register(metric::LOST_SPANS, "Spans that did not reach the collector.", lost);

@@ -110,6 +110,8 @@ pub mod metric {
     pub const RESTORED: &str = "millrace_restored_records";
     /// How long it took the last time.
     pub const LAST_RESTORE: &str = "millrace_last_restore_seconds";
+    /// Whether the log could be asked.
+    pub const LOG_ANSWERS: &str = "millrace_log_answers";
     /// Bytes kept of a topic.
     pub const LOG_BYTES: &str = "millrace_log_bytes";
     /// Records kept of a topic.

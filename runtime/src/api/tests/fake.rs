@@ -35,6 +35,8 @@ pub(super) struct State {
     pub(super) internal: BTreeSet<String>,
     pub(super) letters: BTreeMap<(FunctionName, LetterId), StoredLetter>,
     pub(super) units: Vec<UnitInfo>,
+    /// Tells nothing of functions.
+    pub(super) is_silent: bool,
     /// What the next publish ends with.
     pub(super) refusal: Option<PublishError>,
     /// What the next change of letters ends with.
@@ -183,7 +185,11 @@ impl Catalog for Fake {
     }
 
     async fn units(&self, function: &FunctionName) -> Result<Vec<UnitInfo>, CatalogError> {
-        Ok(self.lock().units.iter().filter(|info| info.unit.function == *function).cloned().collect())
+        let state = self.lock();
+        if state.is_silent {
+            return Err(Error::Transient("nobody answers".to_owned()).into());
+        }
+        Ok(state.units.iter().filter(|info| info.unit.function == *function).cloned().collect())
     }
 
     fn group(&self, _: &FunctionName) -> GroupFigures {

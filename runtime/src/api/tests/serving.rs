@@ -218,9 +218,24 @@ async fn figures_are_shown_for_prometheus() {
         "millrace_restored_records_total{faas_name=\"shop.pay\"} 1",
         "millrace_last_restore_seconds{faas_name=\"shop.pay\"} 0.5",
         "millrace_log_records{messaging_destination_name=\"orders\"} 1",
+        "millrace_log_answers 1",
         "millrace_ready 0",
         "# EOF",
     ] {
         assert!(text.lines().any(|l| l == line), "no line `{line}` in:\n{text}");
     }
+}
+
+#[tokio::test]
+async fn metrics_that_need_no_log_are_served_without_one() {
+    let server = Server::start().await;
+    server.activate("pay").await;
+    server.broker.lock().is_silent = true;
+    let answer = server.get("/metrics").await;
+    let text = String::from_utf8(answer.body.to_vec()).unwrap();
+    assert_eq!(answer.status, 200, "{text}");
+    for line in ["millrace_log_answers 0", "millrace_ready 0", "http_server_active_requests 1"] {
+        assert!(text.lines().any(|l| l == line), "no line `{line}` in:\n{text}");
+    }
+    assert!(!text.contains("faas_name"), "{text}");
 }
