@@ -28,7 +28,9 @@ use cel::common::value::CowVal;
 use cel::{Context, ExecutionError, IdedExpr, Value};
 
 use crate::event::Event;
+use crate::limits;
 use crate::outcome::{Category, Failure};
+use crate::units::rounded;
 
 mod compile;
 mod data;
@@ -102,15 +104,19 @@ impl KeyExpression {
     /// The key of this event: the text or the number that the expression gives. `key` is the event's ordering key.
     ///
     /// # Errors
-    /// [`Category::Invalid`] if the expression cannot be evaluated for this event, or gives anything else or an empty
-    /// text, under which unrelated events would meet.
+    /// [`Category::Invalid`] if the expression cannot be evaluated for this event, or gives anything else, an empty text, under
+    /// which unrelated events would meet, or one of more than [`limits::IDEMPOTENCY_KEY_MAX_BYTES`].
     pub fn evaluate(&self, event: &Event, key: Option<&Bytes>) -> Result<ByteString, Failure> {
         evaluate("key expression", &self.0, event, key, |answer| {
             if let Some(text) = answer.downcast_ref::<CelString<'_>>() {
-                return if text.inner().is_empty() {
-                    Err("gives an empty text".to_owned())
-                } else {
-                    Ok(text.inner().into())
+                return match text.inner().len() {
+                    0 => Err("gives an empty text".to_owned()),
+                    1..=limits::IDEMPOTENCY_KEY_MAX_BYTES => Ok(text.inner().into()),
+                    bytes => Err(format!(
+                        "gives a text of {}, more than {}: choose a shorter part of the event",
+                        rounded(bytes as u64),
+                        rounded(limits::IDEMPOTENCY_KEY_MAX_BYTES as u64)
+                    )),
                 };
             }
             let int = answer.downcast_ref::<CelInt>().map(|n| n.inner().to_string());

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use bytes::Bytes;
 use bytestring::ByteString;
 
+use crate::limits;
 use crate::name::{FunctionName, Topic};
 use crate::outcome::Category;
 use crate::record::{Headers, HeadersBuilder, Record};
@@ -62,7 +63,8 @@ impl LetterHeaders {
         push("topic", self.topic.as_str());
         push("partition", &self.partition.to_string());
         push("offset", &self.offset.to_string());
-        if let Some(key) = &self.idempotency_key {
+        // A longer one is in the event, and twice it might be too much for the log.
+        if let Some(key) = self.idempotency_key.as_ref().filter(|key| key.len() <= limits::IDEMPOTENCY_KEY_MAX_BYTES) {
             push("idempotency-key", key);
         }
         push("redrives", &self.redrives.to_string());
@@ -180,6 +182,13 @@ mod tests {
         assert_eq!(LetterHeaders::read(&sealed), Ok(letter()));
         let without = LetterHeaders { idempotency_key: None, ..letter() };
         assert_eq!(LetterHeaders::read(&without.seal(&sealed)), Ok(without));
+    }
+
+    #[test]
+    fn a_key_that_is_too_long_is_left_out() {
+        let with = |bytes| LetterHeaders { idempotency_key: Some("k".repeat(bytes).into()), ..letter() };
+        let key = |bytes| LetterHeaders::read(&with(bytes).seal(&record())).unwrap().idempotency_key;
+        assert_eq!((key(4096).map(|key| key.len()), key(4097)), (Some(4096), None));
     }
 
     #[test]

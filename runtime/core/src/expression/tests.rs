@@ -166,6 +166,19 @@ fn check_refused(source: &str, position: Option<(usize, usize)>, message: &str) 
     }
 }
 
+/// Whoever handles an event puts its key into a dead letter too, which must not be too large for the log.
+#[test]
+fn a_key_has_a_bound() {
+    let evaluate = |bytes: usize| {
+        let event = Event { subject: Some("s".repeat(bytes).into()), ..order() };
+        KeyExpression::compile("event.subject").unwrap().evaluate(&event, None)
+    };
+    assert_eq!(evaluate(4096).map(|key| key.len()), Ok(4096));
+    let failure = evaluate(4097).unwrap_err();
+    assert_eq!(failure.category, Category::Invalid);
+    assert!(failure.reason.contains("more than 4.00 KiB"), "{}", failure.reason);
+}
+
 #[test]
 fn a_text_that_is_no_expression_is_refused_with_its_place() {
     for (source, position, message) in [
