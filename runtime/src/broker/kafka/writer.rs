@@ -29,8 +29,8 @@ const BATCH_BYTES: usize = 1_000_000;
 const BATCH_MIN_BYTES: usize = 1024;
 
 /// A transaction's markers are written after its end is answered, and the next of the same producer cannot begin before. If it
-/// tries too early it waits for [20 ms](https://github.com/confluentinc/librdkafka) and more; markers take 1 to 3 ms.
-const MARKERS: Duration = Duration::from_millis(3);
+/// tries too early it waits for [20 ms](https://github.com/confluentinc/librdkafka) and more; markers take about a millisecond.
+const MARKERS: Duration = Duration::from_millis(1);
 
 /// How a transaction ended.
 #[derive(Debug)]
