@@ -123,6 +123,11 @@ pub enum Exit {
     Failed(broker::Error),
 }
 
+/// Where many keys fail there is always another attempt to make. After so long it is seen whether there are new records, which
+/// must not wait for the last of them...
+const LOOK_AROUND_AFTER: Duration = Duration::from_millis(20);
+/// ...for so long, in which a log reads from its disk.
+const LOOK_AROUND_FOR: Duration = Duration::from_millis(10);
 /// The longest pause after the host could not act.
 const BACKOFF_MAX: Duration = Duration::from_secs(5);
 
@@ -252,14 +257,21 @@ impl<P: Partition, R: Revision> Worker<P, R> {
         }
         self.change_over();
         self.unit.admit_by_breaker();
+        let (began, mut tried_again) = (self.unit.shared.clock.now(), false);
         while !self.unit.draining()
             && !self.unit.group_is_full()
             && let Some(ticket) = self.unit.tickets.pop_front()
         {
+            tried_again |= ticket.attempt() > 1;
             self.attempt(ticket).await?;
             self.unit.look_at_commit()?;
             self.unit.commit_if_due();
             self.change_over();
+            self.unit.heed_breaker();
+            if tried_again && self.unit.shared.clock.now().since(began) >= LOOK_AROUND_AFTER {
+                self.unit.look_around().await?;
+                break;
+            }
         }
         if self.unit.draining() {
             self.unit.release_tickets();
@@ -269,6 +281,9 @@ impl<P: Partition, R: Revision> Worker<P, R> {
             }
         } else if self.unit.tickets.is_empty() {
             self.unit.begin_commit();
+        }
+        if !self.unit.tickets.is_empty() && !self.unit.draining() && !self.unit.group_is_full() {
+            return Ok(());
         }
         let wake = self.unit.wait().await;
         self.unit.apply(wake).await
@@ -358,6 +373,22 @@ impl<P: Partition, R: Revision> Owned<P, R> {
             Ok(()) = self.breaker_changes.changed() => Wake::Changed,
             () = due(deadline) => Wake::Due,
             fetched = fetch(&mut self.partition, wants) => Wake::Fetched(fetched),
+        }
+    }
+
+    /// Takes in what is new although there are attempts to make.
+    async fn look_around(&mut self) -> Result<(), Exit> {
+        if *self.revoked.borrow() {
+            return Err(Exit::Revoked);
+        }
+        let wants = self.dispatcher.wants().filter(|_| !self.group_is_full() && !self.draining());
+        if wants.is_none() {
+            return Ok(());
+        }
+        let fetching = tokio::time::timeout(LOOK_AROUND_FOR, fetch(&mut self.partition, wants));
+        match fetching.await {
+            Ok(fetched) => self.apply(Wake::Fetched(fetched)).await,
+            Err(_nothing) => Ok(()),
         }
     }
 
@@ -633,10 +664,23 @@ impl<P: Partition, R: Revision> Owned<P, R> {
         }
     }
 
+    /// Looks at the breaker again if it may have changed.
+    fn heed_breaker(&mut self) {
+        if self.breaker_changes.has_changed().unwrap_or(false) {
+            self.breaker_changes.mark_unchanged();
+            self.admit_by_breaker();
+        }
+    }
+
     /// Lets through what the breaker lets through.
     fn admit_by_breaker(&mut self) {
         let now = self.shared.clock.now();
-        let admission = match self.shared.breaker.phase(now) {
+        let phase = self.shared.breaker.phase(now);
+        if phase != Phase::Closed && !self.tickets.iter().any(Ticket::is_trial) {
+            // What was let through before must wait, too.
+            self.release_tickets();
+        }
+        let admission = match phase {
             Phase::Closed => Admission::All,
             Phase::Open { .. } => Admission::Nothing,
             Phase::HalfOpen if self.tickets.is_empty() && self.dispatcher.has_ready() => {

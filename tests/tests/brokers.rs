@@ -79,5 +79,8 @@ on_each_log! {
         a_letter_that_comes_again_is_counted_once;
     pipeline:
         effects_happen_once_in_order_and_failures_wait_for_a_person
-        what_is_settled_is_committed_while_the_next_event_is_handled;
+        what_is_settled_is_committed_while_the_next_event_is_handled
+        an_outage_burns_few_attempts
+        failing_keys_leave_room_for_new_ones
+        hundreds_of_failing_keys_are_remembered;
 }

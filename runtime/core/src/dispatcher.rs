@@ -334,9 +334,7 @@ impl<T: Payload> Dispatcher<T> {
         let waits_for_lanes = parked.overflow == Overflow::Pause
             && (held.events >= parked.limit || held.bytes >= limits::PARKED_MAX_BYTES);
         let Load { events: moving, bytes: moving_bytes } = self.lanes.moving();
-        let full = moving >= limits::QUEUED_MAX_RECORDS
-            || moving_bytes >= limits::QUEUED_MAX_BYTES
-            || self.source.offsets.gaps() + self.redrive.offsets.gaps() >= limits::SETTLED_RANGES_MAX;
+        let full = moving >= limits::QUEUED_MAX_RECORDS || moving_bytes >= limits::QUEUED_MAX_BYTES;
         if self.isolation.stuck.is_some() || waits_for_lanes || full {
             return None;
         }

@@ -99,7 +99,7 @@ pub(crate) struct History {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum State {
-    /// In the ready queue.
+    /// In a queue of those that are ready.
     Ready,
     /// Its head is being handled.
     Busy,
@@ -138,7 +138,12 @@ const NO_LANE: &str = "a lane exists as long as an event is in it";
 #[derive(Debug)]
 pub(crate) struct Lanes<T> {
     lanes: HashMap<LaneId, Lane<T>, BuildNoHash>,
+    /// Lanes whose head was not attempted yet.
     ready: VecDeque<LaneId>,
+    /// Lanes whose head is due for another attempt.
+    again: VecDeque<LaneId>,
+    /// The last head that was taken was one of those.
+    took_again: bool,
     due: BTreeSet<(Timestamp, LaneId)>,
     /// Parked lanes by age of their head's first failure.
     oldest: BTreeMap<(Timestamp, Position), LaneId>,
@@ -173,6 +178,8 @@ impl<T> Default for Lanes<T> {
         Self {
             lanes: HashMap::default(),
             ready: VecDeque::new(),
+            again: VecDeque::new(),
+            took_again: false,
             due: BTreeSet::new(),
             oldest: BTreeMap::new(),
             failed: BTreeMap::new(),
@@ -197,7 +204,7 @@ impl<T> Lanes<T> {
 
 impl<T: Payload> Lanes<T> {
     pub(crate) fn has_ready(&self) -> bool {
-        !self.ready.is_empty()
+        !self.ready.is_empty() || !self.again.is_empty()
     }
 
     pub(crate) fn next_due(&self) -> Option<Timestamp> {
@@ -245,9 +252,11 @@ impl<T: Payload> Lanes<T> {
         false
     }
 
-    /// Takes the head of the lane that has been ready longest.
+    /// Takes the head of the lane that has been ready longest; new ones and those that failed before in turns, so that many
+    /// failing keys, each attempt of which may take long, do not keep the others waiting.
     pub(crate) fn take_ready(&mut self) -> Option<(LaneId, Slot<T>)> {
-        let id = self.ready.pop_front()?;
+        self.took_again = !self.again.is_empty() && (self.ready.is_empty() || !self.took_again);
+        let id = if self.took_again { self.again.pop_front() } else { self.ready.pop_front() }?;
         let lane = self.lane(id);
         assert_eq!(lane.state, State::Ready, "a lane in the ready queue is ready");
         lane.state = State::Busy;
@@ -255,12 +264,13 @@ impl<T: Payload> Lanes<T> {
         Some((id, slot))
     }
 
-    /// Gives a taken head back untouched, to be taken again before all others.
+    /// Gives a taken head back untouched, to be taken again before all others of its kind.
     pub(crate) fn put_back(&mut self, id: LaneId, slot: Slot<T>) {
+        let failed_before = slot.history.is_some();
         let lane = self.busy_lane(id);
         lane.head = Some(slot);
         lane.state = State::Ready;
-        self.ready.push_front(id);
+        if failed_before { self.again.push_front(id) } else { self.ready.push_front(id) }
     }
 
     /// Gives a taken head back until [`Lanes::unblock`]. It may wait as long as one that failed, so it counts as held back:
@@ -281,8 +291,10 @@ impl<T: Payload> Lanes<T> {
             lane.held = false;
             let (events, bytes) = (lane.len(), lane.bytes);
             self.held.remove(events, bytes);
+            self.ready.push_back(id);
+        } else {
+            self.again.push_back(id);
         }
-        self.ready.push_back(id);
     }
 
     /// Gives a taken head that failed back until it is due.
@@ -305,7 +317,7 @@ impl<T: Payload> Lanes<T> {
             self.unpark(id);
             let lane = self.lane(id);
             lane.state = State::Ready;
-            self.ready.push_back(id);
+            self.again.push_back(id);
         }
     }
 

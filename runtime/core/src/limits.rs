@@ -127,12 +127,11 @@ pub const PARKED_MAX_BYTES: usize = 64 * MIB;
 /// A record that stays for long gets memory of its own, unless it is as large as this: then it is a good part of the batch
 /// whose memory it shares.
 pub const DETACHED_MAX_BYTES: usize = 64 * KIB;
-/// Ranges of settled offsets above the resume point; the source pauses above, so that a commit stays small.
-pub const SETTLED_RANGES_MAX: usize = 4096;
 /// Records held back behind failing keys when the manifest does not say.
 pub const PARKED_DEFAULT_RECORDS: usize = 1000;
-/// Most records that a manifest can ask to hold back.
-pub const PARKED_MAX_RECORDS: usize = 100_000;
+/// Most records that a manifest can ask to hold back. A commit says of each that fails, and of what is settled between, in some
+/// twenty bytes, and is a record of at most a mebibyte on Kafka.
+pub const PARKED_MAX_RECORDS: usize = 40_000;
 
 // Retry and breaker.
 

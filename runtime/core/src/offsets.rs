@@ -41,12 +41,6 @@ impl Offsets {
         self.resume
     }
 
-    /// Settled ranges above the resume point: what a commit must list.
-    #[must_use]
-    pub fn gaps(&self) -> usize {
-        self.above.len()
-    }
-
     /// Settlements by outcome; the caller counts in them what it settles.
     pub fn totals_mut(&mut self) -> &mut Totals {
         &mut self.totals

@@ -1,7 +1,8 @@
 //! A function whose handler does what its events say, on no sandbox at all.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use millrace::sandbox::{Completion, Emission, Error, Invocation, Sandbox, StateBuffer, StateError, Usage};
 use millrace::worker::Revision;
@@ -21,6 +22,10 @@ pub(crate) const FAILING: &str = "test.failing";
 /// The type of events whose handler goes on only when it is let.
 pub(crate) const HELD: &str = "test.held";
 
+/// The type of events that fail as in an outage, after a while.
+pub(crate) const BROKEN: &str = "test.broken";
+const WHILE: Duration = Duration::from_millis(1);
+
 /// Emits one event for each that it handles, and stores the ids of each key's events.
 #[derive(Clone, Debug)]
 pub(crate) struct Handler {
@@ -29,12 +34,15 @@ pub(crate) struct Handler {
     pub(crate) mended: Arc<AtomicBool>,
     /// How many more of the held ones may go on.
     pub(crate) let_go: Arc<Semaphore>,
+    /// How often something was broken.
+    pub(crate) outages: Arc<AtomicUsize>,
 }
 
 impl Handler {
     pub(crate) fn new(output: Topic) -> Self {
         let intake = Intake { ordering: policy::Ordering::Key, filter: None, key: None };
-        Self { intake: Arc::new(intake), output, mended: Arc::default(), let_go: Arc::new(Semaphore::new(0)) }
+        let (mended, outages, let_go) = (Arc::default(), Arc::default(), Arc::new(Semaphore::new(0)));
+        Self { intake: Arc::new(intake), output, mended, let_go, outages }
     }
 }
 
@@ -65,8 +73,16 @@ impl Sandbox for Handler {
         if event.ty == HELD {
             self.let_go.acquire().await.map_err(|e| Error(e.to_string()))?.forget();
         }
-        if event.ty == FAILING && !self.mended.load(Ordering::SeqCst) {
-            let outcome = Outcome::Failed(Failure::new(Category::Rejected, "not yet"));
+        let mut failed = None;
+        if event.ty == BROKEN {
+            tokio::time::sleep(WHILE).await;
+            self.outages.fetch_add(1, Ordering::SeqCst);
+            failed = Some(Category::Transient);
+        } else if event.ty == FAILING && !self.mended.load(Ordering::SeqCst) {
+            failed = Some(Category::Rejected);
+        }
+        if let Some(category) = failed {
+            let outcome = Outcome::Failed(Failure::new(category, "not yet"));
             let (emitted, logs, usage) = (Vec::new(), Vec::new(), Usage::default());
             return Ok(Completion { outcome, emitted, state: Writes::default(), logs, usage });
         }

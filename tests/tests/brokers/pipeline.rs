@@ -8,12 +8,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use millrace::broker::{Broker, Catalog, Force, LetterAction, LetterStatus, Outgoing, Placing, StateRange, UnitInfo};
 use millrace::registry::{Deployment, Registry};
+use millrace_core::breaker::Phase;
 use millrace_core::codec::{self, Place};
 use millrace_core::event::Event;
 use millrace_core::manifest::{Function, Manifest};
 use millrace_core::partition;
 
-use super::handler::{FAILING, HELD, Handler};
+use super::handler::{BROKEN, FAILING, HELD, Handler};
 use super::steps::{function, orders, records, until, within};
 use super::subjects::Subject;
 
@@ -22,10 +23,10 @@ const KEYS: usize = 5;
 /// What was published: the ids of each key, in order.
 type Ids = BTreeMap<String, Vec<String>>;
 
-fn settings<S: Subject>(subject: &S) -> Function {
+fn settings<S: Subject>(subject: &S, more: &str) -> Function {
     let topic = subject.topic("orders");
     let manifest = format!(
-        "application = \"shop\"\n[functions.pay]\ncomponent = \"c.wasm\"\ntopics = [\"{topic}\"]\ngrants = {{ state = true }}\n"
+        "application = \"shop\"\n[functions.pay]\ncomponent = \"c.wasm\"\ntopics = [\"{topic}\"]\ngrants = {{ state = true }}\n{more}"
     );
     let (manifest, _) = Manifest::parse(&manifest).expect("the manifest is good");
     manifest.functions.into_iter().next().expect("there is one function")
@@ -33,9 +34,19 @@ fn settings<S: Subject>(subject: &S) -> Function {
 
 /// One instance that runs the function.
 async fn start<S: Subject>(subject: &S, log: S::Log, handler: &Handler) -> (Arc<S::Log>, Registry<S::Log, Handler>) {
+    start_with(subject, log, handler, "").await
+}
+
+/// One instance that runs the function, with more in its manifest.
+async fn start_with<S: Subject>(
+    subject: &S,
+    log: S::Log,
+    handler: &Handler,
+    more: &str,
+) -> (Arc<S::Log>, Registry<S::Log, Handler>) {
     let log = Arc::new(log);
     let registry = Registry::new(Arc::clone(&log), subject.clock());
-    let deployment = Deployment { settings: settings(subject), digest: String::new(), revision: handler.clone() };
+    let deployment = Deployment { settings: settings(subject, more), digest: String::new(), revision: handler.clone() };
     within(registry.activate(deployment)).await.expect("the topics are there");
     (log, registry)
 }
@@ -175,4 +186,70 @@ pub(crate) async fn what_is_settled_is_committed_while_the_next_event_is_handled
     until(async || units::<S>(&running.0).await.iter().all(is_settled)).await;
     assert_eq!(outputs(&subject, &running.0).await, expected(&[("a", "quick"), ("b", "slow")]));
     stop(&subject, running).await;
+}
+
+/// Whether the one function's breaker is open.
+fn is_open<S: Subject>(registry: &Registry<S::Log, Handler>) -> bool {
+    registry.functions().iter().any(|info| matches!(info.breaker, Phase::Open { .. }))
+}
+
+async fn publish_broken<S: Subject>(subject: &S, log: &S::Log, numbers: std::ops::Range<usize>) {
+    let broken = |number| event(subject, &format!("b{number}"), BROKEN, &format!("broken{number}"));
+    within(log.publish(numbers.map(broken).collect())).await.expect("the records are taken");
+}
+
+pub(crate) async fn an_outage_burns_few_attempts<S: Subject>(subject: S) {
+    let log = orders(&subject, &[]).await;
+    let handler = Handler::new(subject.topic("payments"));
+    publish_broken(&subject, &log, 0..300).await;
+    let more = "retry = { initial = \"10ms\", max = \"10ms\" }\nbreaker = { open = \"60s\" }\n";
+    let running = start_with(&subject, log, &handler, more).await;
+    until(async || is_open::<S>(&running.1)).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let outages = handler.outages.load(Ordering::SeqCst);
+    assert!((10..30).contains(&outages), "{outages} attempts");
+    stop(&subject, running).await;
+}
+
+pub(crate) async fn failing_keys_leave_room_for_new_ones<S: Subject>(subject: S) {
+    let log = orders(&subject, &[]).await;
+    within(log.create_topic(subject.topic("payments"), 1)).await.expect("the topic can be made");
+    let handler = Handler::new(subject.topic("payments"));
+    publish_broken(&subject, &log, 0..100).await;
+    // Each is due again before all others were tried.
+    let more = "retry = { attempts = 1000, initial = \"1ms\", max = \"1ms\" }\nbreaker = { enabled = false }\n";
+    let running = start_with(&subject, log, &handler, more).await;
+    until(async || handler.outages.load(Ordering::SeqCst) > 100).await;
+    let batch = (0..20).map(|number| event(&subject, &format!("e{number}"), "test.event", &format!("k{number}")));
+    within(running.0.publish(batch.collect())).await.expect("the records are taken");
+    until(async || outputs(&subject, &running.0).await.len() == 20).await;
+    let outages = handler.outages.load(Ordering::SeqCst);
+    assert!(outages < 50_000, "they waited for {outages} other attempts");
+    stop(&subject, running).await;
+}
+
+pub(crate) async fn hundreds_of_failing_keys_are_remembered<S: Subject>(subject: S) {
+    let log = orders(&subject, &[]).await;
+    within(log.create_topic(subject.topic("payments"), 1)).await.expect("the topic can be made");
+    let handler = Handler::new(subject.topic("payments"));
+    let more = "retry = { initial = \"1h\", max = \"1h\" }\nbreaker = { enabled = false }\n";
+    let first = start_with(&subject, log, &handler, more).await;
+    let event = |id: &str| event(&subject, id, "test.event", id);
+    for round in 0..3 {
+        // What is settled lies between what is not.
+        within(first.0.publish(vec![event(&format!("e{round}"))])).await.expect("the records are taken");
+        publish_broken(&subject, &first.0, round * 300..(round + 1) * 300).await;
+    }
+    let parked =
+        async |log: &S::Log| -> usize { units::<S>(log).await.iter().map(|unit| unit.progress.parked.len()).sum() };
+    until(async || parked(&first.0).await == 900).await;
+    stop(&subject, first).await;
+    let second = start_with(&subject, subject.open().await, &handler, more).await;
+    within(second.0.publish(vec![event("late")])).await.expect("the record is taken");
+    until(async || outputs(&subject, &second.0).await.len() == 4).await;
+    assert_eq!(parked(&second.0).await, 900);
+    // Their next attempts are due within an hour, each at a time of its own.
+    let outages = handler.outages.load(Ordering::SeqCst);
+    assert!(outages < 1800, "{outages} attempts");
+    stop(&subject, second).await;
 }

@@ -246,6 +246,30 @@ fn at_the_bound_of_parked_records_the_oldest_head_becomes_a_dead_letter() {
     assert_eq!(machine.dispatcher.wants(), None);
 }
 
+/// Attempts at failing keys can take long, and there can be more of them due than there is time for.
+#[test]
+fn new_keys_and_failing_ones_take_turns() {
+    check(
+        "a:1 b:2 c:3; transient; transient; transient; wait; d:4 e:5; transient; ok; transient; ok; ok",
+        "run0 run1 run2 run0#2 run3 done3 run1#2 run4 done4 run2#2 done2",
+    );
+}
+
+/// With what is settled between, however little of it lies beside one another.
+#[test]
+fn as_much_is_parked_as_the_policy_says() {
+    let parked = ParkedPolicy { limit: 10_000, ..POLICY.parked };
+    let mut machine = Machine::new(Policy { parked, ..POLICY });
+    machine.step("a:0");
+    machine.step("transient");
+    for number in 0..9_000 {
+        assert!(machine.dispatcher.wants().is_some(), "after {number}");
+        machine.step(&format!("a:x{number} b:y{number}"));
+        machine.step("ok");
+    }
+    assert!(machine.dispatcher.stuck().is_none());
+}
+
 /// Repetitions of a failing event wait for it in lanes of their own. However many come, others go on.
 #[test]
 fn what_waits_for_a_failing_event_counts_as_parked() {

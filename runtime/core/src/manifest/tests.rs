@@ -243,7 +243,7 @@ fn every_number_has_bounds() {
         ("instance = { reuse = 0 }", &["from 1 to 1000000"]),
         ("limits = { memory = '2GiB' }", &["2GiB is out of bounds; write something from 64KiB to 1GiB"]),
         ("limits = { time = '1h' }", &["from 1ms to 5m"]),
-        ("parked = { limit = 0 }", &["from 1 to 100000"]),
+        ("parked = { limit = 0 }", &["from 1 to 40000"]),
         (
             "[topics.t]\npartitions = 0",
             &["topics.t.partitions: 0 is out of bounds; write a whole number from 1 to 1024"],
