@@ -46,6 +46,7 @@ mod member;
 mod metadata;
 mod names;
 mod native;
+mod overflow;
 mod partition;
 mod publisher;
 mod reading;
@@ -307,7 +308,7 @@ impl Broker for KafkaLog {
         let (wanted, function) = (subscription.clone(), subscription.function.clone());
         let begin = move |log: &Self| {
             log.wait_for_topics(&needed.into_iter().map(|one| one.name).collect::<Vec<_>>())?;
-            Ok(start::decide(&log.0.clients, &log.0.observer, &wanted, &sources)?)
+            Ok(start::decide(&log.0.clients, &log.0.observer, (&wanted, &sources), log.clock().now())?)
         };
         self.blocking(begin).await.map_err(CatalogError::into_broker)?;
         let (assignments, receiver) = mpsc::channel(siblings);

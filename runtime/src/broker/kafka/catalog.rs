@@ -18,7 +18,7 @@ use super::member::{Committed, Request, committed};
 use super::record::Placed;
 use super::restore::Past;
 use super::status::StatusChange;
-use super::{topics, values};
+use super::{overflow, topics, values};
 use crate::broker::{
     Catalog, CatalogError, Error, Fetched, Force, GroupFigures, LetterAction, LetterId, LetterStatus, PartitionInfo,
     PublishError, Retention, StateEntry, StateRange, StoredLetter, TopicInfo, UnitInfo,
@@ -137,7 +137,7 @@ impl Catalog for KafkaLog {
                 return Ok(Vec::new());
             }
             let past = Past { clients: log.clients(), function, source, is_wanted: &|_| true, count: &|_| () };
-            let (found, _) = past.values(&[partition])?;
+            let found = past.stored(&[partition])?.values;
             Ok(found.get(&partition).map(|found| values::list(found, &range)).unwrap_or_default())
         })
         .await
@@ -235,12 +235,17 @@ fn units_of(log: &KafkaLog, function: &FunctionName) -> Result<Vec<(Topic, u32)>
 /// Its position, and what lies before it. What follows the position and is no record, such as the mark of a transaction, is
 /// nothing to wait for.
 fn describe(log: &KafkaLog, function: &FunctionName, found: Committed) -> Result<UnitInfo, Error> {
-    let Committed { topic, partition, progress, .. } = found;
-    let progress = progress.unwrap_or_default();
-    let redrives = log.clients().names.redrive(function, &topic).map_err(|e| Error::Fatal(e.to_string()))?;
+    let Committed { topic, partition, progress, is_short, .. } = found;
+    let mut progress = progress.unwrap_or_default();
+    let (names, invalid) = (&log.clients().names, |e: millrace_core::name::InvalidName| Error::Fatal(e.to_string()));
+    let redrives = names.redrive(function, &topic).map_err(invalid)?;
+    let unit = Unit { function: function.clone(), topic: topic.clone(), partition };
+    if is_short {
+        let state = names.state(function, &topic).map_err(invalid)?;
+        progress = overflow::find(log.reading(), &state, &unit, progress.commits)?.unwrap_or(progress);
+    }
     let source = left(log, topic.as_str(), partition, &progress.source)?;
     let redrive = left(log, redrives.as_str(), partition, &progress.redrive)?;
-    let unit = Unit { function: function.clone(), topic, partition };
     Ok(UnitInfo {
         unit,
         progress,

@@ -9,7 +9,8 @@ use rdkafka::admin::AdminClient;
 use rdkafka::consumer::BaseConsumer;
 use tokio::runtime::Handle;
 
-use super::clients::{Clients, Quiet, REQUEST_TIMEOUT, bounds, partition_counts};
+use super::clients::{Clients, Quiet, REQUEST_TIMEOUT, partition_counts};
+use super::restore::Past;
 use super::{LOOK_AGAIN, topics};
 use crate::broker::Error;
 
@@ -42,7 +43,7 @@ impl Growth<'_> {
             }
         }
         if let Some((_, has)) = short.iter().find(|(topic, _)| *topic == state)
-            && self.holds_records(&state, *has)?
+            && self.has_state(function, source, *has)?
         {
             return Err(Error::Fatal(format!(
                 "`{source}` has {wanted} partitions, and {function} began to keep its state when it had {has}: keys that are in another \
@@ -58,14 +59,10 @@ impl Growth<'_> {
         Ok(())
     }
 
-    fn holds_records(&self, topic: &Topic, partitions: u32) -> Result<bool, Error> {
-        for partition in 0..partitions {
-            let (_, end) = bounds(self.observer, topic.as_str(), partition)?;
-            if end > 0 {
-                return Ok(true);
-            }
-        }
-        Ok(false)
+    fn has_state(&self, function: &FunctionName, source: &Topic, partitions: u32) -> Result<bool, Error> {
+        let past = Past { clients: self.clients, function, source, is_wanted: &|_| true, count: &|_| () };
+        let stored = past.stored(&(0..partitions).collect::<Vec<_>>())?;
+        Ok(stored.values.values().any(|values| !values.is_empty()))
     }
 
     /// Waits until the partitions are known to whoever asks.

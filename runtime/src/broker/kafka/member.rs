@@ -63,7 +63,7 @@ pub(super) struct Pending {
     pub(super) unit: (Topic, u32),
     pub(super) epoch: u64,
     pub(super) commit: Commit,
-    pub(super) metadata: String,
+    pub(super) progress: metadata::Encoded,
     pub(super) reply: oneshot::Sender<Result<CommitOutcome, Error>>,
 }
 
@@ -75,6 +75,8 @@ pub(super) struct Committed {
     pub(super) progress: Option<Progress>,
     /// Whether it was committed by us, with all that belongs to it.
     pub(super) is_whole: bool,
+    /// Whether the progress is only the positions and sums of what was committed; the rest is to be looked for.
+    pub(super) is_short: bool,
 }
 
 /// What a member is made of.
@@ -259,7 +261,7 @@ impl Member {
         let committed = self.committed_in_the_end(&wanted)?;
         let mut source = Vec::new();
         let mut restoring = BTreeMap::<Topic, Vec<Restoring>>::new();
-        for Committed { topic, partition, progress, is_whole } in committed {
+        for Committed { topic, partition, progress, is_whole, is_short } in committed {
             let progress = match progress {
                 Some(progress) => progress,
                 None => self.beginning(&topic, partition)?,
@@ -279,11 +281,10 @@ impl Member {
                 observer: Arc::clone(&self.joining.observer),
                 expected: [Some(progress.source.resume), Some(progress.redrive.resume)],
                 last: Stream::Source,
-                metadata_bytes: 0,
                 state: state.clone(),
             };
             let owned = Owned { epoch: self.epoch, revoked, inbox, commits: progress.commits, state };
-            let one = Restoring { partition: mine, progress, is_whole, revoked: owned.revoked.subscribe() };
+            let one = Restoring { partition: mine, progress, is_whole, is_short, revoked: owned.revoked.subscribe() };
             restoring.entry(topic.clone()).or_default().push(one);
             self.owned.insert((topic, partition), owned);
         }
@@ -393,12 +394,16 @@ pub(super) fn committed<C: rdkafka::consumer::ConsumerContext>(
         element.error().map_err(|e| unreachable_broker("tell what is committed", &e))?;
         let topic = Topic::new(element.topic().to_owned()).map_err(|e| Error::Fatal(e.to_string()))?;
         let partition = unsigned(element.partition());
+        let mut is_short = false;
         let (progress, is_whole) = match element.offset() {
             Offset::Offset(offset) => {
                 let offset = u64::try_from(offset).unwrap_or_default();
                 let unit = Unit { function: function.clone(), topic: topic.clone(), partition };
                 match metadata::decode(&unit, element.metadata()) {
-                    Ok(progress) if progress.source.resume == offset => (Some(progress), true),
+                    Ok(found) if found.progress.source.resume == offset => {
+                        is_short = found.is_short;
+                        (Some(found.progress), true)
+                    }
                     Ok(_) => (Some(progress_from(offset)), false),
                     Err(error) => {
                         tracing::warn!(%unit, offset, %error, "The position was set by somebody else; accounts begin there.");
@@ -408,7 +413,7 @@ pub(super) fn committed<C: rdkafka::consumer::ConsumerContext>(
             }
             _ => (None, false),
         };
-        all.push(Committed { topic, partition, progress, is_whole });
+        all.push(Committed { topic, partition, progress, is_whole, is_short });
     }
     Ok(all)
 }

@@ -1,10 +1,12 @@
 //! A unit's progress in the metadata of its committed offset: frame (version, checksum) around the source's and the redrive
 //! log's progress, the commit counter and the parked heads, as base64.
 //!
-//! Times of parked heads are kept in whole milliseconds, relative to the oldest of them, because a broker takes few bytes.
+//! Times of parked heads are kept in whole milliseconds, relative to the oldest of them, because a broker takes few bytes. What
+//! needs more all the same is kept elsewhere (`overflow.rs`), and the metadata says so.
 
+use bytes::Bytes;
 use millrace_core::name::Unit;
-use millrace_core::progress::{ParkedHead, Position, Progress, Stream};
+use millrace_core::progress::{ParkedHead, Position, Progress, Stream, StreamProgress};
 use millrace_core::time::Timestamp;
 
 use super::base64;
@@ -16,12 +18,47 @@ pub(super) const MAX_BYTES: usize = 4096;
 
 const KIND: &str = "the metadata of a committed offset";
 const VERSION: u8 = 1;
+/// Only positions and sums: the rest is kept elsewhere.
+const SHORT_VERSION: u8 = 2;
 /// Set in a head's first byte if it waits in the redrive log; the category is in the bits below.
 const REDRIVE_BIT: u8 = 0x80;
 
-/// The text to commit. It can be longer than [`MAX_BYTES`]; the caller looks.
-pub(super) fn encode(unit: &Unit, progress: &Progress) -> String {
-    let mut encoder = Encoder::new(VERSION);
+/// A progress as it is committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Encoded {
+    /// The metadata of the offset: at most [`MAX_BYTES`].
+    pub(super) text: String,
+    /// All of it, if that is too much for the metadata: to be kept elsewhere, in the same transaction.
+    pub(super) whole: Option<Bytes>,
+}
+
+/// A progress as it was committed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Decoded {
+    pub(super) progress: Progress,
+    /// What is settled above the resume point, and the parked heads, are kept elsewhere.
+    pub(super) is_short: bool,
+}
+
+pub(super) fn encode(unit: &Unit, progress: &Progress) -> Encoded {
+    let whole = write(VERSION, unit, progress);
+    let text = base64::encode(&whole);
+    if text.len() <= MAX_BYTES {
+        return Encoded { text, whole: None };
+    }
+    let bare = |stream: &StreamProgress| StreamProgress {
+        start: stream.start,
+        resume: stream.resume,
+        settled_above: Vec::new(),
+        totals: stream.totals,
+    };
+    let Progress { source, redrive, commits, .. } = progress;
+    let short = Progress { source: bare(source), redrive: bare(redrive), parked: Vec::new(), commits: *commits };
+    Encoded { text: base64::encode(&write(SHORT_VERSION, unit, &short)), whole: Some(whole) }
+}
+
+fn write(version: u8, unit: &Unit, progress: &Progress) -> Bytes {
+    let mut encoder = Encoder::new(version);
     encoder.varint(progress.commits);
     put_stream(&mut encoder, &progress.source);
     put_stream(&mut encoder, &progress.redrive);
@@ -41,13 +78,19 @@ pub(super) fn encode(unit: &Unit, progress: &Progress) -> String {
         // Rounded up: not to be attempted before.
         encoder.varint(head.due_at.as_nanos().div_ceil(1_000_000).saturating_sub(first_failed));
     }
-    base64::encode(&encoder.seal(unit.to_string().as_bytes()))
+    encoder.seal(unit.to_string().as_bytes())
 }
 
-pub(super) fn decode(unit: &Unit, text: &str) -> Result<Progress, Corrupt> {
+pub(super) fn decode(unit: &Unit, text: &str) -> Result<Decoded, Corrupt> {
     let foreign = Corrupt::Damaged { kind: KIND, what: "it is not base64" };
     let bytes = base64::decode(text).ok_or(foreign)?;
-    let mut decoder = Decoder::open(KIND, VERSION, unit.to_string().as_bytes(), &bytes)?;
+    let is_short = bytes.first() == Some(&SHORT_VERSION);
+    Ok(Decoded { progress: decode_whole(unit, &bytes)?, is_short })
+}
+
+/// What [`Encoded::whole`] says.
+pub(super) fn decode_whole(unit: &Unit, bytes: &[u8]) -> Result<Progress, Corrupt> {
+    let mut decoder = Decoder::open(KIND, SHORT_VERSION, unit.to_string().as_bytes(), bytes)?;
     let commits = decoder.varint()?;
     let source = take_stream(&mut decoder)?;
     let redrive = take_stream(&mut decoder)?;
@@ -79,6 +122,7 @@ fn take_head(decoder: &mut Decoder<'_>, progress: &Progress, oldest: u64) -> Res
 #[cfg(test)]
 mod tests {
     use std::ops::Range;
+    use std::time::Duration;
 
     use millrace_core::name::Topic;
     use millrace_core::outcome::Category;
@@ -113,7 +157,7 @@ mod tests {
 
     #[test]
     fn the_layout_is_pinned() {
-        let text = encode(&unit(), &sample());
+        let text = encode(&unit(), &sample()).text;
         let bytes = base64::decode(&text).unwrap();
         let payload = [&[7, 1, 3, 1, 2, 1, 2, 1, 0, 0, 0, 0][..], &[0; 9], &[1, 0xe8, 0x07, 3, 1, 2, 0, 0xfa, 0x01]];
         assert_eq!((bytes[0], &bytes[5..]), (1, &payload.concat()[..]));
@@ -126,28 +170,48 @@ mod tests {
     fn times_that_are_no_whole_milliseconds_are_not_due_early() {
         let mut progress = sample();
         progress.parked[0].due_at = Timestamp::from_nanos(1_250_000_001);
-        let back = decode(&unit(), &encode(&unit(), &progress)).unwrap();
+        let back = decode(&unit(), &encode(&unit(), &progress).text).unwrap().progress;
         assert_eq!(back.parked[0].due_at, Timestamp::from_millis(1_251));
+    }
+
+    /// So many heads, each with a range of its own before it.
+    fn failing(keys: u64) -> Progress {
+        let mut progress = sample();
+        let head = progress.parked[0].clone();
+        let head = |n: u64| {
+            let first_failed_at = head.first_failed_at + Duration::from_millis(37 * n);
+            let (offset, due_at) = (3 + 10 * n, first_failed_at + Duration::from_secs(60));
+            ParkedHead { position: Position { stream: Stream::Source, offset }, first_failed_at, due_at, ..head.clone() }
+        };
+        progress.parked = (0..keys).map(head).collect();
+        progress.source.settled_above = (0..keys).map(|n| 4 + 10 * n..13 + 10 * n).collect();
+        progress
     }
 
     #[test]
     fn a_hundred_failing_keys_and_ranges_fit() {
-        let mut progress = sample();
-        let head = progress.parked[0].clone();
-        let head = |n: u64| ParkedHead {
-            position: Position { stream: Stream::Source, offset: 3 + 10 * n },
-            first_failed_at: head.first_failed_at + std::time::Duration::from_millis(37 * n),
-            due_at: head.due_at + std::time::Duration::from_secs(60),
-            ..head.clone()
-        };
-        progress.parked = (0..200).map(head).collect();
-        progress.source.settled_above = (0..200).map(|n| 4 + 10 * n..13 + 10 * n).collect();
-        assert!(encode(&unit(), &progress).len() <= MAX_BYTES);
+        let progress = failing(200);
+        let encoded = encode(&unit(), &progress);
+        assert_eq!(encoded.whole, None);
+        assert!(decode(&unit(), &encoded.text) == Ok(Decoded { progress, is_short: false }));
+    }
+
+    #[test]
+    fn what_does_not_fit_is_kept_whole_beside_the_position() {
+        let progress = failing(5000);
+        let encoded = encode(&unit(), &progress);
+        assert!(encoded.text.len() <= MAX_BYTES);
+        let Decoded { progress: short, is_short } = decode(&unit(), &encoded.text).unwrap();
+        let resume = |progress: &Progress| (progress.source.resume, progress.redrive.resume);
+        assert_eq!((is_short, short.commits, resume(&short)), (true, progress.commits, resume(&progress)));
+        let whole = encoded.whole.unwrap();
+        assert!(whole.len() < 20 * 5000, "{}", whole.len());
+        assert!(decode_whole(&unit(), &whole) == Ok(progress));
     }
 
     #[test]
     fn what_somebody_else_committed_is_no_progress() {
-        let text = encode(&unit(), &sample());
+        let text = encode(&unit(), &sample()).text;
         let other = Unit { partition: 4, ..unit() };
         assert!(decode(&other, &text).is_err(), "the metadata of another unit");
         for foreign in ["", "exported by a tool", "AQ", &text[1..], &text[..text.len() - 1]] {
@@ -158,7 +222,9 @@ mod tests {
     proptest! {
         #[test]
         fn progress_reads_back(progress in any_progress(any_times())) {
-            prop_assert_eq!(decode(&unit(), &encode(&unit(), &progress)), Ok(progress));
+            let Encoded { text, whole } = encode(&unit(), &progress);
+            prop_assert_eq!(whole, None);
+            prop_assert_eq!(decode(&unit(), &text), Ok(Decoded { progress, is_short: false }));
         }
 
         #[test]

@@ -23,8 +23,6 @@ use crate::broker::{Commit, CommitOutcome, Error, FetchError, Fetched, Partition
 const SEEK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Most records that are taken at once, without a look at how large they are.
 const TAKEN_AT_ONCE: usize = 32;
-/// At this length of the metadata of a commit no new records are taken, so that what is under way can still be told.
-const METADATA_FULL_BYTES: usize = metadata::MAX_BYTES * 3 / 4;
 
 /// One log of a unit, as long as it is owned.
 pub(super) struct Log {
@@ -129,8 +127,6 @@ pub struct KafkaPartition {
     pub(super) expected: [Option<u64>; 2],
     /// Which log was read last: when both have records they take turns.
     pub(super) last: Stream,
-    /// The length of the metadata of the last commit.
-    pub(super) metadata_bytes: usize,
     pub(super) state: KafkaState,
 }
 
@@ -233,7 +229,7 @@ impl Partition for KafkaPartition {
             let streams = [(Stream::Source, wanted.source), (Stream::Redrive, wanted.redrive)];
             let order = if self.last == Stream::Source { [streams[1], streams[0]] } else { streams };
             for (stream, offset) in order {
-                let Some(offset) = offset.filter(|_| self.metadata_bytes < METADATA_FULL_BYTES) else { continue };
+                let Some(offset) = offset else { continue };
                 match self.take(stream, offset, &wanted)? {
                     Taken::Nothing => {}
                     Taken::Some(fetched) => {
@@ -255,24 +251,14 @@ impl Partition for KafkaPartition {
     }
 
     fn commit(&mut self, commit: Commit) -> impl Future<Output = Result<CommitOutcome, Error>> + Send + 'static {
-        let metadata = metadata::encode(&self.unit, &commit.progress);
-        self.metadata_bytes = metadata.len();
+        let progress = metadata::encode(&self.unit, &commit.progress);
         let (reply, answer) = oneshot::channel();
-        let decided = if metadata.len() > metadata::MAX_BYTES {
-            let reason = format!(
-                "too many keys of the partition fail at once: telling of them takes {} bytes, and Kafka takes {}",
-                metadata.len(),
-                metadata::MAX_BYTES
-            );
-            Some(Ok(CommitOutcome::Refused { reason }))
-        } else {
-            let unit = (self.unit.topic.clone(), self.unit.partition);
-            let pending = Pending { unit, epoch: self.epoch, commit, metadata, reply };
-            match self.requests.try_send(Request::Commit(Box::new(pending))) {
-                Ok(()) => None,
-                Err(TrySendError::Full(_)) => Some(Err(Error::Transient("too many commits wait".to_owned()))),
-                Err(TrySendError::Disconnected(_)) => Some(Ok(CommitOutcome::Aborted)),
-            }
+        let unit = (self.unit.topic.clone(), self.unit.partition);
+        let pending = Pending { unit, epoch: self.epoch, commit, progress, reply };
+        let decided = match self.requests.try_send(Request::Commit(Box::new(pending))) {
+            Ok(()) => None,
+            Err(TrySendError::Full(_)) => Some(Err(Error::Transient("too many commits wait".to_owned()))),
+            Err(TrySendError::Disconnected(_)) => Some(Ok(CommitOutcome::Aborted)),
         };
         async move {
             match decided {

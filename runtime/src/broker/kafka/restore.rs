@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use millrace_core::idempotency::Window;
 use millrace_core::name::{FunctionName, Topic, Unit};
+use millrace_core::record::Record;
 use millrace_core::time::Timestamp;
 use rdkafka::Offset;
 use rdkafka::consumer::{BaseConsumer, Consumer};
@@ -18,7 +19,7 @@ use rdkafka::message::{BorrowedMessage, Message as _};
 use super::clients::{Clients, Quiet, REQUEST_TIMEOUT, at, bounds, partitions, unreachable_broker, unsigned};
 use super::reading::is_mended_by_itself;
 use super::values::{self, Values};
-use super::{keys, native};
+use super::{keys, native, overflow};
 use crate::broker::Error;
 
 /// Between two looks at a partition whose end is still hidden behind an open transaction.
@@ -37,6 +38,16 @@ pub(super) struct Past<'a> {
     pub(super) is_wanted: &'a dyn Fn(u32) -> bool,
     /// Is told how many more records were read, while they are read.
     pub(super) count: &'a dyn Fn(u64),
+}
+
+/// What the state's topic has, by partition.
+#[derive(Default)]
+pub(super) struct Stored {
+    pub(super) values: BTreeMap<u32, Values>,
+    /// The newest progress that was too much for a position's metadata; it may be of use no more.
+    pub(super) overflow: BTreeMap<u32, Record>,
+    /// How many records it was read from.
+    pub(super) records: u64,
 }
 
 /// A partition that is read.
@@ -87,21 +98,24 @@ impl Past<'_> {
         })
     }
 
-    /// The state of some partitions, by partition, and how many records it was read from. Blocks.
-    pub(super) fn values(&self, wanted: &[u32]) -> Result<(BTreeMap<u32, Values>, u64), Error> {
+    /// What the state's topic has of some partitions. Blocks.
+    pub(super) fn stored(&self, wanted: &[u32]) -> Result<Stored, Error> {
         let topic = self.clients.names.state(self.function, self.source).map_err(|e| Error::Fatal(e.to_string()))?;
         let topic = topic.as_str();
         let reader = self.clients.reader()?;
         let ends = self.stable_ends(&reader, topic, wanted.iter().copied())?;
-        let (mut all, mut damaged) = (BTreeMap::<u32, Values>::new(), None);
-        let records = self.read_from_beginning(&reader, topic, ends, |partition, message| {
+        let (mut stored, mut damaged) = (Stored::default(), None);
+        stored.records = self.read_from_beginning(&reader, topic, ends, |partition, message| {
             let (offset, record) = native::read(message);
-            if let Err(error) = values::take(&self.unit(partition), &record, all.entry(partition).or_default()) {
+            let all = &mut stored.values;
+            if overflow::is_it(&record) {
+                stored.overflow.insert(partition, record);
+            } else if let Err(error) = values::take(&self.unit(partition), &record, all.entry(partition).or_default()) {
                 damaged = Some(format!("the state at {topic}/{partition}/{offset} cannot be read: {error}"));
             }
         })?;
         // A handler that finds less than it wrote would do the wrong thing, and nobody would know.
-        damaged.map_or(Ok((all, records)), |damage| Err(Error::Transient(damage)))
+        damaged.map_or(Ok(stored), |damage| Err(Error::Transient(damage)))
     }
 
     fn unit(&self, partition: u32) -> Unit {

@@ -9,14 +9,15 @@ use std::time::Duration;
 
 use millrace_core::name::{FunctionName, Topic, Unit};
 use millrace_core::progress::StreamProgress;
+use millrace_core::time::Timestamp;
 use rdkafka::TopicPartitionList;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::clients::{Clients, Quiet, at, bounds, signed};
 use super::member::{committed, progress_from};
-use super::metadata;
 use super::restore::Past;
 use super::writer::{Ended, Positions, Writer};
+use super::{metadata, overflow};
 use crate::broker::{Error, StartAt, Subscription};
 
 /// Tries, since another instance that starts at the same time can be in the way.
@@ -27,14 +28,14 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(super) fn decide(
     clients: &Arc<Clients>,
     observer: &BaseConsumer<Quiet>,
-    subscription: &Subscription,
-    sources: &BTreeMap<Topic, u32>,
+    (subscription, sources): (&Subscription, &BTreeMap<Topic, u32>),
+    now: Timestamp,
 ) -> Result<(), Error> {
     let function = &subscription.function;
     let outsider = clients.outsider(&clients.names.group(function))?;
     let mut last = Error::Transient("it was not tried".to_owned());
     for _ in 0..TRIES {
-        match decide_once(clients, observer, &outsider, subscription, sources) {
+        match decide_once(clients, (observer, &outsider), (subscription, sources), now) {
             Ok(()) => return Ok(()),
             Err(error @ Error::Fatal(_)) => return Err(error),
             Err(error) => last = error,
@@ -46,10 +47,9 @@ pub(super) fn decide(
 
 fn decide_once(
     clients: &Arc<Clients>,
-    observer: &BaseConsumer<Quiet>,
-    outsider: &BaseConsumer<Quiet>,
-    subscription: &Subscription,
-    sources: &BTreeMap<Topic, u32>,
+    (observer, outsider): (&BaseConsumer<Quiet>, &BaseConsumer<Quiet>),
+    (subscription, sources): (&Subscription, &BTreeMap<Topic, u32>),
+    now: Timestamp,
 ) -> Result<(), Error> {
     if undecided(outsider, subscription, sources)?.is_empty() {
         return Ok(());
@@ -58,7 +58,7 @@ fn decide_once(
     writer.renew()?;
     // Looked at again, now that nobody else can decide.
     let undecided = undecided(outsider, subscription, sources)?;
-    let mut offsets = TopicPartitionList::new();
+    let (mut offsets, mut records) = (TopicPartitionList::new(), Vec::new());
     // Those that Kafka has forgotten are among them, and can have redriven letters already.
     let mut redrives = redrives(clients, &subscription.function, &undecided)?;
     for (topic, partition) in undecided {
@@ -72,7 +72,12 @@ fn decide_once(
         let unit = Unit { function: subscription.function.clone(), topic: topic.clone(), partition };
         let mut element = offsets.add_partition(topic.as_str(), signed(partition));
         element.set_offset(at(progress.source.resume)).expect("an offset that was read fits");
-        element.set_metadata(metadata::encode(&unit, &progress));
+        let metadata::Encoded { text, whole } = metadata::encode(&unit, &progress);
+        element.set_metadata(text);
+        if let Some(whole) = whole {
+            let state = clients.names.state(&unit.function, &unit.topic).map_err(|e| Error::Fatal(e.to_string()))?;
+            records.push(overflow::placed(state, &unit, now, whole));
+        }
     }
     if offsets.count() == 0 {
         return Ok(());
@@ -80,7 +85,7 @@ fn decide_once(
     // One who is not in the group: the fence is the producer's.
     let member = outsider.group_metadata();
     let member = member.ok_or_else(|| Error::Transient("the group is not known yet".to_owned()))?;
-    match writer.write(&[], Some(&Positions { offsets: &offsets, member: &member })) {
+    match writer.write(&records.iter().collect::<Vec<_>>(), Some(&Positions { offsets: &offsets, member: &member })) {
         Ended::Committed(_) => Ok(()),
         Ended::Aborted(reason) | Ended::Failed(reason) | Ended::Unknown(reason) | Ended::Refused { reason, .. } => {
             Err(Error::Transient(reason))

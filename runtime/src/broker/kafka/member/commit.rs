@@ -16,7 +16,7 @@ use crate::broker::kafka::clients::{at, partition_counts, signed};
 use crate::broker::kafka::record::Placed;
 use crate::broker::kafka::status::{self, StatusChange};
 use crate::broker::kafka::writer::{Ended, Positions};
-use crate::broker::kafka::{keys, values};
+use crate::broker::kafka::{keys, overflow, values};
 use crate::broker::{Commit, CommitOutcome, Error, LetterId, Outgoing, Placing};
 
 /// Partition counts are asked for again after this time.
@@ -203,9 +203,10 @@ impl Member {
                 record,
             });
         }
-        if !state.is_empty() {
-            let topic = names.state(&unit.function, &unit.topic).map_err(|e| refused(e.to_string()))?;
+        if !state.is_empty() || pending.progress.whole.is_some() {
+            let topic = topic(names.state(&unit.function, &unit.topic))?;
             records.extend(state.iter().map(|write| values::placed(&topic, &unit, *at, write)));
+            records.extend(pending.progress.whole.clone().map(|whole| overflow::placed(topic, &unit, *at, whole)));
         }
         tracing::trace!(%unit, commits = progress.commits, records = records.len(), "A commit is prepared.");
         Ok(records)
@@ -272,7 +273,7 @@ fn positions(group: &[Prepared]) -> TopicPartitionList {
         let (topic, partition) = &pending.unit;
         let mut element = list.add_partition(topic.as_str(), signed(*partition));
         element.set_offset(at(pending.commit.progress.source.resume)).expect("an offset that was read fits");
-        element.set_metadata(&pending.metadata);
+        element.set_metadata(&pending.progress.text);
     }
     list
 }

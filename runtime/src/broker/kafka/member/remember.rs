@@ -5,8 +5,9 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use millrace_core::idempotency::{Bounds, Window};
-use millrace_core::name::{FunctionName, Topic};
+use millrace_core::name::{FunctionName, Topic, Unit};
 use millrace_core::progress::{Progress, StreamProgress};
+use millrace_core::record::Record;
 use rdkafka::admin::AdminClient;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -15,7 +16,8 @@ use super::{Joining, Member, PAUSE};
 use crate::broker::kafka::KafkaPartition;
 use crate::broker::kafka::clients::{Clients, Quiet, Shared, lock};
 use crate::broker::kafka::growth::Growth;
-use crate::broker::kafka::restore::Past;
+use crate::broker::kafka::overflow;
+use crate::broker::kafka::restore::{Past, Stored};
 use crate::broker::kafka::values::Values;
 use crate::broker::{Assignment, Error, GroupFigures, Restored};
 use crate::clock::Clock;
@@ -26,6 +28,8 @@ pub(super) struct Restoring {
     pub(super) progress: Progress,
     /// Whether the position of the redrive log is known.
     pub(super) is_whole: bool,
+    /// Whether the rest of its progress is to be looked for.
+    pub(super) is_short: bool,
     pub(super) revoked: watch::Receiver<bool>,
 }
 
@@ -46,6 +50,8 @@ struct Remembering {
     revoked: BTreeMap<u32, watch::Receiver<bool>>,
     /// Those of which the position in the redrive log is lost.
     adrift: Vec<u32>,
+    /// Those of which not all progress is with the position, with the number of the commit that has it.
+    short: BTreeMap<u32, u64>,
 }
 
 /// What was found, by partition.
@@ -54,6 +60,7 @@ struct Remembered {
     windows: BTreeMap<u32, Window>,
     values: BTreeMap<u32, Values>,
     redrives: BTreeMap<u32, StreamProgress>,
+    progress: BTreeMap<u32, Progress>,
 }
 
 impl Member {
@@ -75,6 +82,11 @@ impl Member {
             assignments: assignments.clone(),
             revoked: units.iter().map(|one| (one.partition.unit.partition, one.revoked.clone())).collect(),
             adrift: units.iter().filter(|one| !one.is_whole).map(|one| one.partition.unit.partition).collect(),
+            short: units
+                .iter()
+                .filter(|one| one.is_short)
+                .map(|one| (one.partition.unit.partition, one.progress.commits))
+                .collect(),
         };
         let failure = self.joining.failure.clone();
         let waiting = units.len() as u64;
@@ -125,9 +137,22 @@ impl Remembering {
         let wanted: Vec<u32> = self.revoked.keys().copied().filter(|partition| is_wanted(*partition)).collect();
         let mut windows = wanted.iter().map(|partition| (*partition, window.window(*siblings))).collect();
         let blocks = past.keys(window.oldest(self.clock.now()), &mut windows)?;
-        let (values, changes) = past.values(&wanted)?;
+        let Stored { values, overflow, records } = past.stored(&wanted)?;
+        let progress = self.in_full(&wanted, &overflow)?;
         let redrives = if self.adrift.is_empty() { BTreeMap::new() } else { past.redrives(&self.adrift)? };
-        Ok((Remembered { windows, values, redrives }, blocks + changes))
+        Ok((Remembered { windows, values, redrives, progress }, blocks + records))
+    }
+
+    /// All progress of those whose position has only a part of it. Without the rest, what is settled would be done again.
+    fn in_full(&self, wanted: &[u32], overflow: &BTreeMap<u32, Record>) -> Result<BTreeMap<u32, Progress>, Error> {
+        let mut all = BTreeMap::new();
+        for (partition, commits) in self.short.iter().filter(|(partition, _)| wanted.contains(partition)) {
+            let unit = Unit { function: self.function.clone(), topic: self.topic.clone(), partition: *partition };
+            let found = overflow.get(partition).and_then(|record| overflow::take(&unit, record, *commits));
+            let missing = || format!("the progress of {unit} in its commit {commits} is not in the topic of its state");
+            all.insert(*partition, found.ok_or_else(|| Error::Transient(missing()))?);
+        }
+        Ok(all)
     }
 
     fn is_wanted(&self, partition: u32) -> bool {
@@ -140,6 +165,7 @@ impl Remembering {
             let number = partition.unit.partition;
             let Some(keys) = found.windows.remove(&number).filter(|_| self.is_wanted(number)) else { continue };
             partition.state.restore(found.values.remove(&number).unwrap_or_default());
+            progress = found.progress.remove(&number).unwrap_or(progress);
             if let Some(redrive) = found.redrives.remove(&number) {
                 tracing::info!(unit = %partition.unit, resume = redrive.resume, "Its position in the redrive log is worked out anew.");
                 progress.redrive = redrive;

@@ -79,7 +79,7 @@ fn begin_commit(
         let mut offsets = rdkafka::TopicPartitionList::new();
         let mut element = offsets.add_partition(orders.as_str(), 0);
         element.set_offset(at(progress.source.resume)).unwrap();
-        element.set_metadata(metadata::encode(&unit, progress));
+        element.set_metadata(metadata::encode(&unit, progress).text);
         let member = clients.outsider(&clients.names.group(&function())).unwrap().group_metadata().unwrap();
         producer.send_offsets_to_transaction(&offsets, &member, REQUEST_TIMEOUT).unwrap();
     }
@@ -402,7 +402,7 @@ fn with_heads(before: &Progress, heads: u64) -> Progress {
             position: Position { stream: Stream::Source, offset },
             attempts: 3,
             first_failed_at: began() + Duration::from_millis(offset * 7919),
-            due_at: began() + Duration::from_secs(3600),
+            due_at: began() + Duration::from_millis(offset * 7919) + Duration::from_secs(3600),
             category: Category::Transient,
         })
         .collect();
@@ -410,20 +410,32 @@ fn with_heads(before: &Progress, heads: u64) -> Progress {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_records_are_taken_while_a_position_has_no_room_for_more_keys_that_fail() {
+async fn progress_that_a_position_has_no_room_for_is_restored() {
     let Some(cluster) = Cluster::find() else { return };
     let log = cluster.orders().await;
     cluster.publish(&log, "orders", 0, &["a", "b"]).await;
     let mut receiver = cluster.subscribe(&log).await;
     let mut partition = assigned(&mut receiver, 2).await.swap_remove(0).partition;
+    let few = with_heads(&Progress::default(), 3);
+    commits(&mut partition, commit(&few)).await;
+    let many = with_heads(&few, 5000);
+    let mut changed = commit(&many);
+    changed.state = (0..50).map(|n| StateWrite { key: format!("k{n}").into(), value: Some("v".into()) }).collect();
+    commits(&mut partition, changed).await;
+    let parked = async |log: &KafkaLog| within(log.units(&function())).await.unwrap().remove(0).progress.parked.len();
+    assert_eq!(parked(&log).await, 5000);
     assert_eq!(fetch(&mut partition, 0, 2).await, ["a", "b"]);
-    let many = with_heads(&Progress::default(), 260);
-    commits(&mut partition, commit(&many)).await;
-    let nothing = tokio::time::timeout(SILENCE, partition.fetch(wanted(0))).await;
-    assert!(nothing.is_err(), "records were taken: {nothing:?}");
-    let outcome = within(partition.commit(commit(&with_heads(&many, 2000)))).await.unwrap();
-    assert!(matches!(&outcome, CommitOutcome::Refused { reason } if reason.contains("too many keys")), "{outcome:?}");
-    commits(&mut partition, commit(&with_heads(&many, 3))).await;
-    assert_eq!(fetch(&mut partition, 0, 2).await, ["a", "b"]);
-    assert_eq!(partition.state().keys(None, 1).await.unwrap().len(), 0);
+    drop((partition, receiver));
+    log.close(Duration::from_secs(10)).await;
+
+    let log = cluster.open().await;
+    assert_eq!(parked(&log).await, 5000, "nobody runs it");
+    let mut receiver = cluster.subscribe(&log).await;
+    let mut restored = assigned(&mut receiver, 2).await.swap_remove(0);
+    assert!(restored.restored.progress == many, "all of it");
+    assert_eq!(restored.partition.state().keys(None, 100).await.unwrap().len(), 50, "the state's keys, and no other");
+    // What is no longer needed is there still, and not looked at.
+    let few = with_heads(&many, 2);
+    commits(&mut restored.partition, commit(&few)).await;
+    assert_eq!(parked(&log).await, 2);
 }
