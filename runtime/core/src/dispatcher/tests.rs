@@ -251,7 +251,7 @@ fn at_the_bound_of_parked_records_the_oldest_head_becomes_a_dead_letter() {
 fn new_keys_and_failing_ones_take_turns() {
     check(
         "a:1 b:2 c:3; transient; transient; transient; wait; d:4 e:5; transient; ok; transient; ok; ok",
-        "run0 run1 run2 run0#2 run3 done3 run1#2 run4 done4 run2#2 done2",
+        "run0 run1 run2 run2#2 run3 done3 run1#2 run4 done4 run0#2 done0",
     );
 }
 
