@@ -27,6 +27,7 @@ mod host;
 mod keyvalue;
 mod limits;
 mod logs;
+mod pool;
 mod refusal;
 mod state;
 mod ticker;
@@ -48,6 +49,9 @@ pub trait Sandbox: Send + 'static {
     /// # Errors
     /// If the host could not run the guest at all; what the guest did badly is an outcome.
     fn invoke(&mut self, invocation: Invocation<'_>) -> impl Future<Output = Result<Completion, Error>> + Send;
+
+    /// There is nothing to run for the moment: what others could use meanwhile is given back.
+    fn idle(&mut self) {}
 }
 
 /// The host could not run a guest, for example because no instance is free. Trying again may help.

@@ -285,6 +285,7 @@ impl<P: Partition, R: Revision> Worker<P, R> {
         if !self.unit.tickets.is_empty() && !self.unit.draining() && !self.unit.group_is_full() {
             return Ok(());
         }
+        self.sandbox.idle();
         let wake = self.unit.wait().await;
         self.unit.apply(wake).await
     }

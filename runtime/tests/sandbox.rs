@@ -9,5 +9,7 @@ mod harness;
 mod loading;
 #[path = "sandbox/running.rs"]
 mod running;
+#[path = "sandbox/sharing.rs"]
+mod sharing;
 #[path = "sandbox/state.rs"]
 mod state;

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use dashmap::DashMap;
 use wasmtime::component::Linker;
-use wasmtime::{Config, Enabled, InstanceAllocationStrategy, PoolingAllocationConfig, WasmBacktraceDetails};
+use wasmtime::{Config, InstanceAllocationStrategy, WasmBacktraceDetails};
 
 use super::Error;
 use super::artifact::{Digest, Loaded};
 use super::cache::ArtifactCache;
 use super::host::{self, State};
-use super::limits::{MEMORIES_MAX, TABLE_MAX_ELEMENTS, TABLES_MAX};
+use super::pool::{self, Pool};
 use super::ticker::Ticker;
 
 const MIB: usize = 1 << 20;
@@ -26,7 +26,8 @@ pub struct EngineOptions {
     pub cache_dir: Option<PathBuf>,
     /// Bytes kept in the cache; the oldest artefacts go first.
     pub cache_max_bytes: u64,
-    /// Instances alive at the same time, of all functions together. Costs address space only.
+    /// Instances alive at the same time, of all functions together; a component with several memories counts as several.
+    /// Where there are more guests, they take turns. Costs address space only.
     pub max_instances: u32,
     /// The most linear memory that a function's limits can give to an instance, in bytes; at most 4 GiB.
     pub max_memory_bytes: usize,
@@ -62,6 +63,7 @@ pub(super) struct Inner {
     pub(super) linker: Linker<State>,
     pub(super) options: EngineOptions,
     pub(super) ticker: Ticker,
+    pub(super) pool: Pool,
     pub(super) cache: Option<ArtifactCache>,
     /// Every component that some function uses. An entry whose component is gone is removed with the next load.
     pub(super) loaded: DashMap<Digest, Weak<Loaded>>,
@@ -84,8 +86,9 @@ impl Engine {
         let cache = options.cache_dir.as_deref();
         let cache = cache.map(|dir| ArtifactCache::open(dir, &wasmtime, options.cache_max_bytes)).transpose()?;
         let ticker = Ticker::start(&wasmtime, options.tick)?;
+        let pool = Pool::new(options.max_instances);
         let (loaded, compiling) = (DashMap::new(), Mutex::new(()));
-        Ok(Self(Arc::new(Inner { wasmtime, linker, options, ticker, cache, loaded, compiling })))
+        Ok(Self(Arc::new(Inner { wasmtime, linker, options, ticker, pool, cache, loaded, compiling })))
     }
 }
 
@@ -98,7 +101,7 @@ impl std::fmt::Debug for Engine {
 fn config(options: &EngineOptions) -> Config {
     let mut config = Config::new();
     config
-        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool(options)))
+        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool::config(options)))
         .epoch_interruption(true)
         // Without it a call costs a third less. Handlers are synchronous.
         .concurrency_support(false)
@@ -114,33 +117,4 @@ fn config(options: &EngineOptions) -> Config {
         .wasm_backtrace_details(WasmBacktraceDetails::Disable)
         .wasm_backtrace_max_frames(NonZeroUsize::new(64));
     config
-}
-
-fn pool(options: &EngineOptions) -> PoolingAllocationConfig {
-    let instances = options.max_instances;
-    // Components made by the usual tools have four core instances and two tables.
-    let (core_instances, tables) = (instances.saturating_mul(8), instances.saturating_mul(4));
-    let mut pool = PoolingAllocationConfig::new();
-    pool.total_component_instances(instances)
-        .total_stacks(instances)
-        .total_memories(instances)
-        .total_tables(tables)
-        .total_core_instances(core_instances)
-        .max_memories_per_component(small(MEMORIES_MAX))
-        .max_tables_per_component(small(TABLES_MAX))
-        .table_elements(TABLE_MAX_ELEMENTS)
-        .max_memory_size(options.max_memory_bytes);
-    if PoolingAllocationConfig::is_pagemap_scan_available() {
-        pool.pagemap_scan(Enabled::Yes).linear_memory_keep_resident(options.memory_keep_resident_bytes);
-        pool.table_keep_resident(64 << 10);
-    } else {
-        // Without the scan, keeping pages means clearing all of them, written or not.
-        tracing::info!("the kernel cannot scan page maps; fresh instances are slower than they could be");
-    }
-    pool
-}
-
-/// A bound of ours as wasmtime takes it.
-fn small(bound: usize) -> u32 {
-    u32::try_from(bound).unwrap_or(u32::MAX)
 }

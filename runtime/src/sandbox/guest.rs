@@ -23,6 +23,7 @@ use super::failure::{self, TimeIsUp};
 use super::host::{Call, Shared, State};
 use super::keyvalue::Unavailable;
 use super::limits::HANDLES_MAX;
+use super::pool::{self, Place};
 use super::state::StateBuffer;
 use super::{Completion, Error, Invocation, Sandbox, Usage};
 
@@ -35,14 +36,18 @@ pub struct Guest {
     component: Component,
     shared: Arc<Shared>,
     reuse: NonZeroU32,
+    /// What an instance takes of the pool.
+    weight: u32,
     instance: Option<Instance>,
 }
 
+/// The place comes last, so that it is dropped last: whoever gets it finds that there is room.
 struct Instance {
     store: Store<State>,
     exports: bindings::Function,
     /// Events that it handled, all of them with success.
     handled: u32,
+    place: Place,
 }
 
 /// How a call ended, before it is put into words.
@@ -54,8 +59,9 @@ enum Ended {
 }
 
 impl Guest {
-    pub(super) const fn new(engine: Engine, component: Component, shared: Arc<Shared>, reuse: NonZeroU32) -> Self {
-        Self { engine, component, shared, reuse, instance: None }
+    pub(super) fn new(engine: Engine, component: Component, shared: Arc<Shared>, reuse: NonZeroU32) -> Self {
+        let weight = pool::weight(&component);
+        Self { engine, component, shared, reuse, weight, instance: None }
     }
 
     /// The kept instance, if it may handle this attempt. It is taken out, so that it is gone if the call is given up midway.
@@ -107,11 +113,16 @@ impl Guest {
 impl Sandbox for Guest {
     async fn invoke(&mut self, invocation: Invocation<'_>) -> Result<Completion, Error> {
         let Invocation { event, delivery, trace, state } = invocation;
+        // The place is declared before the store, so that it is dropped after it, also if the call is given up midway.
+        let (place, kept) = match self.kept(delivery.attempt) {
+            Some(Instance { store, exports, handled, place }) => (place, Some((store, exports, handled))),
+            None => (self.engine.0.pool.place(self.weight).await?, None),
+        };
         let started = Instant::now();
         let deadline = started + self.shared.limits.time;
         self.engine.0.ticker.touch();
-        let (mut store, made, handled) = match self.kept(delivery.attempt) {
-            Some(Instance { mut store, exports, handled }) => {
+        let (mut store, made, handled) = match kept {
+            Some((mut store, exports, handled)) => {
                 store.data_mut().deadline = deadline;
                 store.set_epoch_deadline(1);
                 (store, Ok(exports), handled)
@@ -140,8 +151,18 @@ impl Sandbox for Guest {
         let usage = Usage { elapsed: started.elapsed(), memory_bytes: state.limiter.memory_bytes() as u64 };
         let completed = outcome == Outcome::Completed;
         let (emitted, state) = call.filter(|_| completed).map(Call::into_effects).unwrap_or_default();
-        self.instance = exports.filter(|_| completed).map(|exports| Instance { store, exports, handled: handled + 1 });
+        let keeps = completed && !self.engine.0.pool.wants_back(&place, started + usage.elapsed);
+        self.instance = match exports {
+            Some(exports) if keeps => Some(Instance { store, exports, handled: handled + 1, place }),
+            _ => None,
+        };
         Ok(Completion { outcome, emitted, state, logs, usage })
+    }
+
+    fn idle(&mut self) {
+        if self.engine.0.pool.is_short() {
+            self.instance = None;
+        }
     }
 }
 

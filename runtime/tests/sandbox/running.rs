@@ -334,20 +334,6 @@ async fn an_invocation_that_is_given_up_leaves_the_guest_usable() {
     }
 }
 
-#[tokio::test]
-async fn no_free_instance_is_an_error_of_the_host() {
-    let options = millrace::sandbox::EngineOptions { max_instances: 1, ..Default::default() };
-    let engine = millrace::sandbox::Engine::new(options).unwrap();
-    let component = engine.load(super::harness::guest_bytes()).await.unwrap();
-    let function = millrace::sandbox::Function::new(&engine, &component, super::harness::options()).unwrap();
-    let (mut one, mut two) = (function.guest(), function.guest());
-    invoke(&mut one, event("o")).await;
-    let error = two.invoke(attempt(&event("o"))).await.unwrap_err();
-    assert!(error.to_string().contains("no instance is free"), "{error}");
-    drop(one);
-    invoke(&mut two, event("o")).await;
-}
-
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn guests_run_on_many_threads() {
     let tasks: Vec<_> = (0..8)
