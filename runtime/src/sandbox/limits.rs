@@ -47,9 +47,9 @@ pub struct GuestLimits {
     pub instances: usize,
     /// Events emitted in one invocation.
     pub emitted_events: usize,
-    /// Bytes emitted in one invocation, counted as for `event_bytes`.
+    /// Bytes emitted in one invocation: keys, data, and the names and values of all attributes that the guest sets.
     pub emitted_bytes: usize,
-    /// Bytes of one emitted event: key, data, and the names and values of all attributes that the guest sets.
+    /// Bytes of one emitted event as a log counts them: key, value and headers of the record, with all that the runtime fills in.
     pub event_bytes: usize,
     /// Bytes logged in one invocation. What follows is cut, and a last line says so.
     pub log_bytes: usize,

@@ -225,8 +225,26 @@ async fn a_refused_emission_is_a_typed_error() {
         let completion = invoke(&mut guest().await, event.clone()).await;
         assert_eq!(failed(&completion), (Category::Rejected, expected), "{event:?}");
     }
-    let fits = invoke(&mut guest().await, of_size((1 << 20) - 7)).await;
-    assert_eq!(fits.emitted[0].event().unwrap().data.as_ref().unwrap().len(), (1 << 20) - 7);
+}
+
+/// What the handler is told fits, the log takes: it counts whole records.
+#[tokio::test]
+async fn an_emitted_event_is_measured_as_the_record_that_it_becomes() {
+    const MAX_BYTES: usize = 1 << 20;
+    let of_size = |bytes: usize| Event { time: Some(Timestamp::from_nanos(bytes as u64)), ..event("h") };
+    let record = async |bytes: usize| {
+        let completion = invoke(&mut guest().await, of_size(bytes)).await;
+        if completion.emitted.is_empty() {
+            assert_eq!(failed(&completion), (Category::Rejected, "too large"), "{bytes}");
+            return None;
+        }
+        Some(completion.emitted[0].record.clone())
+    };
+    let around_bytes = record(1).await.unwrap().size_bytes() - 1;
+    assert!(around_bytes > 100, "identity, causation and trace count: {around_bytes}");
+    let largest = record(MAX_BYTES - around_bytes).await.unwrap();
+    assert_eq!((largest.size_bytes(), largest.value.unwrap().len()), (MAX_BYTES, MAX_BYTES - around_bytes));
+    assert_eq!(record(MAX_BYTES - around_bytes + 1).await, None);
 }
 
 #[tokio::test]
