@@ -129,7 +129,7 @@ impl<B: Broker + Catalog, R: Revision> Api<B, R> {
         Self { shared: Arc::new(shared) }
     }
 
-    /// Says that all functions are active. Has no effect once draining has begun.
+    /// Says that all functions have been activated or refused. Has no effect once draining has begun.
     pub fn set_ready(&self) {
         self.shared.stage.send_if_modified(|stage| {
             let is_starting = *stage == Stage::Starting;
@@ -173,6 +173,8 @@ enum State {
     Starting,
     Draining,
     Failed(String),
+    /// These functions do not run.
+    Refused(String),
 }
 
 impl fmt::Display for State {
@@ -182,22 +184,28 @@ impl fmt::Display for State {
             Self::Starting => f.write_str("starting"),
             Self::Draining => f.write_str("draining"),
             Self::Failed(error) => write!(f, "log failed: {error}"),
+            Self::Refused(functions) => write!(f, "functions refused: {functions}"),
         }
     }
 }
 
-impl<B, R> Shared<B, R> {
+impl<B: Broker, R: Revision> Shared<B, R> {
     fn state(&self) -> State {
         if let Some(error) = &*self.failure.borrow() {
             return State::Failed(error.to_string());
         }
         match *self.stage.borrow() {
             Stage::Starting => State::Starting,
-            Stage::Ready => State::Ready,
             Stage::Draining => State::Draining,
+            Stage::Ready => {
+                let refused: Vec<String> = self.registry.refused().keys().map(ToString::to_string).collect();
+                if refused.is_empty() { State::Ready } else { State::Refused(refused.join(", ")) }
+            }
         }
     }
+}
 
+impl<B, R> Shared<B, R> {
     fn begin_to_drain(&self) {
         self.stage.send_replace(Stage::Draining);
     }

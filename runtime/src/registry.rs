@@ -51,6 +51,8 @@ pub struct Registry<B, R> {
     broker: Arc<B>,
     clock: Clock,
     active: Arc<Mutex<BTreeMap<FunctionName, Active<R>>>>,
+    /// Functions that do not run, with the reason.
+    refused: Arc<Mutex<BTreeMap<FunctionName, String>>>,
     failure: watch::Sender<Option<Error>>,
     tracing: Tracing,
     feed: Feed,
@@ -62,6 +64,7 @@ impl<B, R> Clone for Registry<B, R> {
             broker: Arc::clone(&self.broker),
             clock: self.clock,
             active: Arc::clone(&self.active),
+            refused: Arc::clone(&self.refused),
             failure: self.failure.clone(),
             tracing: self.tracing.clone(),
             feed: self.feed.clone(),
@@ -89,8 +92,15 @@ impl<B: Broker, R: Revision> Registry<B, R> {
     /// No functions yet, and nobody who wants spans or looks on.
     #[must_use]
     pub fn new(broker: Arc<B>, clock: Clock) -> Self {
-        let failure = watch::Sender::new(None);
-        Self { broker, clock, active: Arc::default(), failure, tracing: Tracing::default(), feed: Feed::default() }
+        Self {
+            broker,
+            clock,
+            active: Arc::default(),
+            refused: Arc::default(),
+            failure: watch::Sender::new(None),
+            tracing: Tracing::default(),
+            feed: Feed::default(),
+        }
     }
 
     /// Sends the spans of functions activated from now on.
@@ -152,6 +162,21 @@ impl<B: Broker, R: Revision> Registry<B, R> {
     /// Drains a function and forgets it. Its position stays in the log.
     pub async fn deactivate(&self, name: &FunctionName) {
         drop(self.take_down(name).await);
+        lock(&self.refused).remove(name);
+    }
+
+    /// A function could not be activated. Unless a revision from before runs, that is remembered until it is activated or
+    /// deactivated.
+    pub fn refuse(&self, name: &FunctionName, reason: String) {
+        if !lock(&self.active).contains_key(name) {
+            lock(&self.refused).insert(name.clone(), reason);
+        }
+    }
+
+    /// The functions that should run and do not, with the reasons.
+    #[must_use]
+    pub fn refused(&self) -> BTreeMap<FunctionName, String> {
+        lock(&self.refused).clone()
     }
 
     /// Drains a function, and answers with what it takes to start it again.
@@ -225,6 +250,7 @@ impl<B: Broker, R: Revision> Registry<B, R> {
         let supervisor = Supervisor { shared, units: Arc::clone(&units), failure: self.failure.clone() };
         let task = tokio::spawn(supervisor.run(assignments));
         let name = settings.name.clone();
+        lock(&self.refused).remove(&name);
         lock(&self.active).insert(name, Active { settings, digest, revision, command, breaker, units, task });
         Ok(())
     }

@@ -309,15 +309,16 @@ impl<L: Log> Server<L> {
     /// # Errors
     /// If the log could not act.
     pub async fn retire_others(&self, manifest: &Manifest) -> Result<Vec<FunctionName>, broker::Error> {
-        let running: Vec<FunctionName> =
-            self.registry.functions().into_iter().map(|info| info.settings.name.clone()).collect();
-        let known = lock(&self.deployed).keys().cloned().chain(running).collect::<Vec<_>>().into_iter();
+        let running = self.registry.functions().into_iter().map(|info| info.settings.name.clone());
+        let refused = self.registry.refused();
+        let here: Vec<FunctionName> = running.chain(refused.keys().cloned()).collect();
+        let known = lock(&self.deployed).keys().cloned().chain(here).collect::<Vec<_>>().into_iter();
         let gone: BTreeSet<FunctionName> =
             known.filter(|name| manifest.functions.iter().all(|function| function.name != *name)).collect();
         let mut retired = Vec::new();
         for name in gone {
             self.registry.deactivate(&name).await;
-            if self.log.retire(name.clone()).await? {
+            if self.log.retire(name.clone()).await? || refused.contains_key(&name) {
                 retired.push(name);
             }
         }
@@ -334,8 +335,19 @@ impl<L: Log> Server<L> {
     /// of the revision that ran before. Answers with the revision's number.
     ///
     /// # Errors
-    /// If anything is wrong with it; the revision that ran before goes on.
+    /// If anything is wrong with it; the revision that ran before goes on. If there is none, the registry remembers why.
     pub async fn activate(&self, function: &Function, directory: &Path) -> Result<u64, StageError> {
+        let activated = self.stage(function, directory).await;
+        if let Err(error) = &activated {
+            let reason = error.to_string();
+            // Whoever shows it names the function anyway.
+            let without_name = reason.strip_prefix(&format!("{}: ", function.name));
+            self.registry.refuse(&function.name, without_name.unwrap_or(&reason).to_owned());
+        }
+        activated
+    }
+
+    async fn stage(&self, function: &Function, directory: &Path) -> Result<u64, StageError> {
         let intake = intake(function)?;
         let component = self.load(function, directory).await?;
         let digest = component.digest().to_string();

@@ -40,7 +40,9 @@ pub(super) async fn list<B: Broker + Catalog, R: Revision>(
 ) -> Result<Json<types::Status>, Refusal> {
     no_query(&uri, "ask for one function as /v1/functions/<application>.<function>")?;
     let functions = api.observe().await?.iter().map(Observed::status).collect();
-    Ok(Json(types::Status { state: api.state().to_string(), functions }))
+    let refused = api.registry.refused().into_iter();
+    let refused = refused.map(|(name, reason)| types::RefusedFunction { name: name.to_string(), reason }).collect();
+    Ok(Json(types::Status { state: api.state().to_string(), functions, refused }))
 }
 
 /// `GET /v1/functions/{function}`
@@ -67,6 +69,9 @@ impl<B: Broker, R: Revision> Shared<B, R> {
     /// The active function with this name.
     pub(super) fn function(&self, name: &FunctionName) -> Result<FunctionInfo, Refusal> {
         self.registry.function(name).ok_or_else(|| {
+            if let Some(reason) = self.registry.refused().get(name) {
+                return Refusal::new(Kind::UnknownFunction, format_args!("function `{name}` was refused: {reason}"));
+            }
             let active: Vec<_> = self.registry.functions().iter().map(|info| info.settings.name.clone()).collect();
             unknown(name, &active)
         })

@@ -125,10 +125,22 @@ pub struct Health {
 /// `GET /v1/functions` and `GET /v1/status`; `GET /v1/functions/{function}` answers with one [`FunctionStatus`].
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Status {
-    /// `ready`, `starting`, `draining`, or `log failed: ` with the reason.
+    /// `ready`, `starting`, `draining`, `functions refused: ` with their names, or `log failed: ` with the reason.
     pub state: String,
     /// By name.
     pub functions: Vec<FunctionStatus>,
+    /// Those that should run and do not, by name.
+    #[serde(default)]
+    pub refused: Vec<RefusedFunction>,
+}
+
+/// A function that does not run.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RefusedFunction {
+    /// `<application>.<function>`.
+    pub name: String,
+    /// Why, and what to do.
+    pub reason: String,
 }
 
 /// A function and its accounts.

@@ -184,7 +184,10 @@ fn say_where_to_look(
     let (active, all) = (server.registry().functions().len(), manifest.functions.len());
     if active < all {
         let few = console.paint(Style::Bad, &format!("{active} of {all} functions run"));
-        console.line(format_args!("  {few}; the others were refused, see above"))?;
+        console.line(format_args!("  {few}; these were refused:"))?;
+    }
+    for (name, reason) in server.registry().refused() {
+        console.line(format_args!("  {name}: {reason}"))?;
     }
     for info in server.registry().functions() {
         let settings = &info.settings;
@@ -218,13 +221,18 @@ fn say_where_for_programs(
         .iter()
         .map(|info| serde_json::json!({ "name": info.settings.name.to_string(), "revision": info.revision }))
         .collect();
+    let refused = server.registry().refused();
+    let refused: Vec<_> = refused
+        .iter()
+        .map(|(name, reason)| serde_json::json!({ "name": name.to_string(), "reason": reason }))
+        .collect();
     console.json_line(&serde_json::json!({
         "kind": "ready",
         "application": manifest.application,
         "url": format!("http://{address}"),
         "data": server.config().data,
         "functions": functions,
-        "refused": manifest.functions.len() - functions.len(),
+        "refused": refused,
     }))?;
     console.flush()
 }

@@ -48,10 +48,13 @@ async fn list(context: &mut Context) -> Result<Exit, Error> {
     let console = &mut context.console;
     if console.is_json() {
         console.document(&functions)?;
-    } else if functions.functions.is_empty() {
+    } else if functions.functions.is_empty() && functions.refused.is_empty() {
         console.note("There are no functions. Start the server on an application with `millrace dev DIR`.")?;
     } else {
-        console.table(&table(&functions.functions))?;
+        if !functions.functions.is_empty() {
+            console.table(&table(&functions.functions))?;
+        }
+        status::show_refused(&functions.refused, console)?;
     }
     Ok(Exit::Done)
 }

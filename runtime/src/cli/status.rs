@@ -9,7 +9,7 @@ use super::client::{Client, Target};
 use super::error::{Error, Exit};
 use super::format::{self, Cell, Side, Table};
 use super::output::{Console, Style};
-use crate::api::types::{FunctionStatus, Status, Totals};
+use crate::api::types::{FunctionStatus, RefusedFunction, Status, Totals};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -84,8 +84,13 @@ async fn watch(
 pub(crate) async fn read(client: &Client, function: Option<&str>) -> Result<Status, Error> {
     let mut status: Status = client.get(&Target::new(["v1", "status"])).await?;
     if let Some(name) = function {
-        let found = position(&status.functions, name)?;
-        status.functions = vec![status.functions.swap_remove(found)];
+        status.refused.retain(|refused| is_called(&refused.name, name));
+        match position(&status.functions, name) {
+            Ok(found) => status.functions = vec![status.functions.swap_remove(found)],
+            // One that does not run has no figures.
+            Err(_) if !status.refused.is_empty() => status.functions.clear(),
+            Err(error) => return Err(error),
+        }
     }
     Ok(status)
 }
@@ -96,13 +101,19 @@ pub(super) async fn full_name(name: &str, client: &Client) -> Result<String, Err
         return Ok(name.to_owned());
     }
     let status = read(client, Some(name)).await?;
-    Ok(status.functions.into_iter().next().map_or_else(|| name.to_owned(), |function| function.name))
+    let running = status.functions.into_iter().map(|function| function.name);
+    let mut names = running.chain(status.refused.into_iter().map(|refused| refused.name));
+    Ok(names.next().unwrap_or_else(|| name.to_owned()))
+}
+
+/// Whether a function is called so: by its full name, or by its name within an application.
+fn is_called(function: &str, name: &str) -> bool {
+    function == name || function.split_once('.').is_some_and(|(_, short)| short == name)
 }
 
 /// Where the function with this name is: its full name, or its name within an application.
 pub(super) fn position(functions: &[FunctionStatus], name: &str) -> Result<usize, Error> {
-    let fits = |f: &FunctionStatus| f.name == name || f.name.split_once('.').is_some_and(|(_, short)| short == name);
-    let found: Vec<usize> = (0..functions.len()).filter(|at| fits(&functions[*at])).collect();
+    let found: Vec<usize> = (0..functions.len()).filter(|at| is_called(&functions[*at].name, name)).collect();
     let names = |which: &mut dyn Iterator<Item = &FunctionStatus>| {
         which.map(|f| f.name.as_str()).collect::<Vec<_>>().join(", ")
     };
@@ -128,7 +139,8 @@ pub(super) fn position(functions: &[FunctionStatus], name: &str) -> Result<usize
 /// `look` sees each status on the way.
 ///
 /// # Errors
-/// If the server cannot be asked, it takes longer than `timeout`, or a partition waits for an operator.
+/// If the server cannot be asked, it takes longer than `timeout`, a function was refused, or a partition waits for an
+/// operator.
 pub(crate) async fn wait_settled(
     client: &Client,
     function: Option<&str>,
@@ -166,8 +178,13 @@ pub(crate) fn is_settled(status: &Status) -> bool {
     status.functions.iter().all(|f| f.lag_records == 0 && f.parked == 0)
 }
 
-/// The first partition that waits for an operator: why, and what can be done.
+/// The first function that does not run, or else the first partition that waits for an operator: why, and what can be done.
 fn stopped(status: &Status) -> Option<(String, String)> {
+    if let Some(RefusedFunction { name, reason }) = status.refused.first() {
+        let why = format::one_line(reason, 500);
+        let fix = "mend that; `millrace dev` starts it as soon as its component is built again".to_owned();
+        return Some((format!("{name} was refused, and handles nothing: {why}"), fix));
+    }
     status.functions.iter().find_map(|function| {
         let unit = function.units.iter().find(|unit| unit.stopped.is_some())?;
         let why = format::one_line(unit.stopped.as_deref().unwrap_or_default(), 500);
@@ -196,10 +213,13 @@ pub(crate) fn show(status: &Status, function: Option<&str>, console: &mut Consol
         let line = console.paint(Style::Notable, &state);
         console.line(line)?;
     }
-    if status.functions.is_empty() {
+    if status.functions.is_empty() && status.refused.is_empty() {
         return console.note("There are no functions. Start the server on an application with `millrace dev DIR`.");
     }
-    console.table(&functions(&status.functions))?;
+    if !status.functions.is_empty() {
+        console.table(&functions(&status.functions))?;
+    }
+    show_refused(&status.refused, console)?;
     for f in status.functions.iter().filter(|f| function.is_some() || f.units.iter().any(|u| u.stopped.is_some())) {
         console.line("")?;
         console.table(&units(f))?;
@@ -287,6 +307,15 @@ fn units(f: &FunctionStatus) -> Table {
         ]);
     }
     table
+}
+
+/// Functions that do not run, and why.
+pub(super) fn show_refused(refused: &[RefusedFunction], console: &mut Console) -> Result<(), Error> {
+    for RefusedFunction { name, reason } in refused {
+        let sign = console.paint(Style::Bad, "refused");
+        console.line(format_args!("{sign} {}: {}", format::one_line(name, 127), format::one_line(reason, 1000)))?;
+    }
+    Ok(())
 }
 
 /// What a person should do something about.
@@ -425,6 +454,25 @@ The accounts of shop.ship do not balance: please report this with the output of 
             out.contains("4 records of shop.pay are gone, and it waits: millrace functions skip shop.pay --dry-run"),
             "{out}"
         );
+    }
+
+    #[tokio::test]
+    async fn what_was_refused_is_told_and_never_settled() {
+        let refused = json!({"name": "shop.ship", "reason": "cannot read the component `ship.wasm`"});
+        let answer = json!({"state": "functions refused: shop.ship",
+            "functions": [function("shop.pay", &json!({}))], "refused": [refused]});
+        let server = Server::scripted(move |_| Answer::json(&answer)).await;
+        let line = "refused shop.ship: cannot read the component `ship.wasm`\n";
+        let out = server.run(&["status"]).await.done();
+        assert!(out.starts_with("functions refused: shop.ship\nFUNCTION") && out.contains(line), "{out}");
+        assert_eq!(server.run(&["status", "ship"]).await.done(), format!("functions refused: shop.ship\n{line}"));
+        assert!(server.run(&["functions"]).await.done().ends_with(line));
+        for of in [&[][..], &["ship"]] {
+            let err = server.run(&[&["status", "--wait-settled"], of].concat()).await.refused(Exit::Failed);
+            let expected = "error: shop.ship was refused, and handles nothing: cannot read the component `ship.wasm`\n";
+            assert!(err.starts_with(expected), "{err}");
+        }
+        server.run(&["status", "--wait-settled", "pay"]).await.done();
     }
 
     #[tokio::test]

@@ -60,6 +60,14 @@ async fn running(dev: &Dev) -> Vec<(String, u64)> {
     named.map(|(name, revision)| (name.to_owned(), revision)).collect()
 }
 
+/// Why it is not ready, if it is not.
+async fn refused(dev: &Dev) -> String {
+    let url = format!("{}/readyz", dev.url);
+    let answer = Api::default().send(Method::GET, &url, "text/plain", String::new()).await;
+    let (status, body) = answer.expect("the server answers");
+    if status.is_success() { String::new() } else { body["detail"].as_str().expect("a reason").to_owned() }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_changed_manifest_is_taken_over_while_everything_runs() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -184,10 +192,23 @@ async fn what_does_not_build_keeps_nobody_from_starting() {
     fs::write(path.join("old.rs"), "").expect("a file");
     let dev = start(path, &[]);
     assert_eq!(running(&dev).await, [("hall.greet".to_owned(), 1), ("hall.old".to_owned(), 1)]);
+    assert_eq!(refused(&dev).await, "functions refused: hall.new");
+    let status = Api::default().get(&format!("{}/v1/status", dev.url)).await;
+    let told = (&status["refused"][0]["name"], status["refused"][0]["reason"].as_str().expect("a reason"));
+    assert_eq!(told.0, "hall.new", "{status:#}");
+    assert!(told.1.starts_with("cannot read the component"), "{status:#}");
     dev.says("warning: hall.old: `nowhere`, which `watch` names, is not there");
     fs::write(path.join("new.ok"), "").expect("a file");
     dev.says("swapped hall.new to revision 1");
     assert_eq!(running(&dev).await.len(), 3);
+    assert_eq!(refused(&dev).await, "");
+    // One that was never built, and one that is gone from the manifest before it is.
+    write(path, &[function("greet", ""), built("never")]);
+    dev.says("hall.never: it does not run");
+    assert_eq!(refused(&dev).await, "functions refused: hall.never");
+    write(path, &[function("greet", "")]);
+    dev.says("hall.never: no longer in the manifest");
+    assert_eq!(refused(&dev).await, "");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,7 +1,7 @@
 use axum::http::Method;
 use axum::http::header::{HOST, ORIGIN};
 use millrace_core::idempotency::Bounds;
-use millrace_core::name::Unit;
+use millrace_core::name::{FunctionName, Unit};
 use millrace_core::progress::Progress;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -122,6 +122,39 @@ async fn readiness_follows_the_process() {
     assert_eq!(server.get("/readyz").await.summary(), "503 not-ready after 1");
     assert_eq!(state().await, "log failed: a sync failed");
     assert_eq!(server.get("/livez").await.summary(), "200");
+}
+
+#[tokio::test]
+async fn a_refused_function_is_told_of_until_it_runs_or_is_gone() {
+    let server = Server::start().await;
+    let name: FunctionName = "shop.pay".parse().unwrap();
+    let refuse = || server.registry.refuse(&name, "it is not built".to_owned());
+    let ready = async || {
+        let metrics = server.get("/metrics").await;
+        let metrics = String::from_utf8(metrics.body.to_vec()).unwrap();
+        (server.get("/readyz").await.status, metrics.lines().any(|line| line == "millrace_ready 1"))
+    };
+    server.api.set_ready();
+    server.activate("ship").await;
+    refuse();
+    assert_eq!(ready().await, (503, false));
+    assert_eq!(server.get("/readyz").await.problem().detail, "functions refused: shop.pay");
+    let status: Status = server.get("/v1/status").await.json();
+    assert_eq!((status.state.as_str(), status.functions.len()), ("functions refused: shop.pay", 1));
+    assert_eq!((status.refused[0].name.as_str(), status.refused[0].reason.as_str()), ("shop.pay", "it is not built"));
+    let answer = server.get("/v1/functions/shop.pay").await;
+    assert_eq!(answer.summary(), "404 unknown-function");
+    assert_eq!(answer.problem().detail, "function `shop.pay` was refused: it is not built");
+
+    server.activate("pay").await;
+    assert_eq!(ready().await, (200, true));
+    refuse();
+    assert_eq!(ready().await, (200, true), "the revision that ran before goes on");
+    server.registry.deactivate(&name).await;
+    refuse();
+    assert_eq!(ready().await, (503, false));
+    server.registry.deactivate(&name).await;
+    assert_eq!(ready().await, (200, true));
 }
 
 #[tokio::test]

@@ -167,7 +167,9 @@ impl<'a> Following<'a> {
         }
         for one in build::plan(&self.application, &[short_name(function)])? {
             if !build(&one, context).await? {
-                let runs = self.server.registry().function(&function.name).is_some();
+                let registry = self.server.registry();
+                registry.refuse(&function.name, format!("`{}` failed", one.command));
+                let runs = registry.function(&function.name).is_some();
                 let what = if runs { "the revision that ran before goes on" } else { "it does not run" };
                 context.console.note(format_args!("{}: {what}", function.name))?;
                 return Ok(false);
