@@ -54,6 +54,29 @@ fn the_demonstration_balances() {
     }
 }
 
+/// Its verdict is worth something only if it can be another one. As many events are expected as there are, but one of them is about
+/// something else.
+#[test]
+fn the_demonstration_notices_an_event_that_is_missing() {
+    let (orders, directory) = (root().join("guest-examples/orders"), tempfile::tempdir().expect("a directory"));
+    let read = |name: &str| std::fs::read_to_string(orders.join(name)).expect("a file");
+    let write = |name: &str, text: String| std::fs::write(directory.path().join(name), text).expect("a file");
+    let is_kept = |line: &&str| !line.starts_with("build =") && !line.starts_with("watch =");
+    let manifest: Vec<String> = read("millrace.toml").lines().filter(is_kept).map(str::to_owned).collect();
+    write("millrace.toml", manifest.join("\n").replace("../..", &root().to_string_lossy()));
+    write("orders.ndjson", read("orders.ndjson"));
+    let (notified, other) = (r#""customer.notified": "o-1 "#, r#""customer.notified": "o-0 "#);
+    assert!(read("expected.json").contains(notified));
+    write("expected.json", read("expected.json").replace(notified, other));
+    let demo = Command::new(program()).arg("demo").arg(directory.path()).env("DEMO_EXIT", "1").output();
+    let demo = demo.expect("the binary can be started");
+    let (out, err) = (String::from_utf8_lossy(&demo.stdout), String::from_utf8_lossy(&demo.stderr));
+    assert_eq!(demo.status.code(), Some(1), "{out}\n{err}");
+    for expected in ["about these are missing: o-0", "about these are too many: o-1"] {
+        assert!(err.contains(expected), "{expected} is missing:\n{err}");
+    }
+}
+
 /// OpenSSL, curl and librdkafka are in the binary, whatever versions of them are installed.
 #[test]
 fn the_binary_needs_nothing_but_the_system_s_c_library() {

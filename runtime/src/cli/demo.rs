@@ -18,6 +18,10 @@ use super::error::{Error, Exit};
 use super::output::Style;
 use crate::api::types::{DeadLetters, FunctionStatus, Records, Status};
 
+mod found;
+
+use found::Found;
+
 /// How long everything may take to settle.
 const SETTLE_MAX: Duration = Duration::from_secs(300);
 /// Records read at once.
@@ -42,6 +46,9 @@ struct Expected {
     functions: BTreeMap<String, ExpectedFunction>,
     /// For each topic how many events of which type.
     topics: BTreeMap<String, BTreeMap<String, u64>>,
+    /// For each topic that functions emit to, and each type, the subjects of its events, one as often as there are events
+    /// about it.
+    subjects: BTreeMap<String, BTreeMap<String, String>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -135,6 +142,9 @@ async fn show(
     let status = settle(&client, context).await?;
     let mut wrong = Vec::new();
     let topics = count_topics(&client, expected, &mut wrong).await?;
+    let runs = |name: &str| status.functions.iter().any(|function| short_name(&function.name) == name);
+    let missing = expected.functions.keys().filter(|name| !runs(name));
+    wrong.extend(missing.map(|name| format!("{name} does not run")));
     for function in &status.functions {
         check_accounts(function, &topics, &mut wrong);
         check_function(&client, function, expected, &mut wrong).await?;
@@ -190,7 +200,7 @@ async fn count_topics(
 ) -> Result<BTreeMap<(String, u32), u64>, Error> {
     let mut records = BTreeMap::new();
     for (topic, types) in &expected.topics {
-        let mut found: BTreeMap<String, u64> = BTreeMap::new();
+        let mut found = Found::default();
         let partitions = partitions_of(client, topic).await?;
         for partition in 0..partitions {
             let (mut from, mut count) = (0, 0);
@@ -204,16 +214,14 @@ async fn count_topics(
                     break;
                 }
                 for record in &page.records {
-                    *found.entry(type_of(record)).or_default() += 1;
+                    found.take(record.event.as_ref().map_or("", |event| event.get()));
                     count += 1;
                     from = record.offset + 1;
                 }
             }
             records.insert((topic.clone(), partition), count);
         }
-        if found != *types {
-            wrong.push(format!("topic {topic} holds {found:?}, not {types:?}"));
-        }
+        wrong.extend(found.compare(topic, types, expected.subjects.get(topic)));
     }
     Ok(records)
 }
@@ -222,16 +230,6 @@ async fn partitions_of(client: &Client, topic: &str) -> Result<u32, Error> {
     let topics: crate::api::types::Topics = client.get(&Target::new(["v1", "topics"])).await?;
     let partitions = topics.topics.iter().find(|t| t.name == topic).map_or(0, |t| t.partitions.len());
     Ok(u32::try_from(partitions).unwrap_or(u32::MAX))
-}
-
-fn type_of(record: &crate::api::types::Record) -> String {
-    #[derive(Deserialize)]
-    struct Typed {
-        #[serde(rename = "type")]
-        ty: String,
-    }
-    let event = record.event.as_ref().and_then(|event| serde_json::from_str::<Typed>(event.get()).ok());
-    event.map_or_else(|| "undecodable".to_owned(), |event| event.ty)
 }
 
 /// Each record that is in a source is settled once: by outcome, they are as many as the log holds.
@@ -253,8 +251,7 @@ async fn check_function(
     expected: &Expected,
     wrong: &mut Vec<String>,
 ) -> Result<(), Error> {
-    let short = function.name.split_once('.').map_or(&*function.name, |(_, short)| short);
-    let Some(expected) = expected.functions.get(short) else {
+    let Some(expected) = expected.functions.get(short_name(&function.name)) else {
         wrong.push(format!("{} is not expected", function.name));
         return Ok(());
     };
@@ -276,6 +273,11 @@ async fn check_function(
         wrong.push(format!("{}: dead letters are {categories:?}, not {:?}", function.name, expected.dead_lettered));
     }
     Ok(())
+}
+
+/// A function's name within its application.
+fn short_name(name: &str) -> &str {
+    name.split_once('.').map_or(name, |(_, short)| short)
 }
 
 async fn letters_of(client: &Client, function: &str) -> Result<DeadLetters, Error> {

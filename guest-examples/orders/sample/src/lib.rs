@@ -167,18 +167,44 @@ impl Sample {
         self.fates.iter().filter(|fate| fates.contains(fate)).count()
     }
 
-    /// How many rewards there are for paid orders.
-    fn rewards(&self) -> usize {
+    /// The numbers of the orders with these fates, as the subjects of events say them.
+    fn orders(&self, fates: &[Fate]) -> String {
+        let numbered = self.fates.iter().enumerate().filter(|(_, fate)| fates.contains(fate));
+        numbered.map(|(number, _)| format!("o-{}", number + 1)).collect::<Vec<_>>().join(" ")
+    }
+
+    /// Who is rewarded for paid orders, each customer once for each reward.
+    fn rewarded(&self) -> Vec<&str> {
         let mut paid: BTreeMap<&str, usize> = BTreeMap::new();
         for (customer, fate) in self.customers.iter().zip(&self.fates) {
             if matches!(fate, Fate::Delivered | Fate::Busy | Fate::Undeliverable) {
                 *paid.entry(customer).or_default() += 1;
             }
         }
-        paid.values().map(|orders| orders / REWARDED_EVERY).sum()
+        paid.into_iter().flat_map(|(customer, orders)| vec![customer; orders / REWARDED_EVERY]).collect()
     }
 
-    /// What must be there when all is settled: per topic the events by type, per function the outcomes of what it read.
+    /// For each topic that functions emit to, and each type, the subjects of its events.
+    fn subjects(&self) -> Value {
+        use Fate::{Busy, Declined, Delivered, Undeliverable};
+        let of = |fates: &[Fate]| self.orders(fates);
+        json!({
+            "stock": {
+                "stock.reserved": of(&[Delivered, Busy, Undeliverable, Declined]),
+                "stock.released": of(&[Declined]),
+            },
+            "payments": {
+                "payment.charged": of(&[Delivered, Busy, Undeliverable]),
+                "payment.declined": of(&[Declined]),
+            },
+            "shipping": {"shipment.arranged": of(&[Delivered, Busy])},
+            "notifications": {"customer.notified": of(&[Delivered, Busy, Declined])},
+            "rewards": {"customer.rewarded": self.rewarded().join(" ")},
+        })
+    }
+
+    /// What must be there when all is settled: per topic the events by type, and their subjects where functions emit; per function
+    /// the outcomes of what it read.
     #[must_use]
     pub fn expected(&self) -> String {
         let delivered = self.count(&[Fate::Delivered, Fate::Busy]);
@@ -195,8 +221,9 @@ impl Sample {
                 "payments": {"payment.charged": charged, "payment.declined": declined},
                 "shipping": {"shipment.arranged": delivered},
                 "notifications": {"customer.notified": delivered + declined},
-                "rewards": {"customer.rewarded": self.rewards()},
+                "rewards": {"customer.rewarded": self.rewarded().len()},
             },
+            "subjects": self.subjects(),
             "functions": {
                 "reserve-stock": {
                     "completed": reserved, "filtered": COMMENTS, "duplicate": REPEATED,
@@ -255,6 +282,17 @@ mod tests {
             assert_eq!(sum(outcomes) + sum(&outcomes["dead-lettered"]), read, "{function}");
         }
         assert_eq!(sample().events.len() as u64, sum(&expected["topics"]["orders"]));
+    }
+
+    #[test]
+    fn each_emitted_event_has_a_subject() {
+        let expected: Value = serde_json::from_str(&sample().expected()).unwrap();
+        for (topic, types) in expected["subjects"].as_object().unwrap() {
+            for (ty, subjects) in types.as_object().unwrap() {
+                let count = subjects.as_str().unwrap().split(' ').count();
+                assert_eq!(expected["topics"][topic][ty], count, "{topic}: {ty}");
+            }
+        }
     }
 
     #[test]
