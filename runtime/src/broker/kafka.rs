@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher};
-use std::sync::mpsc::SyncSender;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -20,8 +19,8 @@ pub use self::audit::{Finding, Plan, PlannedFunction, Verdict};
 use self::clients::{Clients, Quiet, REQUEST_TIMEOUT, Shared, check_property, lock, partition_counts};
 use self::growth::Growth;
 use self::letters::Letters;
+use self::member::Joining;
 use self::member::commit::choose;
-use self::member::{Joining, Request};
 use self::names::Names;
 pub use self::partition::KafkaPartition;
 use self::publisher::Publisher;
@@ -111,20 +110,16 @@ struct Inner {
     admin: Arc<AdminClient<Quiet>>,
     publisher: Publisher,
     redrives: Arc<Redrives>,
-    members: Mutex<BTreeMap<FunctionName, Running>>,
+    /// Of functions that run here.
+    figures: Mutex<BTreeMap<FunctionName, Arc<Mutex<GroupFigures>>>>,
+    /// By function, as far as somebody has asked for its figures: a client has threads of its own.
+    onlookers: Mutex<BTreeMap<FunctionName, Shared<Quiet>>>,
     letters: Mutex<BTreeMap<FunctionName, Arc<Mutex<Letters>>>>,
     /// What the process must stop for.
     failure: watch::Sender<Option<Error>>,
     /// Each thread of a function has a copy, so that their end can be waited for.
     running: Mutex<Option<mpsc::Sender<()>>>,
     ended: tokio::sync::Mutex<mpsc::Receiver<()>>,
-}
-
-/// A function that runs here.
-struct Running {
-    /// To its thread.
-    requests: SyncSender<Request>,
-    figures: Arc<Mutex<GroupFigures>>,
 }
 
 impl std::fmt::Debug for KafkaLog {
@@ -157,7 +152,8 @@ impl KafkaLog {
             options,
             clients,
             observer,
-            members: Mutex::default(),
+            figures: Mutex::default(),
+            onlookers: Mutex::default(),
             letters: Mutex::default(),
             failure: watch::Sender::new(None),
             running: Mutex::new(Some(running)),
@@ -188,10 +184,6 @@ impl KafkaLog {
     /// As Kafka writes it: -1 for what the broker says.
     fn replication(&self) -> i32 {
         self.0.options.replication.map_or(-1, i32::from)
-    }
-
-    fn member(&self, function: &FunctionName) -> Option<SyncSender<Request>> {
-        lock(&self.0.members).get(function).map(|running| running.requests.clone())
     }
 
     fn letters_of(&self, function: &FunctionName) -> Arc<Mutex<Letters>> {
@@ -315,7 +307,7 @@ impl Broker for KafkaLog {
         let running = lock(&self.0.running).clone();
         let running = running.ok_or_else(|| Error::Fatal("the log is closed".to_owned()))?;
         let figures = Arc::<Mutex<GroupFigures>>::default();
-        let requests = member::start(Joining {
+        member::start(Joining {
             clients: Arc::clone(&self.0.clients),
             observer: Arc::clone(&self.0.observer),
             admin: Arc::clone(&self.0.admin),
@@ -329,7 +321,7 @@ impl Broker for KafkaLog {
             failure: self.0.failure.clone(),
             _running: running,
         })?;
-        lock(&self.0.members).insert(function, Running { requests, figures });
+        lock(&self.0.figures).insert(function, figures);
         Ok(receiver)
     }
 }
@@ -367,7 +359,6 @@ impl Log for KafkaLog {
     /// Waits until all functions have left their groups. What has not left in time is taken away by the broker.
     async fn close(&self, within: Duration) {
         drop(lock(&self.0.running).take());
-        lock(&self.0.members).clear();
         let mut ended = self.0.ended.lock().await;
         if tokio::time::timeout(within, ended.recv()).await.is_err() {
             tracing::warn!("Not every function has left its group in time.");

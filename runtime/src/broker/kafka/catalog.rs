@@ -8,13 +8,12 @@ use millrace_core::limits::{LETTERS_AT_ONCE, PARTITIONS_MAX};
 use millrace_core::name::{FunctionName, Topic, Unit};
 use millrace_core::progress::{Stream, StreamProgress};
 use millrace_core::time::Timestamp;
-use tokio::sync::oneshot;
 
 use super::KafkaLog;
-use super::clients::lock;
+use super::clients::{Clients, Quiet, Shared, lock};
 use super::letters::Letters;
 use super::member::commit::changed;
-use super::member::{Committed, Request, committed};
+use super::member::{Committed, committed};
 use super::record::Placed;
 use super::restore::Past;
 use super::status::StatusChange;
@@ -77,28 +76,16 @@ impl Catalog for KafkaLog {
     }
 
     async fn units(&self, function: &FunctionName) -> Result<Vec<UnitInfo>, CatalogError> {
-        let name = function.clone();
-        let wanted = self.blocking(move |log| Ok(units_of(log, &name)?)).await?;
-        let found = match self.ask_member(function, wanted.clone()).await {
-            Some(found) => found?,
-            None => {
-                let name = function.clone();
-                self.blocking(move |log| {
-                    let outsider = log.clients().outsider(&log.clients().names.group(&name))?;
-                    Ok(committed(&outsider, &name, &wanted)?)
-                })
-                .await?
-            }
-        };
-        let name = function.clone();
+        let function = function.clone();
         self.blocking(move |log| {
-            Ok(found.into_iter().map(|one| describe(log, &name, one)).collect::<Result<_, _>>()?)
+            let found = committed(&*log.onlooker(&function)?, &function, &units_of(log, &function)?)?;
+            Ok(found.into_iter().map(|one| describe(log, &function, one)).collect::<Result<_, _>>()?)
         })
         .await
     }
 
     fn group(&self, function: &FunctionName) -> GroupFigures {
-        lock(&self.0.members).get(function).map(|running| *lock(&running.figures)).unwrap_or_default()
+        lock(&self.0.figures).get(function).map(|figures| *lock(figures)).unwrap_or_default()
     }
 
     async fn letters(
@@ -303,16 +290,21 @@ impl KafkaLog {
         self.blocking(move |log| Ok(log.wait_for_topics(&[topic])?)).await
     }
 
-    /// Asks the thread of a function that runs here.
-    async fn ask_member(
-        &self,
-        function: &FunctionName,
-        wanted: Vec<(Topic, u32)>,
-    ) -> Option<Result<Vec<Committed>, Error>> {
-        let member = self.member(function)?;
-        let (reply, answer) = oneshot::channel();
-        member.try_send(Request::Committed(wanted, reply)).ok()?;
-        answer.await.ok()
+    /// Tells what a function committed, without being in its group, and waits for no transaction: while one is open, or nobody
+    /// ends it, what was committed before is told.
+    fn onlooker(&self, function: &FunctionName) -> Result<Shared<Quiet>, Error> {
+        let mut onlookers = lock(&self.0.onlookers);
+        if let Some(there) = onlookers.get(function) {
+            return Ok(Arc::clone(there));
+        }
+        let mut clients = Clients::clone(self.clients());
+        let group = clients.names.group(function);
+        clients
+            .properties
+            .extend([("group.id".to_owned(), group), ("enable.auto.commit".to_owned(), "false".to_owned())]);
+        let made = Arc::new(clients.observer()?);
+        onlookers.insert(function.clone(), Arc::clone(&made));
+        Ok(made)
     }
 
     /// Looks at a function's letters as they are now.

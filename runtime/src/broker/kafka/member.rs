@@ -15,13 +15,13 @@ use rdkafka::Offset;
 use rdkafka::admin::AdminClient;
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
 use super::clients::{
-    Change, Clients, MemberContext, Quiet, REQUEST_TIMEOUT, Shared, add, bounds, lock, partitions, remove, serve,
+    Change, Clients, MemberContext, Quiet, REQUEST_TIMEOUT, Shared, lock, partitions, remove, serve,
     unreachable_broker, unsigned,
 };
-use super::partition::{self, Inbox, KafkaPartition, Log};
+use super::partition::{self, Inbox, KafkaPartition};
 use super::redrive::Redrives;
 use super::values::KafkaState;
 use super::writer::Writer;
@@ -29,18 +29,16 @@ use super::{metadata, native};
 use crate::broker::{Assignment, Commit, CommitOutcome, Error, GroupFigures, Subscription};
 use crate::clock::Clock;
 
-use remember::Restoring;
+use taking::Located;
 
 pub(super) mod commit;
 mod remember;
+mod taking;
 
 /// How often the group's events are looked for when nothing else happens.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 /// Before something that the broker refused is tried again.
 const PAUSE: Duration = Duration::from_millis(500);
-/// How long positions are asked for before the clients are replaced: a broker looks every ten seconds, unless it is told
-/// otherwise, for transactions that have been open for ten seconds.
-const POSITIONS_PATIENCE: Duration = Duration::from_secs(30);
 /// How long leaving the group may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Commits and wake-ups that may wait: one commit of each unit, and some more.
@@ -54,8 +52,8 @@ pub(super) enum Request {
     Commit(Box<Pending>),
     /// One log of a unit is to be read from here on, after librdkafka has given it up.
     Restart { unit: (Topic, u32), epoch: u64, stream: Stream, at: u64 },
-    /// What is committed for these partitions, whoever owns them.
-    Committed(Vec<(Topic, u32)>, oneshot::Sender<Result<Vec<Committed>, Error>>),
+    /// Where partitions go on that were assigned.
+    TakeUp(Located),
 }
 
 /// A commit on its way.
@@ -113,6 +111,8 @@ struct Member {
     consumer: Shared<MemberContext>,
     writer: Writer,
     owned: BTreeMap<(Topic, u32), Owned>,
+    /// Units that the group assigned, and of which it is not known yet where they go on: each with its epoch.
+    awaited: BTreeMap<(Topic, u32), u64>,
     /// Partitions of topics that records go to, and when they were asked for.
     counts: (BTreeMap<String, u32>, Instant),
     /// Commits of several units are one transaction up to here.
@@ -122,24 +122,24 @@ struct Member {
     sender: SyncSender<Request>,
 }
 
-/// Starts the thread, and answers with the way to ask it.
-pub(super) fn start(joining: Joining) -> Result<SyncSender<Request>, Error> {
+/// Starts the thread.
+pub(super) fn start(joining: Joining) -> Result<(), Error> {
     let (sender, requests) = sync_channel(QUEUE_REQUESTS);
     let consumer = consumer(&joining, &sender)?;
     let id = joining.clients.names.transactional_id(&joining.subscription.function);
     let writer = Writer::new(Arc::clone(&joining.clients), id);
     let name = format!("kafka-{}", joining.subscription.function.function());
     let counts = (BTreeMap::new(), Instant::now());
-    let (owned, asking) = (BTreeMap::new(), sender.clone());
+    let (owned, awaited) = (BTreeMap::new(), BTreeMap::new());
     let transaction_bytes = commit::TRANSACTION_MAX_BYTES;
-    let member = Member { joining, consumer, writer, owned, counts, transaction_bytes, epoch: 0, requests, sender };
+    let member =
+        Member { joining, consumer, writer, owned, awaited, counts, transaction_bytes, epoch: 0, requests, sender };
     let bug = Bug(member.joining.failure.clone());
     let thread = std::thread::Builder::new().name(name).spawn(move || {
         member.run();
         drop(bug);
     });
-    thread.map_err(|e| Error::Fatal(format!("no thread can be started: {e}")))?;
-    Ok(asking)
+    thread.map(drop).map_err(|e| Error::Fatal(format!("no thread can be started: {e}")))
 }
 
 /// A bug in the thread stops the process, as one in a worker does.
@@ -226,7 +226,7 @@ impl Member {
                     commits.push(*pending);
                 }
                 Request::Restart { unit, epoch, stream, at } => self.restart(&unit, epoch, (stream, at))?,
-                Request::Committed(wanted, reply) => drop(reply.send(self.committed(&wanted))),
+                Request::TakeUp(located) => self.located(located)?,
             }
             next = self.requests.try_recv().ok();
         }
@@ -252,61 +252,6 @@ impl Member {
         self.joining.redrives.poll()
     }
 
-    fn assigned(&mut self, units: Vec<(String, u32)>) -> Result<(), Error> {
-        let mut wanted = Vec::new();
-        for (topic, partition) in units {
-            let topic = Topic::new(topic).map_err(|e| Error::Fatal(e.to_string()))?;
-            wanted.push((topic, partition));
-        }
-        let committed = self.committed_in_the_end(&wanted)?;
-        let mut source = Vec::new();
-        let mut restoring = BTreeMap::<Topic, Vec<Restoring>>::new();
-        for Committed { topic, partition, progress, is_whole, is_short } in committed {
-            let progress = match progress {
-                Some(progress) => progress,
-                None => self.beginning(&topic, partition)?,
-            };
-            // Its queues must not belong to two.
-            self.lose(&(topic.clone(), partition));
-            let unit = Unit { function: self.function().clone(), topic: topic.clone(), partition };
-            let inbox = Arc::new(self.inbox(&unit, &progress)?);
-            source.push((topic.clone(), partition, progress.source.resume));
-            self.epoch += 1;
-            let (revoked, state) = (watch::Sender::new(false), KafkaState::default());
-            let mine = KafkaPartition {
-                unit,
-                epoch: self.epoch,
-                inbox: Arc::clone(&inbox),
-                requests: self.sender.clone(),
-                observer: Arc::clone(&self.joining.observer),
-                expected: [Some(progress.source.resume), Some(progress.redrive.resume)],
-                last: Stream::Source,
-                state: state.clone(),
-            };
-            let owned = Owned { epoch: self.epoch, revoked, inbox, commits: progress.commits, state };
-            let one = Restoring { partition: mine, progress, is_whole, is_short, revoked: owned.revoked.subscribe() };
-            restoring.entry(topic.clone()).or_default().push(one);
-            self.owned.insert((topic, partition), owned);
-        }
-        add(&self.consumer, &source)?;
-        self.figures().assigned += source.len() as u64;
-        tracing::info!(function = %self.function(), partitions = source.len(), "Partitions were assigned.");
-        for (topic, units) in restoring {
-            self.restore(topic, units);
-        }
-        Ok(())
-    }
-
-    /// Where the records of both logs of a unit arrive. Those of the redrive log begin to.
-    fn inbox(&self, unit: &Unit, progress: &Progress) -> Result<Inbox, Error> {
-        let redrives = self.joining.clients.names.redrive(&unit.function, &unit.topic);
-        let redrives = redrives.map_err(|e| Error::Fatal(e.to_string()))?;
-        let arrived = Arc::new(Notify::new());
-        let source = Log::new(&self.consumer, (unit.topic.clone(), unit.partition), &arrived)?;
-        let redrive = self.joining.redrives.open((redrives, unit.partition), progress.redrive.resume, &arrived)?;
-        Ok(Inbox::new([source, redrive], arrived))
-    }
-
     /// Reads one log of a unit from an offset on, as if it had just been assigned.
     fn restart(&mut self, unit: &(Topic, u32), epoch: u64, (stream, at): (Stream, u64)) -> Result<(), Error> {
         let owned = self.owned.get(unit).filter(|owned| owned.epoch == epoch);
@@ -320,20 +265,9 @@ impl Member {
         }
     }
 
-    fn revoked(&mut self, units: Vec<(String, u32)>) -> Result<(), Error> {
-        let mut lost = Vec::new();
-        for (topic, partition) in units {
-            let topic = Topic::new(topic).map_err(|e| Error::Fatal(e.to_string()))?;
-            let unit = (topic, partition);
-            self.lose(&unit);
-            lost.push(unit);
-        }
-        tracing::info!(function = %self.function(), partitions = lost.len(), "Partitions were revoked.");
-        remove(&self.consumer, &lost)
-    }
-
     fn lose_all(&mut self) {
-        self.figures().revoked += self.owned.len() as u64;
+        let awaited = std::mem::take(&mut self.awaited);
+        self.figures().revoked += (self.owned.len() + awaited.len()) as u64;
         std::mem::take(&mut self.owned).into_values().for_each(Owned::lose);
     }
 
@@ -341,28 +275,6 @@ impl Member {
     /// progress.
     fn committed(&self, wanted: &[(Topic, u32)]) -> Result<Vec<Committed>, Error> {
         committed(&self.consumer, self.function(), wanted)
-    }
-
-    /// The same, although a transaction of another instance can hide it for as long as the broker waits for that one.
-    fn committed_in_the_end(&self, wanted: &[(Topic, u32)]) -> Result<Vec<Committed>, Error> {
-        let began = Instant::now();
-        loop {
-            match self.committed(wanted) {
-                Err(Error::Transient(reason))
-                    if began.elapsed() < POSITIONS_PATIENCE && !self.joining.assignments.is_closed() =>
-                {
-                    tracing::info!(function = %self.function(), reason, "Positions are not known yet; they are asked for again.");
-                    std::thread::park_timeout(PAUSE);
-                }
-                found => return found,
-            }
-        }
-    }
-
-    /// A partition without a position was added after its function began to read the topic.
-    fn beginning(&self, topic: &Topic, partition: u32) -> Result<Progress, Error> {
-        let (earliest, _) = bounds(&self.joining.observer, topic.as_str(), partition)?;
-        Ok(progress_from(earliest))
     }
 }
 

@@ -1,7 +1,7 @@
 //! What goes wrong in a cluster, beside what kills: each is recovered from, or told with a reason, and nothing is lost.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use millrace_core::name::Unit;
 use millrace_core::outcome::Category;
@@ -11,7 +11,7 @@ use rdkafka::consumer::Consumer;
 use rdkafka::producer::{BaseProducer, Producer};
 use tokio::sync::mpsc;
 
-use super::super::clients::{Deliveries, REQUEST_TIMEOUT, at};
+use super::super::clients::{Deliveries, REQUEST_TIMEOUT, at, signed};
 use super::super::{KafkaLog, KafkaPartition, metadata};
 use super::support::*;
 use crate::broker::{
@@ -21,6 +21,8 @@ use crate::broker::{
 
 /// Waits as long as this for something that must not come.
 const SILENCE: Duration = Duration::from_secs(2);
+/// Far longer than anything takes that nothing holds up, and less than an answer of the broker may take.
+const PROMPT: Duration = Duration::from_secs(4);
 
 fn admin_options() -> AdminOptions {
     AdminOptions::new().operation_timeout(Some(REQUEST_TIMEOUT)).request_timeout(Some(REQUEST_TIMEOUT))
@@ -64,20 +66,21 @@ impl Cluster {
     }
 }
 
-/// A commit of partition 0 as another instance leaves it that is killed in the middle: nothing but its end is missing. The
+/// A commit of a partition as another instance leaves it that is killed in the middle: nothing but its end is missing. The
 /// broker ends it after `timeout`.
 fn begin_commit(
     cluster: &Cluster,
     log: &KafkaLog,
+    partition: u32,
     (progress, has_position): (&Progress, bool),
     timeout: Duration,
 ) -> BaseProducer<Deliveries> {
     let (clients, orders) = (log.clients(), cluster.topic("orders"));
-    let unit = Unit { function: function(), topic: orders.clone(), partition: 0 };
-    let producer = cluster.leave_open(log, ("orders", 0), timeout);
+    let unit = Unit { function: function(), topic: orders.clone(), partition };
+    let producer = cluster.leave_open(log, ("orders", partition), timeout);
     if has_position {
         let mut offsets = rdkafka::TopicPartitionList::new();
-        let mut element = offsets.add_partition(orders.as_str(), 0);
+        let mut element = offsets.add_partition(orders.as_str(), signed(partition));
         element.set_offset(at(progress.source.resume)).unwrap();
         element.set_metadata(metadata::encode(&unit, progress).text);
         let member = clients.outsider(&clients.names.group(&function())).unwrap().group_metadata().unwrap();
@@ -108,7 +111,7 @@ async fn check_held_back(has_position: bool, end: End) {
     let log = cluster.open().await;
     let next = after(&progress, 1);
     let (opened, opening, held) = (log.clone(), cluster.clone(), next.clone());
-    let open = move || begin_commit(&opening, &opened, (&held, has_position), Duration::from_secs(60));
+    let open = move || begin_commit(&opening, &opened, 0, (&held, has_position), Duration::from_secs(60));
     let producer = tokio::task::spawn_blocking(open).await.unwrap();
     let taking = async {
         let mut receiver = cluster.subscribe(&log).await;
@@ -157,12 +160,82 @@ async fn a_commit_that_nobody_ends_is_waited_out() {
     let log = cluster.open().await;
     let (opened, opening) = (cluster.open().await, cluster.clone());
     let left = after(&Progress::default(), 1);
-    let leave = move || begin_commit(&opening, &opened, (&left, true), Duration::from_secs(11));
+    let leave = move || begin_commit(&opening, &opened, 0, (&left, true), Duration::from_secs(11));
     let producer = tokio::task::spawn_blocking(leave).await.unwrap();
     let mut receiver = cluster.subscribe(&log).await;
     let units = assigned(&mut receiver, 2).await;
     assert!(units.iter().all(|unit| unit.restored.progress == Progress::default() && unit.restored.keys.is_empty()));
     drop(producer);
+}
+
+/// An instance that owned the other partition, and takes over one whose last commit has no end.
+struct HeldBack {
+    log: KafkaLog,
+    receiver: mpsc::Receiver<Assignment<KafkaPartition>>,
+    kept: KafkaPartition,
+    /// The number of the one that is taken over.
+    number: u32,
+    producer: BaseProducer<Deliveries>,
+}
+
+impl HeldBack {
+    async fn begin(cluster: &Cluster) -> Self {
+        let log = cluster.orders().await;
+        let mut receiver = cluster.subscribe(&log).await;
+        let mut units = assigned(&mut receiver, 2).await;
+        let other = cluster.open().await;
+        let mut theirs = cluster.subscribe(&other).await;
+        let taken = assigned(&mut theirs, 1).await.swap_remove(0);
+        let number = taken.partition.unit().partition;
+        units.retain(|unit| unit.partition.unit().partition != number);
+        let (opened, opening) = (log.clone(), cluster.clone());
+        let left = after(&Progress::default(), 1);
+        let leave = move || begin_commit(&opening, &opened, number, (&left, true), Duration::from_secs(60));
+        let producer = tokio::task::spawn_blocking(leave).await.unwrap();
+        drop((taken, theirs));
+        other.close(Duration::from_secs(10)).await;
+        Self { log, receiver, kept: units.remove(0).partition, number, producer }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_position_that_is_held_back_holds_up_neither_other_units_nor_figures() {
+    let Some(cluster) = Cluster::find() else { return };
+    let HeldBack { log, mut receiver, mut kept, number, producer } = HeldBack::begin(&cluster).await;
+    let (began, name, mut progress) = (Instant::now(), function(), Progress::default());
+    // Within this time the partition is assigned, and its position is asked for.
+    while log.group(&function()).assigned < 3 || began.elapsed() < 3 * SILENCE {
+        progress = after(&progress, 0);
+        let committing = commits_in_the_end(&mut kept, commit(&progress));
+        tokio::time::timeout(PROMPT, committing).await.expect("other units are committed meanwhile");
+        let told = tokio::time::timeout(PROMPT, log.units(&name)).await;
+        let units = told.expect("figures are told meanwhile").unwrap();
+        assert_eq!(units[number as usize].progress, Progress::default());
+    }
+    assert!(receiver.try_recv().is_err(), "it was handed over while its newest commit was open");
+    tokio::task::spawn_blocking(move || producer.abort_transaction(REQUEST_TIMEOUT).unwrap()).await.unwrap();
+    let taken = assigned(&mut receiver, 1).await.swap_remove(0);
+    assert_eq!((taken.partition.unit().partition, taken.restored.progress), (number, Progress::default()));
+    commits_in_the_end(&mut kept, commit(&after(&progress, 0))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_instance_leaves_at_once_while_a_position_is_held_back() {
+    let Some(cluster) = Cluster::find() else { return };
+    let HeldBack { log, receiver, mut kept, number, producer } = HeldBack::begin(&cluster).await;
+    while log.group(&function()).assigned < 3 {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    commits_in_the_end(&mut kept, commit(&after(&Progress::default(), 0))).await;
+    let began = Instant::now();
+    drop((kept, receiver));
+    log.close(Duration::from_secs(10)).await;
+    assert!(began.elapsed() < PROMPT, "it took {:?}", began.elapsed());
+    tokio::task::spawn_blocking(move || producer.commit_transaction(REQUEST_TIMEOUT).unwrap()).await.unwrap();
+    let log = cluster.open().await;
+    let mut receiver = cluster.subscribe(&log).await;
+    let progress = assigned(&mut receiver, 2).await.swap_remove(number as usize).restored.progress;
+    assert_eq!(progress, after(&Progress::default(), 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
