@@ -104,6 +104,8 @@ struct Owned {
     /// Commits so far: the next one has one more.
     commits: u64,
     state: KafkaState,
+    /// Something is wrong with its commits, or with those that they were made together with: how often they failed alone since.
+    suspect: Option<u32>,
 }
 
 struct Member {

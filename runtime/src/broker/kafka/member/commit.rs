@@ -11,7 +11,7 @@ use rdkafka::TopicPartitionList;
 use rdkafka::consumer::Consumer;
 use rdkafka::error::RDKafkaErrorCode;
 
-use super::{Member, PAUSE, Pending, is_member};
+use super::{Member, Owned, PAUSE, Pending, is_member};
 use crate::broker::kafka::clients::{at, partition_counts, signed};
 use crate::broker::kafka::record::Placed;
 use crate::broker::kafka::status::{self, StatusChange};
@@ -36,15 +36,17 @@ impl Member {
     /// Commits what several units settled: in one transaction if nothing is wrong with it, and it is not too much for one.
     pub(super) fn commit(&mut self, commits: Vec<Pending>) -> Result<(), Error> {
         let (mut group, mut group_bytes) = (Vec::with_capacity(commits.len()), 0);
+        let mut suspects = Vec::new();
         for pending in commits {
-            let owned = self.owned.get(&pending.unit).filter(|owned| owned.epoch == pending.epoch);
-            let Some(owned) = owned else {
+            let Some(owned) = self.owner(&pending) else {
                 self.fenced(pending);
                 continue;
             };
             assert_eq!(pending.commit.progress.commits, owned.commits + 1, "the commit counter must rise by one");
-            match self.prepare(&pending) {
-                Ok(records) => {
+            let suspect = owned.suspect;
+            match (self.prepare(&pending), suspect) {
+                (Ok(records), Some(failures)) => suspects.push((failures, Prepared { pending, records })),
+                (Ok(records), None) => {
                     let bytes: usize = records.iter().map(|placed| placed.record.size_bytes()).sum();
                     if group_bytes + bytes > self.transaction_bytes && !group.is_empty() {
                         self.write(std::mem::take(&mut group))?;
@@ -53,22 +55,48 @@ impl Member {
                     group_bytes += bytes;
                     group.push(Prepared { pending, records });
                 }
-                Err(reason) => answer(pending, reason),
+                (Err(reason), _) => answer(pending, reason),
             }
         }
-        if group.is_empty() {
-            return Ok(());
+        self.write(group)?;
+        self.write_suspects(suspects)
+    }
+
+    /// Commits each unit alone, so that one that cannot be committed holds up no other. Once one fails it may be the broker as a
+    /// whole, and each further try would take a time-out: who is not tried now comes before it the next time.
+    fn write_suspects(&mut self, mut suspects: Vec<(u32, Prepared)>) -> Result<(), Error> {
+        suspects.sort_by_key(|(failures, _)| *failures);
+        let mut suspects = suspects.into_iter();
+        for (failures, one) in suspects.by_ref() {
+            let unit = one.pending.unit.clone();
+            self.write(vec![one])?;
+            if self.owned.get(&unit).is_some_and(|owned| owned.suspect > Some(failures)) {
+                break;
+            }
         }
-        self.write(group)
+        let error = Error::Transient("Kafka has just not taken a commit of another partition".to_owned());
+        suspects.for_each(|(_, one)| answer(one.pending, Err(error.clone())));
+        Ok(())
+    }
+
+    /// The unit of a commit, if it is still owned by whoever settled what is in it.
+    fn owner(&self, pending: &Pending) -> Option<&Owned> {
+        self.owned.get(&pending.unit).filter(|owned| owned.epoch == pending.epoch)
     }
 
     fn write(&mut self, group: Vec<Prepared>) -> Result<(), Error> {
+        // Changes of the group are served while it is found out how an earlier transaction ended.
+        let (group, lost): (Vec<_>, Vec<_>) = group.into_iter().partition(|one| self.owner(&one.pending).is_some());
+        lost.into_iter().for_each(|one| self.fenced(one.pending));
+        if group.is_empty() {
+            return Ok(());
+        }
         // Only a member may fence others of the same identity.
         if !self.writer.is_ready()
             && is_member(&self.consumer)
             && let Err(error) = self.writer.renew()
         {
-            group.into_iter().for_each(|one| answer(one.pending, Err(error.clone())));
+            self.failed(group, &error);
             return Ok(());
         }
         let metadata = self.consumer.group_metadata();
@@ -104,11 +132,12 @@ impl Member {
                 group.into_iter().for_each(|one| self.fenced(one.pending));
             }
             Ended::Failed(reason) => {
-                self.transaction_bytes = (self.transaction_bytes / 2).max(limits::MIB);
+                if group.len() > 1 {
+                    self.transaction_bytes = (self.transaction_bytes / 2).max(limits::MIB);
+                }
                 // A topic that is gone is noticed so.
                 self.counts.0.clear();
-                let error = Error::Transient(format!("Kafka did not take a commit: {reason}"));
-                group.into_iter().for_each(|one| answer(one.pending, Err(error.clone())));
+                self.failed(group, &Error::Transient(format!("Kafka did not take a commit: {reason}")));
             }
             Ended::Refused { index, code, reason } => self.refused(group, index, outcome_of(code, reason))?,
             Ended::Unknown(reason) => self.unknown(group, &reason)?,
@@ -119,6 +148,7 @@ impl Member {
     fn committed_one(&mut self, pending: Pending) {
         if let Some(owned) = self.owned.get_mut(&pending.unit).filter(|owned| owned.epoch == pending.epoch) {
             owned.commits = pending.commit.progress.commits;
+            owned.suspect = None;
             owned.state.apply(&pending.commit.state);
         }
         answer(pending, Ok(CommitOutcome::Committed));
@@ -130,6 +160,16 @@ impl Member {
         answer(pending, Ok(CommitOutcome::Aborted));
     }
 
+    /// It may be the fault of one unit, such as one that emits to a topic which takes nothing: each is tried alone until it succeeds.
+    fn failed(&mut self, group: Vec<Prepared>, error: &Error) {
+        for Prepared { pending, .. } in group {
+            if let Some(owned) = self.owned.get_mut(&pending.unit) {
+                owned.suspect = Some(owned.suspect.map_or(0, |failures| failures.saturating_add(1)));
+            }
+            answer(pending, Err(error.clone()));
+        }
+    }
+
     /// One unit is at fault; the others must not wait for it.
     fn refused(&mut self, mut group: Vec<Prepared>, index: usize, outcome: CommitOutcome) -> Result<(), Error> {
         let mut first = 0;
@@ -139,7 +179,7 @@ impl Member {
         });
         let one = group.remove(at_fault.expect("the record that is refused is one of the group's"));
         answer(one.pending, Ok(outcome));
-        if group.is_empty() { Ok(()) } else { self.write(group) }
+        self.write(group)
     }
 
     /// Nobody knows whether the transaction was committed: the producer's successor ends it, and the counter tells.

@@ -122,7 +122,7 @@ impl Member {
                 last: Stream::Source,
                 state: state.clone(),
             };
-            let owned = Owned { epoch, revoked, inbox, commits: progress.commits, state };
+            let owned = Owned { epoch, revoked, inbox, commits: progress.commits, state, suspect: None };
             let one = Restoring { partition: mine, progress, is_whole, is_short, revoked: owned.revoked.subscribe() };
             restoring.entry(topic.clone()).or_default().push(one);
             self.owned.insert((topic, partition), owned);

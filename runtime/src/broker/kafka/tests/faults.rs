@@ -356,6 +356,41 @@ async fn a_topic_that_was_deleted_is_named_and_others_go_on() {
     assert_eq!(cluster.all(&log, "orders", 0).await, ["a", "b"]);
 }
 
+/// As when the brokers of its partitions are away.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_that_takes_nothing_holds_up_only_units_that_emit_to_it() {
+    let Some(cluster) = Cluster::find() else { return };
+    let log = cluster.orders().await;
+    cluster.make_topic(&log, "stuck", 1, &[("min.insync.replicas", "2")]).await;
+    cluster.make_topic(&log, "copies", 1, &[]).await;
+    let mut receiver = cluster.subscribe(&log).await;
+    let mut units = assigned(&mut receiver, 2).await;
+    let progress = after(&Progress::default(), 1);
+    let emitting = |topic| Commit { outputs: vec![cluster.outgoing(topic, 0, "a")], ..commit(&progress) };
+    let (first, second) = units.split_at_mut(1);
+    let (stuck, good) = (&mut first[0].partition, &mut second[0].partition);
+    let mut tries = 0;
+    loop {
+        let both = async { tokio::join!(stuck.commit(emitting("stuck")), good.commit(emitting("copies"))) };
+        let (failed, outcome) = within(both).await;
+        assert!(matches!(&failed, Err(error) if error.is_transient()), "{failed:?}");
+        match outcome {
+            Ok(outcome) => break assert_eq!(outcome, CommitOutcome::Committed),
+            Err(error) => assert!(error.is_transient(), "{error}"),
+        }
+        tries += 1;
+        // At first they are tried together, and then either can be the one that is tried before the other.
+        assert!(tries < 3, "the one holds up the other");
+    }
+    let stuck_topic = cluster.topic("stuck");
+    let altered = AlterConfig::new(ResourceSpecifier::Topic(stuck_topic.as_str())).set("min.insync.replicas", "1");
+    let altered = log.admin().alter_configs([&altered], &admin_options()).await.unwrap();
+    altered.into_iter().for_each(|altered| drop(altered.unwrap()));
+    commits(stuck, emitting("stuck")).await;
+    assert_eq!(cluster.all(&log, "copies", 0).await, ["a"]);
+    assert_eq!(cluster.all(&log, "stuck", 0).await, ["a"]);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_source_that_was_deleted_is_left_and_read_again_once_it_is_back() {
     let Some(cluster) = Cluster::find() else { return };
