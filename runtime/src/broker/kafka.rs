@@ -20,7 +20,7 @@ use self::clients::{Clients, Quiet, REQUEST_TIMEOUT, Shared, check_property, loc
 use self::growth::Growth;
 use self::letters::Letters;
 use self::member::Joining;
-use self::member::commit::choose;
+use self::member::commit::{Twin, choose};
 use self::names::Names;
 pub use self::partition::KafkaPartition;
 use self::publisher::Publisher;
@@ -114,6 +114,7 @@ struct Inner {
     figures: Mutex<BTreeMap<FunctionName, Arc<Mutex<GroupFigures>>>>,
     /// By function, as far as somebody has asked for its figures: a client has threads of its own.
     onlookers: Mutex<BTreeMap<FunctionName, Shared<Quiet>>>,
+    twin: Twin,
     letters: Mutex<BTreeMap<FunctionName, Arc<Mutex<Letters>>>>,
     /// What the process must stop for.
     failure: watch::Sender<Option<Error>>,
@@ -154,6 +155,7 @@ impl KafkaLog {
             observer,
             figures: Mutex::default(),
             onlookers: Mutex::default(),
+            twin: Twin::default(),
             letters: Mutex::default(),
             failure: watch::Sender::new(None),
             running: Mutex::new(Some(running)),
@@ -318,6 +320,7 @@ impl Broker for KafkaLog {
             runtime: Handle::current(),
             clock: self.clock(),
             figures: Arc::clone(&figures),
+            twin: self.0.twin.clone(),
             failure: self.0.failure.clone(),
             _running: running,
         })?;

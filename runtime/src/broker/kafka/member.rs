@@ -29,6 +29,7 @@ use super::{metadata, native};
 use crate::broker::{Assignment, Commit, CommitOutcome, Error, GroupFigures, Subscription};
 use crate::clock::Clock;
 
+use commit::Twin;
 use taking::Located;
 
 pub(super) mod commit;
@@ -90,6 +91,7 @@ pub(super) struct Joining {
     pub(super) runtime: Handle,
     pub(super) clock: Clock,
     pub(super) figures: Arc<Mutex<GroupFigures>>,
+    pub(super) twin: Twin,
     /// What the process must stop for.
     pub(super) failure: watch::Sender<Option<Error>>,
     /// Dropped when the thread has ended.

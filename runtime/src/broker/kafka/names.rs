@@ -14,6 +14,11 @@ impl Names {
         Self { prefix: prefix.to_owned(), instance: instance.to_owned() }
     }
 
+    /// What tells this instance from the others.
+    pub(super) fn instance(&self) -> &str {
+        &self.instance
+    }
+
     /// `<prefix>.registry`: deployments of functions.
     pub(super) fn registry(&self) -> String {
         format!("{}.registry", self.prefix)
@@ -39,9 +44,9 @@ impl Names {
         format!("{}.check.{}", self.prefix, self.instance)
     }
 
-    /// What fences whoever else decides where the function starts.
+    /// What fences whoever else decides where the function starts. No instance can be named so.
     pub(super) fn start_id(&self, function: &FunctionName) -> String {
-        format!("{}.{function}.start", self.prefix)
+        format!("{}.{function}.@start", self.prefix)
     }
 
     /// What fences this instance's earlier producer for publishing. No function is named `publish` without an application.
@@ -88,7 +93,22 @@ impl Names {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use super::*;
+
+    #[test]
+    fn an_instance_of_any_name_has_identities_of_its_own() {
+        let function = "shop.pay".parse().unwrap();
+        let ids = |names: Names| {
+            [names.transactional_id(&function), names.start_id(&function), names.publisher_id(), names.check_id()]
+        };
+        for instance in ["start", "publish", "check", "a1"] {
+            name::check_label("an instance", instance).unwrap();
+            let ids = ids(Names::new("millrace", instance)).into_iter().collect::<BTreeSet<_>>();
+            assert_eq!(ids.len(), 4, "{ids:?}");
+        }
+    }
 
     #[test]
     fn names_begin_with_the_prefix_and_tell_instances_apart() {

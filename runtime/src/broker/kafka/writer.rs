@@ -37,7 +37,7 @@ const MARKERS: Duration = Duration::from_millis(1);
 pub(super) enum Ended {
     /// All of it is durable and visible; offsets of the records, in order, of a [`Writer::telling_offsets`].
     Committed(Vec<u64>),
-    /// Nothing of it is visible, because the group's members changed.
+    /// Nothing of it is visible, because the group's members changed, or another producer of the same id began.
     Aborted(String),
     /// Nothing of it is visible: the broker refuses this record, now and later.
     Refused {
@@ -78,12 +78,14 @@ pub(super) struct Writer {
     tells_offsets: bool,
     /// When the last transaction ended.
     ended: Option<Instant>,
+    has_twin: bool,
 }
 
 impl Writer {
     /// Fences whoever had the same id before. To be followed by [`Writer::renew`].
     pub(super) fn new(clients: Arc<Clients>, transactional_id: String) -> Self {
-        Self { clients, transactional_id, producer: None, batch_bytes: None, tells_offsets: false, ended: None }
+        let (producer, batch_bytes, ended) = (None, None, None);
+        Self { clients, transactional_id, producer, batch_bytes, tells_offsets: false, ended, has_twin: false }
     }
 
     /// It also tells where records are, which costs a report of each.
@@ -104,6 +106,11 @@ impl Writer {
 
     pub(super) fn is_ready(&self) -> bool {
         self.producer.is_some()
+    }
+
+    /// Whether the last transaction was ended by a producer of the same id, which began after this one.
+    pub(super) fn has_twin(&self) -> bool {
+        self.has_twin
     }
 
     /// A new producer. When it returns, every earlier transaction of the same id has ended, one way or the other.
@@ -154,21 +161,29 @@ impl Writer {
 
     fn write_once(&mut self, records: &[&Placed], positions: Option<&Positions<'_>>) -> Ended {
         let Some(producer) = &self.producer else { return Ended::Failed("the producer is not ready".to_owned()) };
+        let began = Instant::now();
         let attempted = attempt(producer, records, positions, self.tells_offsets);
+        let took = began.elapsed();
         self.ended = Some(Instant::now());
-        match attempted {
-            Ok(offsets) => Ended::Committed(offsets),
+        let (ended, is_broken) = match attempted {
+            Ok(offsets) => (Ended::Committed(offsets), false),
+            Err(Fault::Renew(ended)) => (ended, true),
             Err(Fault::Abort(ended)) => {
-                if let Err(error) = abort(producer) {
+                let aborted = abort(producer);
+                if let Err(error) = &aborted {
                     tracing::warn!(%error, id = self.transactional_id, "A transaction could not be aborted; its producer is replaced.");
-                    self.producer = None;
                 }
-                ended
+                (ended, aborted.is_err())
             }
-            Err(Fault::Renew(ended)) => {
-                self.producer = None;
-                ended
-            }
+        };
+        // The broker fences a producer whose transaction takes too long, too.
+        self.has_twin = is_broken && is_fenced(producer) && took < PATIENCE / 2;
+        if is_broken {
+            self.producer = None;
+        }
+        match ended {
+            Ended::Failed(reason) if self.has_twin => Ended::Aborted(reason),
+            ended => ended,
         }
     }
 }
@@ -320,6 +335,11 @@ fn fault(error: &KafkaError) -> Fault {
     } else {
         Fault::Renew(ended)
     }
+}
+
+/// Another producer of its id has begun, or the broker acts as if: whatever a call answers then, librdkafka keeps that as the reason.
+fn is_fenced(producer: &BaseProducer<Deliveries>) -> bool {
+    matches!(producer.client().fatal_error(), Some((RDKafkaErrorCode::Fenced, _)))
 }
 
 /// The group went on without this member, or with it in another generation; or another instance took over.

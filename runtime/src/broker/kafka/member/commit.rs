@@ -1,5 +1,6 @@
 //! Commits of several units as one transaction.
 
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use rdkafka::consumer::Consumer;
 use rdkafka::error::RDKafkaErrorCode;
 
 use super::{Member, Owned, PAUSE, Pending, is_member};
-use crate::broker::kafka::clients::{at, partition_counts, signed};
+use crate::broker::kafka::clients::{at, lock, partition_counts, signed};
 use crate::broker::kafka::record::Placed;
 use crate::broker::kafka::status::{self, StatusChange};
 use crate::broker::kafka::writer::{Ended, Positions};
@@ -25,6 +26,28 @@ const COUNTS_ARE_KNOWN: Duration = Duration::from_secs(30);
 /// Commits of several units are one transaction up to here. The broker ends one that takes longer than ten seconds, so that
 /// after a failure it is half as much, and after each success twice as much again.
 pub(super) const TRANSACTION_MAX_BYTES: usize = 64 * limits::MIB;
+
+/// How often it is told that another process has this one's identity.
+const TWIN_IS_TOLD: Duration = Duration::from_secs(60);
+
+/// When it was told that another process has the identity of this one, by any of its functions.
+#[derive(Clone, Default)]
+pub(in crate::broker::kafka) struct Twin(Arc<Mutex<Option<Instant>>>);
+
+impl Twin {
+    /// Nobody else can tell: each of the two is a proper member of the group, commits what the other one does not end, and goes on.
+    fn warn(&self, instance: &str) {
+        let mut told = lock(&self.0);
+        if told.is_none_or(|told| told.elapsed() >= TWIN_IS_TOLD) {
+            *told = Some(Instant::now());
+            tracing::warn!(
+                instance,
+                "Another process runs with the same kafka.instance, and each ends the transactions of the other: give each one a name \
+                 of its own, or none."
+            );
+        }
+    }
+}
 
 /// A commit whose records have their places.
 struct Prepared {
@@ -114,6 +137,9 @@ impl Member {
         } else {
             self.writer.write_together(&records, Some(&positions))
         };
+        if self.writer.has_twin() && is_member(&self.consumer) {
+            self.joining.twin.warn(self.joining.clients.names.instance());
+        }
         match ended {
             Ended::Refused { code: RDKafkaErrorCode::MessageSizeTooLarge, .. } if group.len() > 1 => {
                 // To find the record takes a while; the units that have none of it need not wait for that.

@@ -1,6 +1,7 @@
 //! What goes wrong in a cluster, beside what kills: each is recovered from, or told with a reason, and nothing is lost.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use millrace_core::name::Unit;
@@ -12,6 +13,8 @@ use rdkafka::producer::{BaseProducer, Producer};
 use tokio::sync::mpsc;
 
 use super::super::clients::{Deliveries, REQUEST_TIMEOUT, at, signed};
+use super::super::record::Placed;
+use super::super::writer::{Ended, Writer};
 use super::super::{KafkaLog, KafkaPartition, metadata};
 use super::support::*;
 use crate::broker::{
@@ -354,6 +357,26 @@ async fn a_topic_that_was_deleted_is_named_and_others_go_on() {
     assert!(matches!(error, PublishError::UnknownTopic { .. }), "{error}");
     commits(&mut partition, commit(&next)).await;
     assert_eq!(cluster.all(&log, "orders", 0).await, ["a", "b"]);
+}
+
+/// Two processes with one `kafka.instance` do this to each other.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_producer_whose_identity_somebody_else_takes_knows_it() {
+    let Some(cluster) = Cluster::find() else { return };
+    let log = cluster.orders().await;
+    let placed = Placed { topic: cluster.topic("orders"), partition: 0, record: record("a") };
+    let taking = move || {
+        let id = log.clients().names.transactional_id(&function());
+        let [mut first, mut second] = [0, 1].map(|_| Writer::new(Arc::clone(log.clients()), id.clone()));
+        first.renew().unwrap();
+        assert!(matches!(first.write(&[&placed], None), Ended::Committed(_)) && !first.has_twin());
+        second.renew().unwrap();
+        let ended = first.write(&[&placed], None);
+        assert!(matches!(&ended, Ended::Aborted(_)) && first.has_twin(), "{ended:?}");
+        first.renew().unwrap();
+        assert!(matches!(first.write(&[&placed], None), Ended::Committed(_)) && !first.has_twin());
+    };
+    tokio::task::spawn_blocking(taking).await.unwrap();
 }
 
 /// As when the brokers of its partitions are away.
