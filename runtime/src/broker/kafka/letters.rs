@@ -63,7 +63,7 @@ impl Letters {
             return Ok(());
         }
         // First the statuses: the record of each letter is written in the same transaction, so it is there then.
-        self.next[0] = read_on(log, statuses.as_str(), self.next[0], |_, record| self.change(record))?;
+        self.next[0] = read_on(log, statuses.as_str(), self.next[0], |offset, record| self.change(offset, record))?;
         self.next[1] = read_on(log, letters.as_str(), self.next[1], |offset, record| self.letter(offset, record))?;
         for (id, entry) in &mut self.entries {
             entry.place = self.places.get(id).copied();
@@ -71,7 +71,9 @@ impl Letters {
         Ok(())
     }
 
-    fn change(&mut self, record: &Record) {
+    fn change(&mut self, offset: u64, record: &Record) {
+        // If what follows cannot be read this one is not read again: a redrive would count twice.
+        self.next[0] = offset + 1;
         let key = record.key.as_deref().map(String::from_utf8_lossy).unwrap_or_default();
         let read = key.parse::<LetterId>().and_then(|id| {
             let value = record.value.as_deref().unwrap_or_default();
@@ -96,6 +98,7 @@ impl Letters {
     }
 
     fn letter(&mut self, offset: u64, record: &Record) {
+        self.next[1] = offset + 1;
         match LetterHeaders::read(record) {
             Ok(LetterHeaders { topic, partition, offset: from, .. }) => {
                 self.places.insert(LetterId { topic, partition, offset: from }, offset);
@@ -117,5 +120,28 @@ impl Entry {
         let record = found.map(|(_, record)| record).ok_or_else(missing)?;
         let Self { status, status_at, note, .. } = self.clone();
         Ok(StoredLetter { function: function.clone(), id: id.clone(), status, status_at, note, record })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_core::name::Topic;
+
+    use super::*;
+    use crate::broker::kafka::member::commit::{changed, plain};
+    use crate::broker::kafka::status::StatusChange;
+
+    #[test]
+    fn what_was_taken_in_is_not_read_again_when_reading_fails_later() {
+        let mut letters = Letters::default();
+        let topic = Topic::new("statuses").unwrap();
+        let id: LetterId = "orders/0/7".parse().unwrap();
+        for (offset, change) in [(3, StatusChange::Opened), (5, StatusChange::Redriven)] {
+            letters.change(offset, &changed(&topic, &id, Timestamp::from_millis(offset), &change).record);
+            assert_eq!(letters.next, [offset + 1, 0]);
+        }
+        assert_eq!(letters.get(&id).unwrap().redriven, 1);
+        letters.letter(8, &plain(Timestamp::from_millis(8), None, "no letter".into()));
+        assert_eq!(letters.next, [6, 9]);
     }
 }
