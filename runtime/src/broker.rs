@@ -35,6 +35,9 @@ pub enum Error {
     /// The log cannot go on, for example after a failed sync: the process must stop and recover.
     #[error("{0}")]
     Fatal(String),
+    /// One function cannot go on until somebody has acted. The log can, and so can other functions.
+    #[error("{0}")]
+    Stopped(String),
 }
 
 impl Error {
@@ -53,8 +56,8 @@ pub trait Broker: Send + Sync + 'static {
     /// Appends records, all or nothing; durable when it returns. Answers with a place for each, in order.
     fn publish(&self, records: Vec<Outgoing>) -> impl Future<Output = Result<Vec<Placement>, PublishError>> + Send;
 
-    /// Takes up a subscription. Assignments come until the receiver is dropped. The redrive topics of the
-    /// subscription's function exist when it returns.
+    /// Takes up a subscription. Assignments come until the receiver is dropped, or the function stops on its own
+    /// ([`Catalog::stopped`]). The redrive topics of the subscription's function exist when it returns.
     fn subscribe(
         &self,
         subscription: Subscription,
@@ -569,6 +572,11 @@ pub trait Catalog: Send + Sync + 'static {
     /// all is zero.
     fn group(&self, _function: &FunctionName) -> GroupFigures {
         GroupFigures::default()
+    }
+
+    /// Why a function that was activated here has stopped on its own, for a person who must act. Its units are settled no further.
+    fn stopped(&self, _function: &FunctionName) -> Option<String> {
+        None
     }
 
     /// One dead letter.

@@ -30,6 +30,8 @@ pub(super) struct Observed {
     pub(super) units: Vec<UnitInfo>,
     pub(super) open_letters: u64,
     pub(super) group: GroupFigures,
+    /// Why all of its units wait for an operator, if they do.
+    pub(super) stopped: Option<String>,
     pub(super) at: Timestamp,
 }
 
@@ -119,7 +121,8 @@ impl<B: Broker + Catalog, R: Revision> Shared<B, R> {
         let units = self.broker.units(name).await?;
         let open_letters = self.broker.open_letters(name).await?;
         let group = self.broker.group(name);
-        Ok(Observed { function, units, open_letters, group, at: self.clock.now() })
+        let stopped = self.broker.stopped(name);
+        Ok(Observed { function, units, open_letters, group, stopped, at: self.clock.now() })
     }
 }
 
@@ -170,9 +173,11 @@ impl Observed {
             parked: parked as u64,
             redriven_lag: progress.redrive.unsettled_below(info.redrive_next),
             gone: self.live(unit).and_then(UnitStatus::gone).map_or(0, |gone| gone.records),
-            stopped: figures.and_then(|figures| figures.stopped).map(|stopped| match stopped {
-                Stopped::Gone(gone) => format!("its position no longer exists: {gone}"),
-                Stopped::Refused(why) => format!("the log refuses even a dead letter: {why}"),
+            stopped: self.stopped.clone().or_else(|| {
+                figures.and_then(|figures| figures.stopped).map(|stopped| match stopped {
+                    Stopped::Gone(gone) => format!("its position no longer exists: {gone}"),
+                    Stopped::Refused(why) => format!("the log refuses even a dead letter: {why}"),
+                })
             }),
         }
     }

@@ -223,7 +223,7 @@ fn register_lags(registry: &mut Registry, functions: &[Observed]) {
         let labels = source_labels(observed, &unit.unit.topic);
         let live = observed.live(&unit.unit).map(UnitStatus::figures);
         let held_back = live.as_ref().map_or(unit.progress.parked.len(), |figures| figures.parked);
-        let waits = live.is_some_and(|figures| figures.stopped.is_some());
+        let waits = observed.stopped.is_some() || live.is_some_and(|figures| figures.stopped.is_some());
         records.get_or_create(&labels).inc_by(gauge(lag_records(unit)));
         processable.get_or_create(&labels).inc_by(gauge(processable_lag(unit, held_back)));
         parked.get_or_create(&labels).inc_by(gauge(held_back as u64));

@@ -146,7 +146,7 @@ impl From<Error> for Refusal {
     fn from(error: Error) -> Self {
         match error {
             Error::Transient(_) => Self::new(Kind::LogUnavailable, error).retry_soon(),
-            Error::Fatal(_) => Self::new(Kind::LogFailed, error).retry_later(),
+            Error::Fatal(_) | Error::Stopped(_) => Self::new(Kind::LogFailed, error).retry_later(),
         }
     }
 }

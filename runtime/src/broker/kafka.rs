@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -110,8 +110,7 @@ struct Inner {
     admin: Arc<AdminClient<Quiet>>,
     publisher: Publisher,
     redrives: Arc<Redrives>,
-    /// Of functions that run here.
-    figures: Mutex<BTreeMap<FunctionName, Arc<Mutex<GroupFigures>>>>,
+    running: Mutex<BTreeMap<FunctionName, Running>>,
     /// By function, as far as somebody has asked for its figures: a client has threads of its own.
     onlookers: Mutex<BTreeMap<FunctionName, Shared<Quiet>>>,
     twin: Twin,
@@ -119,8 +118,15 @@ struct Inner {
     /// What the process must stop for.
     failure: watch::Sender<Option<Error>>,
     /// Each thread of a function has a copy, so that their end can be waited for.
-    running: Mutex<Option<mpsc::Sender<()>>>,
+    ending: Mutex<Option<mpsc::Sender<()>>>,
     ended: tokio::sync::Mutex<mpsc::Receiver<()>>,
+}
+
+/// What is told of a function that runs here.
+#[derive(Default)]
+struct Running {
+    figures: Arc<Mutex<GroupFigures>>,
+    stopped: Arc<OnceLock<String>>,
 }
 
 impl std::fmt::Debug for KafkaLog {
@@ -144,7 +150,7 @@ impl KafkaLog {
         let clients = Arc::new(Clients { bootstrap, properties, names });
         connection::establish(&clients)?;
         let observer = Arc::new(clients.observer()?);
-        let (running, ended) = mpsc::channel(1);
+        let (ending, ended) = mpsc::channel(1);
         Ok(Self(Arc::new(Inner {
             reading: Reading::new(&clients)?,
             admin: Arc::new(clients.admin()?),
@@ -153,12 +159,12 @@ impl KafkaLog {
             options,
             clients,
             observer,
-            figures: Mutex::default(),
+            running: Mutex::default(),
             onlookers: Mutex::default(),
             twin: Twin::default(),
             letters: Mutex::default(),
             failure: watch::Sender::new(None),
-            running: Mutex::new(Some(running)),
+            ending: Mutex::new(Some(ending)),
             ended: tokio::sync::Mutex::new(ended),
         })))
     }
@@ -285,7 +291,8 @@ impl Broker for KafkaLog {
 
     async fn subscribe(&self, subscription: Subscription) -> Result<mpsc::Receiver<Assignment<KafkaPartition>>, Error> {
         let (wanted, runtime) = (subscription.clone(), Handle::current());
-        let (sources, existing) = self
+        let (function, shown) = (subscription.function.clone(), Running::default());
+        let followed = self
             .blocking(move |log| {
                 let sources = log.sources(&wanted)?;
                 let growth =
@@ -294,21 +301,29 @@ impl Broker for KafkaLog {
                 Ok((sources, log.partition_counts()?))
             })
             .await
-            .map_err(CatalogError::into_broker)?;
+            .map_err(CatalogError::into_broker);
+        let (sources, existing) = match followed {
+            Err(Error::Stopped(reason)) => {
+                member::tell_stopped(&function, &shown.stopped, reason);
+                lock(&self.0.running).insert(function, shown);
+                // Nothing is ever assigned to it.
+                return Ok(mpsc::channel(1).1);
+            }
+            followed => followed?,
+        };
         let window = subscription.window.span;
         let needed = topics::needed(&self.0.clients, &subscription.function, &sources, window)?;
         topics::make(&self.0.admin, self.replication(), &needed, &existing).await?;
         let siblings = sources.values().map(|count| *count as usize).sum::<usize>().max(1);
-        let (wanted, function) = (subscription.clone(), subscription.function.clone());
+        let wanted = subscription.clone();
         let begin = move |log: &Self| {
             log.wait_for_topics(&needed.into_iter().map(|one| one.name).collect::<Vec<_>>())?;
             Ok(start::decide(&log.0.clients, &log.0.observer, (&wanted, &sources), log.clock().now())?)
         };
         self.blocking(begin).await.map_err(CatalogError::into_broker)?;
         let (assignments, receiver) = mpsc::channel(siblings);
-        let running = lock(&self.0.running).clone();
-        let running = running.ok_or_else(|| Error::Fatal("the log is closed".to_owned()))?;
-        let figures = Arc::<Mutex<GroupFigures>>::default();
+        let ending = lock(&self.0.ending).clone();
+        let ending = ending.ok_or_else(|| Error::Fatal("the log is closed".to_owned()))?;
         member::start(Joining {
             clients: Arc::clone(&self.0.clients),
             observer: Arc::clone(&self.0.observer),
@@ -319,12 +334,13 @@ impl Broker for KafkaLog {
             siblings,
             runtime: Handle::current(),
             clock: self.clock(),
-            figures: Arc::clone(&figures),
+            figures: Arc::clone(&shown.figures),
+            stopped: Arc::clone(&shown.stopped),
             twin: self.0.twin.clone(),
             failure: self.0.failure.clone(),
-            _running: running,
+            _ending: ending,
         })?;
-        lock(&self.0.figures).insert(function, figures);
+        lock(&self.0.running).insert(function, shown);
         Ok(receiver)
     }
 }
@@ -361,7 +377,7 @@ impl Log for KafkaLog {
 
     /// Waits until all functions have left their groups. What has not left in time is taken away by the broker.
     async fn close(&self, within: Duration) {
-        drop(lock(&self.0.running).take());
+        drop(lock(&self.0.ending).take());
         let mut ended = self.0.ended.lock().await;
         if tokio::time::timeout(within, ended.recv()).await.is_err() {
             tracing::warn!("Not every function has left its group in time.");

@@ -37,6 +37,8 @@ pub(super) struct State {
     pub(super) units: Vec<UnitInfo>,
     /// Tells nothing of functions.
     pub(super) is_silent: bool,
+    /// Why functions have stopped.
+    pub(super) stopped: Option<String>,
     /// What the next publish ends with.
     pub(super) refusal: Option<PublishError>,
     /// What the next change of letters ends with.
@@ -195,6 +197,10 @@ impl Catalog for Fake {
     fn group(&self, _: &FunctionName) -> GroupFigures {
         let last_restore = Duration::from_millis(500);
         GroupFigures { assigned: 5, revoked: 4, fenced: 3, restoring: 2, restored_records: 1, last_restore }
+    }
+
+    fn stopped(&self, _: &FunctionName) -> Option<String> {
+        self.lock().stopped.clone()
     }
 
     async fn letters(

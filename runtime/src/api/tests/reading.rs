@@ -204,6 +204,20 @@ async fn the_accounts_of_a_function_are_the_sums_of_its_units() {
 }
 
 #[tokio::test]
+async fn a_function_that_has_stopped_says_so_of_each_unit() {
+    let server = Server::start().await;
+    server.activate("pay").await;
+    server.broker.lock().units = vec![unit(0), unit(1)];
+    server.broker.lock().stopped = Some("its keys have moved".to_owned());
+    let status: Status = server.get("/v1/status").await.json();
+    let why: Vec<_> = status.functions[0].units.iter().map(|unit| unit.stopped.as_deref()).collect();
+    assert_eq!(why, [Some("its keys have moved"); 2]);
+    let text = String::from_utf8(server.get("/metrics").await.body.to_vec()).unwrap();
+    let line = "millrace_stopped_partitions{faas_name=\"shop.pay\",messaging_destination_name=\"orders\"} 2";
+    assert!(text.lines().any(|l| l == line), "{text}");
+}
+
+#[tokio::test]
 async fn state_is_listed_over_all_units_page_after_page() {
     let server = Server::start().await;
     server.activate("pay").await;

@@ -85,7 +85,11 @@ impl Catalog for KafkaLog {
     }
 
     fn group(&self, function: &FunctionName) -> GroupFigures {
-        lock(&self.0.figures).get(function).map(|figures| *lock(figures)).unwrap_or_default()
+        lock(&self.0.running).get(function).map(|running| *lock(&running.figures)).unwrap_or_default()
+    }
+
+    fn stopped(&self, function: &FunctionName) -> Option<String> {
+        lock(&self.0.running).get(function).and_then(|running| running.stopped.get().cloned())
     }
 
     async fn letters(

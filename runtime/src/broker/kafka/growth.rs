@@ -26,7 +26,7 @@ impl Growth<'_> {
     /// Raises the runtime's own topics to the partitions that a source has. Those that are not there yet are left out. Blocks.
     ///
     /// # Errors
-    /// If the function has state.
+    /// [`Error::Stopped`] if the function has state.
     pub(super) fn follow(&self, function: &FunctionName, source: &Topic) -> Result<(), Error> {
         let names = &self.clients.names;
         let state = names.state(function, source);
@@ -45,10 +45,10 @@ impl Growth<'_> {
         if let Some((_, has)) = short.iter().find(|(topic, _)| *topic == state)
             && self.has_state(function, source, *has)?
         {
-            return Err(Error::Fatal(format!(
+            return Err(Error::Stopped(format!(
                 "`{source}` has {wanted} partitions, and {function} began to keep its state when it had {has}: keys that are in another \
                  partition now would find none of theirs. Let it read a new topic of {wanted} partitions; or raise `{state}` to {wanted} \
-                 partitions by hand, and such keys begin without state"
+                 partitions by hand, and such keys begin without state; then start again"
             )));
         }
         for (topic, has) in &short {

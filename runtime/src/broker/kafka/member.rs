@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use millrace_core::limits;
@@ -55,6 +55,8 @@ pub(super) enum Request {
     Restart { unit: (Topic, u32), epoch: u64, stream: Stream, at: u64 },
     /// Where partitions go on that were assigned.
     TakeUp(Located),
+    /// What was assigned cannot be restored.
+    Fail(Error),
 }
 
 /// A commit on its way.
@@ -91,11 +93,13 @@ pub(super) struct Joining {
     pub(super) runtime: Handle,
     pub(super) clock: Clock,
     pub(super) figures: Arc<Mutex<GroupFigures>>,
+    /// Why the function has stopped while others go on.
+    pub(super) stopped: Arc<OnceLock<String>>,
     pub(super) twin: Twin,
     /// What the process must stop for.
     pub(super) failure: watch::Sender<Option<Error>>,
     /// Dropped when the thread has ended.
-    pub(super) _running: mpsc::Sender<()>,
+    pub(super) _ending: mpsc::Sender<()>,
 }
 
 /// A unit that is owned now.
@@ -173,9 +177,16 @@ impl Member {
         while !self.joining.assignments.is_closed() {
             let turn = if joined { self.turn() } else { self.join().map(|()| joined = true) };
             if let Err(error) = turn {
-                if let Error::Fatal(_) = error {
-                    self.joining.failure.send_replace(Some(error));
-                    break;
+                match error {
+                    Error::Transient(_) => {}
+                    Error::Fatal(_) => {
+                        self.joining.failure.send_replace(Some(error));
+                        break;
+                    }
+                    Error::Stopped(reason) => {
+                        tell_stopped(&name, &self.joining.stopped, reason);
+                        break;
+                    }
                 }
                 tracing::warn!(function = %name, %error, "Its clients of Kafka are replaced.");
                 self.lose_all();
@@ -231,6 +242,7 @@ impl Member {
                 }
                 Request::Restart { unit, epoch, stream, at } => self.restart(&unit, epoch, (stream, at))?,
                 Request::TakeUp(located) => self.located(located)?,
+                Request::Fail(error) => return Err(error),
             }
             next = self.requests.try_recv().ok();
         }
@@ -332,6 +344,13 @@ pub(super) fn committed<C: rdkafka::consumer::ConsumerContext>(
         all.push(Committed { topic, partition, progress, is_whole, is_short });
     }
     Ok(all)
+}
+
+/// A function ends on its own, and says why.
+pub(super) fn tell_stopped(function: &FunctionName, stopped: &OnceLock<String>, reason: String) {
+    tracing::error!(%function, reason, "It stops, and others go on.");
+    // Whatever came first is the reason.
+    drop(stopped.set(reason));
 }
 
 /// Leaves the group, within a bound.

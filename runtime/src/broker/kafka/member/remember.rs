@@ -12,7 +12,7 @@ use rdkafka::admin::AdminClient;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 
-use super::{Joining, Member, PAUSE};
+use super::{Joining, Member, PAUSE, Request};
 use crate::broker::kafka::KafkaPartition;
 use crate::broker::kafka::clients::{Clients, Quiet, Shared, lock};
 use crate::broker::kafka::growth::Growth;
@@ -88,7 +88,7 @@ impl Member {
                 .map(|one| (one.partition.unit.partition, one.progress.commits))
                 .collect(),
         };
-        let failure = self.joining.failure.clone();
+        let requests = self.sender.clone();
         let waiting = units.len() as u64;
         self.figures().restoring += waiting;
         runtime.spawn_blocking(move || {
@@ -96,7 +96,8 @@ impl Member {
             lock(&reading.figures).restoring -= waiting;
             match remembered {
                 Ok(remembered) => reading.hand_over(units, remembered),
-                Err(error) => drop(failure.send_replace(Some(error))),
+                // A thread that has ended restores nothing.
+                Err(error) => drop(requests.send(Request::Fail(error))),
             }
         });
     }
@@ -116,7 +117,7 @@ impl Remembering {
                     tracing::info!(%function, %topic, partitions, keys, records, ?took, "Restored.");
                     return Ok(found);
                 }
-                Err(error @ Error::Fatal(_)) => return Err(error),
+                Err(error) if !error.is_transient() => return Err(error),
                 Err(error) => {
                     tracing::warn!(%function, %topic, %error, "Idempotency keys and state could not be read; it is tried again.");
                 }

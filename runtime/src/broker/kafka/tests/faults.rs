@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use futures::FutureExt as _;
 use millrace_core::name::Unit;
 use millrace_core::outcome::Category;
 use millrace_core::progress::{KeyHash, ParkedHead, Position, Progress, Stream};
@@ -19,7 +20,7 @@ use super::super::{KafkaLog, KafkaPartition, metadata};
 use super::support::*;
 use crate::broker::{
     Assignment, Broker, Catalog, Commit, CommitOutcome, FetchError, Log, Partition, PublishError, StateReader as _,
-    StateWrite,
+    StateWrite, Subscription,
 };
 
 /// Waits as long as this for something that must not come.
@@ -501,27 +502,49 @@ async fn partitions_that_are_added_are_read_from_their_beginning() {
 
 /// A key that moves to another partition would leave its state behind.
 #[tokio::test(flavor = "multi_thread")]
-async fn partitions_that_are_added_stop_a_function_that_has_state() {
+async fn partitions_that_are_added_stop_a_function_that_has_state_and_no_other() {
     let Some(cluster) = Cluster::find() else { return };
     let log = cluster.open_attentive().await;
     cluster.make_topic(&log, "orders", 1, &[]).await;
+    let counting = Subscription { function: "shop.count".parse().unwrap(), ..cluster.subscription(&["orders"]) };
     let mut receiver = cluster.subscribe(&log).await;
-    let mut first = assigned(&mut receiver, 1).await.swap_remove(0).partition;
+    let Assignment { partition: mut first, mut revoked, .. } = assigned(&mut receiver, 1).await.swap_remove(0);
     let mut written = commit(&after(&Progress::default(), 0));
     written.state = vec![StateWrite { key: "key".into(), value: Some("1".into()) }];
     commits(&mut first, written).await;
+    let mut other = within(log.subscribe(counting.clone())).await.unwrap();
+    let mut counted = assigned(&mut other, 1).await.swap_remove(0).partition;
     cluster.raise_partitions(&log, "orders", 2).await;
-    let failure = within(log.run()).await;
-    let is_told = |error: &crate::broker::Error| {
-        let text = error.to_string();
-        !error.is_transient() && text.contains("state") && text.contains(cluster.topic("orders").as_str())
-    };
-    assert!(is_told(&failure), "{failure}");
-    drop((first, receiver));
+    let reason = stopped(&log).await;
+    assert!(reason.contains("state") && reason.contains(cluster.topic("orders").as_str()), "{reason}");
+    within(revoked.wait_for(|revoked| *revoked)).await.unwrap();
+    assert!(within(receiver.recv()).await.is_none());
+    // The log and other functions go on.
+    assert!(log.run().now_or_never().is_none() && log.stopped(&counting.function).is_none());
+    let added = assigned(&mut other, 1).await.swap_remove(0).partition;
+    assert_eq!(added.unit().partition, 1);
+    commits_in_the_end(&mut counted, commit(&after(&Progress::default(), 0))).await;
+    drop((first, receiver, counted, added, other));
     log.close(Duration::from_secs(10)).await;
     let log = cluster.open().await;
-    let failure = log.subscribe(cluster.subscription(&["orders"])).await.unwrap_err();
-    assert!(is_told(&failure), "{failure}");
+    let mut receiver = cluster.subscribe(&log).await;
+    assert_eq!(stopped(&log).await, reason);
+    assert!(within(receiver.recv()).await.is_none());
+    drop(assigned(&mut within(log.subscribe(counting)).await.unwrap(), 2).await);
+    assert_eq!(within(log.units(&function())).await.unwrap().len(), 1);
+}
+
+/// Why the function has stopped, once it has.
+async fn stopped(log: &KafkaLog) -> String {
+    within(async {
+        loop {
+            match log.stopped(&function()) {
+                Some(reason) => break reason,
+                None => tokio::time::sleep(Duration::from_millis(10)).await,
+            }
+        }
+    })
+    .await
 }
 
 /// Progress with keys that wait for their next attempt at every second offset.
