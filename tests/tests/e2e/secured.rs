@@ -23,10 +23,22 @@ listener.name.secured.scram-sha-256.sasl.jaas.config=org.apache.kafka.common.sec
 listener.name.secured.scram-sha-512.sasl.jaas.config=org.apache.kafka.common.security.scram.ScramLoginModule required;
 listener.name.secured.oauthbearer.sasl.jaas.config=org.apache.kafka.common.security.oauthbearer.OAuthBearerLoginModule required unsecuredLoginStringClaim_sub="broker";
 authorizer.class.name=org.apache.kafka.metadata.authorizer.StandardAuthorizer
-allow.everyone.if.no.acl.found=true
 super.users=User:ANONYMOUS"#;
+/// Everybody may do everything with what no rule is about.
+const LENIENT: &str = "allow.everyone.if.no.acl.found=true";
 const CONFIG: &str = "kafka.admin.ConfigCommand";
 const RULE: &str = "org.apache.kafka.tools.AclCommand";
+/// What the README says that the principal must be allowed: operations, and with what. `hello` reads `visitors`, which are
+/// published by way of it, and emits to `greetings`, which are read by way of it.
+const RIGHTS: [(&[&str], &[&str]); 4] = [
+    (&["Read", "Write", "Create"], &["--topic", "visitors", "--topic", "greetings"]),
+    (
+        &["Read", "Write", "Create", "Alter", "DescribeConfigs"],
+        &["--topic", "millrace.", "--resource-pattern-type", "prefixed"],
+    ),
+    (&["Read"], &["--group", "millrace.hello.hello"]),
+    (&["Write"], &["--transactional-id", "millrace.", "--resource-pattern-type", "prefixed"]),
+];
 
 /// A broker that lets in whoever knows a secret, over TLS.
 struct Secured {
@@ -37,7 +49,8 @@ struct Secured {
 }
 
 impl Secured {
-    fn start() -> Option<Self> {
+    /// With one more setting.
+    fn start(setting: &str) -> Option<Self> {
         let place = tempfile::tempdir().expect("a directory");
         let keystore = place.path().join("broker.p12");
         let stored = ["-storetype", "PKCS12", "-storepass", "keystore", "-alias", "broker", "-keystore"];
@@ -49,7 +62,7 @@ impl Secured {
         keytool(&[&exported[..], &stored].concat(), &keystore)?;
         let plain = "org.apache.kafka.common.security.plain.PlainLoginModule required";
         let settings = format!(
-            "{SETTINGS}\nssl.keystore.location={}\n\
+            "{SETTINGS}\n{setting}\nssl.keystore.location={}\n\
              listener.name.secured.plain.sasl.jaas.config={plain} user_ada=\"{SECRET}\";",
             keystore.display()
         );
@@ -85,6 +98,19 @@ impl Secured {
         }
         command.env("RUST_LOG", "trace,hyper=off");
         command
+    }
+
+    /// Starts an instance, and says where its log is.
+    fn run(&self, data: &Path) -> (Dev, PathBuf) {
+        let said = self.place.path().join("said");
+        let log = Stdio::from(std::fs::File::create(&said).expect("a file"));
+        (Dev::started(self.serving(data, &self.address, &[]).stderr(log)), said)
+    }
+
+    /// Adds a rule for whoever logs in.
+    fn allow(&self, (operations, with): (&[&str], &[&str])) {
+        let operations: Vec<&str> = operations.iter().flat_map(|operation| ["--operation", *operation]).collect();
+        self.kafka.tool(RULE, &[&["--add", "--allow-principal", "User:ada"][..], &operations, with].concat());
     }
 
     fn check(&self, bootstrap: &str, properties: &[(&str, &str)]) -> Output {
@@ -188,7 +214,7 @@ fn base64(bytes: &[u8], sixty_two: char, sixty_three: char) -> String {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn on_kafka_tls_and_sasl_let_in_who_knows_the_secret_and_rules_are_kept() {
-    let Some(secured) = Secured::start() else { return };
+    let Some(secured) = Secured::start(LENIENT) else { return };
     every_mechanism_lets_in(&secured);
     each_refusal_names_its_fix(&secured);
     what_is_forbidden_goes_on_once_it_is_allowed(&secured).await;
@@ -245,10 +271,7 @@ fn each_refusal_names_its_fix(secured: &Secured) {
 async fn what_is_forbidden_goes_on_once_it_is_allowed(secured: &Secured) {
     let data = tempfile::tempdir().expect("a directory");
     let api = Api::default();
-    let said = secured.place.path().join("said");
-    let log = Stdio::from(std::fs::File::create(&said).expect("a file"));
-    let mut serving = secured.serving(data.path(), &secured.address, &[]);
-    let instance = Dev::started(serving.stderr(log));
+    let (instance, said) = secured.run(data.path());
     greet(&api, &instance.url, 0..3).await;
     api.settled(&instance.url).await;
     let greetings = ["--topic", "greetings"];
@@ -272,6 +295,27 @@ async fn what_is_forbidden_goes_on_once_it_is_allowed(secured: &Secured) {
     let said = std::fs::read_to_string(&said).expect("the log can be read");
     assert!(said.contains("topic `greetings`") && said.contains("Topic authorization failed"), "no reason is told");
     assert_says_no_secret(&said);
+}
+
+/// A broker that allows nothing but what the README names: a function runs there, and remembers what it did when it is started
+/// again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_kafka_the_rights_that_are_documented_are_enough() {
+    let Some(secured) = Secured::start("") else { return };
+    RIGHTS.iter().for_each(|right| secured.allow(*right));
+    secured.lets_in(&[]);
+    let (api, data) = (Api::default(), tempfile::tempdir().expect("a directory"));
+    for (visitors, completed, duplicate) in [(0..3, 3, 0), (0..4, 4, 3)] {
+        let (instance, said) = secured.run(data.path());
+        greet(&api, &instance.url, visitors).await;
+        let status = api.settled(&instance.url).await;
+        let totals = &status["functions"][0]["totals"];
+        assert_eq!([&totals["completed"], &totals["duplicate"]], [completed, duplicate], "{status:#}");
+        let greeted = api.records(&instance.url, "greetings").await;
+        assert_eq!(greeted[0].len(), completed, "{greeted:?}");
+        assert!(instance.stop(), "it ends well: {}", std::fs::read_to_string(&said).unwrap_or_default());
+    }
+    secured.lets_in(&[]);
 }
 
 async fn greet(api: &Api, url: &str, visitors: std::ops::Range<usize>) {

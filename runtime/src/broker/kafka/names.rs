@@ -29,7 +29,7 @@ impl Names {
         format!("{}.{function}", self.prefix)
     }
 
-    /// The group that readers name, which never commit and never join.
+    /// The group that readers name because librdkafka wants one: they never commit and never join, and need no right to it.
     pub(super) fn readers(&self) -> String {
         format!("{}.readers", self.prefix)
     }

@@ -77,7 +77,7 @@ impl Reading {
                     break Ok(());
                 }
                 Some(Err(KafkaError::PartitionEOF(_))) => {}
-                Some(Err(error)) if is_mended_by_itself(&error) && began.elapsed() < REQUEST_TIMEOUT => {}
+                Some(Err(error)) if goes_on_after(&error) && began.elapsed() < REQUEST_TIMEOUT => {}
                 Some(Err(error)) => break Err(unreadable(&error)),
                 None => {
                     break Err(Error::Transient(format!("Kafka gave nothing of {topic}/{partition} for ten seconds")));
@@ -89,10 +89,17 @@ impl Reading {
     }
 }
 
-/// A connection was lost, possibly long ago: librdkafka connects again.
-pub(super) fn is_mended_by_itself(error: &KafkaError) -> bool {
+/// Whether reading goes on after an error.
+pub(super) fn goes_on_after(error: &KafkaError) -> bool {
     use RDKafkaErrorCode as Code;
-    matches!(error.rdkafka_error_code(), Some(Code::BrokerTransportFailure | Code::AllBrokersDown | Code::Resolve))
+    match error.rdkafka_error_code() {
+        // A connection was lost, possibly long ago: librdkafka connects again.
+        Some(Code::BrokerTransportFailure | Code::AllBrokersDown | Code::Resolve) => true,
+        // librdkafka looks for the coordinator of the group that readers name, which the principal need not be allowed to: they
+        // are never in it, and commit nothing.
+        Some(Code::GroupAuthorizationFailed) => true,
+        _ => false,
+    }
 }
 
 /// Reads a topic of one partition up to its end, and answers with the offset to go on from.

@@ -17,7 +17,7 @@ use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message as _};
 
 use super::clients::{Clients, Quiet, REQUEST_TIMEOUT, at, bounds, partitions, unreachable_broker, unsigned};
-use super::reading::is_mended_by_itself;
+use super::reading::goes_on_after;
 use super::values::{self, Values};
 use super::{keys, native, overflow};
 use crate::broker::Error;
@@ -191,7 +191,7 @@ impl Past<'_> {
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
                     left.remove(&unsigned(partition));
                 }
-                Some(Err(error)) if is_mended_by_itself(&error) => {}
+                Some(Err(error)) if goes_on_after(&error) => {}
                 Some(Err(error)) => return Err(unreachable_broker("restore", &error)),
                 None if heard.elapsed() >= REQUEST_TIMEOUT => {
                     return Err(Error::Transient(
