@@ -316,6 +316,17 @@ async fn on_kafka_the_rights_that_are_documented_are_enough() {
         assert!(instance.stop(), "it ends well: {}", std::fs::read_to_string(&said).unwrap_or_default());
     }
     secured.lets_in(&[]);
+    // Without one that only shows whether something could get lost, it runs, and says so.
+    let unread = ["--add", "--deny-principal", "User:ada", "--operation", "DescribeConfigs", "--topic", "millrace."];
+    secured.kafka.tool(RULE, &[&unread[..], &["--resource-pattern-type", "prefixed"]].concat());
+    let checked = secured.check(&secured.address, &[]);
+    let found = String::from_utf8_lossy(&checked.stdout);
+    let fix = "--operation DescribeConfigs --topic millrace.hello.hello.keys.visitors";
+    assert!(checked.status.code() == Some(1) && found.contains(fix), "{found}");
+    let (instance, said) = secured.run(data.path());
+    assert!(instance.stop(), "it ends well");
+    let said = std::fs::read_to_string(&said).expect("the log can be read");
+    assert!(said.contains("grant the principal DescribeConfigs"), "{said}");
 }
 
 async fn greet(api: &Api, url: &str, visitors: std::ops::Range<usize>) {

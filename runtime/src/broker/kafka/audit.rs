@@ -132,10 +132,24 @@ impl KafkaLog {
                 format!("it has {has} partitions, and needs {}", needed.partitions),
                 "remove it if nothing in it is needed, or read a source of another name",
             ),
-            Some(has) => match topics::wrong_settings(self.admin(), std::slice::from_ref(&needed)).await.pop() {
-                Some((_, wrong)) => Finding::wrong(subject, wrong.clone(), topics::alter(&needed.name, &wrong)),
+            Some(has) => match topics::unfit(self.admin(), std::slice::from_ref(&needed)).await.pop() {
+                Some((topic, unfit)) => self.unfit(subject, &topic, unfit).await,
                 None => Finding::good(subject, counted(*has)),
             },
+        }
+    }
+
+    /// A topic of the runtime's own that has not the settings that it must have.
+    async fn unfit(&self, subject: String, topic: &Topic, unfit: topics::Unfit) -> Finding {
+        match unfit {
+            topics::Unfit::Lossy(settings) => {
+                Finding::wrong(subject, settings.clone(), topics::alter(topic, &settings))
+            }
+            topics::Unfit::Unknown(reason) => Finding::wrong(
+                subject,
+                format!("its settings cannot be read: {reason}"),
+                acl("DescribeConfigs", "topic", topic.as_str()),
+            ),
         }
     }
 

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use millrace_core::limits;
 use millrace_core::name::{FunctionName, Topic};
-use rdkafka::admin::{AdminClient, AdminOptions, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{
+    AdminClient, AdminOptions, ConfigResource, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+};
 use rdkafka::error::RDKafkaErrorCode;
 
 use super::clients::{Clients, Quiet, REQUEST_TIMEOUT, unreachable_broker};
@@ -125,33 +127,61 @@ pub(super) async fn make(
     there
         .iter_mut()
         .for_each(|one| one.settings.retain(|(name, value)| *name != "retention.ms" || value == KEPT_FOR_EVER));
-    match wrong_settings(admin, &there).await.pop() {
-        None => Ok(()),
-        Some((topic, wrong)) => {
-            let fix = alter(&topic, &wrong);
-            Err(Error::Fatal(format!(
-                "topic `{topic}` of the runtime would lose something: set {wrong}, for example with `{fix}`"
-            )))
+    let mut unread = Vec::new();
+    for (topic, unfit) in unfit(admin, &there).await {
+        match unfit {
+            Unfit::Lossy(settings) => {
+                return Err(Error::Fatal(format!(
+                    "topic `{topic}` of the runtime would lose something: set {settings}, for example with `{}`",
+                    alter(&topic, &settings)
+                )));
+            }
+            Unfit::Unknown(reason) => unread.push((topic, reason)),
         }
+    }
+    if let Some((_, reason)) = unread.first() {
+        let topics = unread.iter().map(|(topic, _)| topic.as_str()).collect::<Vec<_>>().join(", ");
+        tracing::warn!(
+            topics,
+            reason,
+            "The settings of topics of the runtime cannot be read, and could be such that something in them gets lost; grant the principal DescribeConfigs."
+        );
+    }
+    Ok(())
+}
+
+/// What is not as it must be with the settings of a topic of ours.
+pub(super) enum Unfit {
+    /// Something in it can be lost. What it must be set to, as `name=value` with commas between.
+    Lossy(String),
+    /// They cannot be read, for this reason.
+    Unknown(String),
+}
+
+/// Topics of ours that are there, and have not the settings that they must have.
+pub(super) async fn unfit(admin: &AdminClient<Quiet>, there: &[Needed]) -> Vec<(Topic, Unfit)> {
+    if there.is_empty() {
+        return Vec::new();
+    }
+    let asked: Vec<_> = there.iter().map(|one| ResourceSpecifier::Topic(one.name.as_str())).collect();
+    let named = |one: &Needed, unfit| (one.name.clone(), unfit);
+    match admin.describe_configs(&asked, &options()).await {
+        Ok(found) => there.iter().zip(found).filter_map(|(one, found)| Some(named(one, one.judge(found)?))).collect(),
+        Err(error) => there.iter().map(|one| named(one, Unfit::Unknown(error.to_string()))).collect(),
     }
 }
 
-/// Topics with settings by which something could be lost, each with the settings that it should have, as `name=value` with
-/// commas between. A topic that the broker does not tell of is left out.
-pub(super) async fn wrong_settings(admin: &AdminClient<Quiet>, needed: &[Needed]) -> Vec<(Topic, String)> {
-    let wanted: Vec<_> = needed.iter().map(|one| ResourceSpecifier::Topic(one.name.as_str())).collect();
-    let Ok(found) = admin.describe_configs(&wanted, &options()).await else { return Vec::new() };
-    let mut wrong = Vec::new();
-    for (one, found) in needed.iter().zip(found) {
-        let Ok(found) = found else { continue };
-        let has = |name: &str| found.get(name).and_then(|entry| entry.value.clone()).unwrap_or_default();
-        let loses = one.settings.iter().filter(|(name, value)| loses(name, &has(name), value));
-        let settings: Vec<String> = loses.map(|(name, value)| format!("{name}={value}")).collect();
-        if !settings.is_empty() {
-            wrong.push((one.name.clone(), settings.join(",")));
-        }
+impl Needed {
+    fn judge(&self, found: Result<ConfigResource, RDKafkaErrorCode>) -> Option<Unfit> {
+        let found = match found {
+            Ok(found) => found,
+            Err(code) => return Some(Unfit::Unknown(code.to_string())),
+        };
+        let is = |name: &str| found.get(name).and_then(|entry| entry.value.as_deref()).unwrap_or_default();
+        let wrong = self.settings.iter().filter(|(name, value)| loses(name, is(name), value));
+        let settings: Vec<String> = wrong.map(|(name, value)| format!("{name}={value}")).collect();
+        if settings.is_empty() { None } else { Some(Unfit::Lossy(settings.join(","))) }
     }
-    wrong
 }
 
 /// Whether something can be lost by what a setting is instead of what it is made with.
