@@ -33,7 +33,7 @@ const RULE: &str = "org.apache.kafka.tools.AclCommand";
 const RIGHTS: [(&[&str], &[&str]); 4] = [
     (&["Read", "Write", "Create"], &["--topic", "visitors", "--topic", "greetings"]),
     (
-        &["Read", "Write", "Create", "Alter", "DescribeConfigs"],
+        &["Read", "Write", "Create", "Alter", "DescribeConfigs", "AlterConfigs"],
         &["--topic", "millrace.", "--resource-pattern-type", "prefixed"],
     ),
     (&["Read"], &["--group", "millrace.hello.hello"]),

@@ -145,6 +145,10 @@ impl KafkaLog {
             topics::Unfit::Lossy(settings) => {
                 Finding::wrong(subject, settings.clone(), topics::alter(topic, &settings))
             }
+            topics::Unfit::Short(more) => match more.would_set(self.admin(), topic).await {
+                Ok(()) => Finding::good(subject, format!("it is set to {} at the start", more.settings)),
+                Err(error) => Finding::wrong(subject, error.to_string(), topics::alter(topic, &more.settings)),
+            },
             topics::Unfit::Unknown(reason) => Finding::wrong(
                 subject,
                 format!("its settings cannot be read: {reason}"),

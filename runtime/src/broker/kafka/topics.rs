@@ -6,7 +6,8 @@ use std::time::Duration;
 use millrace_core::limits;
 use millrace_core::name::{FunctionName, Topic};
 use rdkafka::admin::{
-    AdminClient, AdminOptions, ConfigResource, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication,
+    AdminClient, AdminOptions, AlterConfig, ConfigResource, ConfigSource, NewPartitions, NewTopic, ResourceSpecifier,
+    TopicReplication,
 };
 use rdkafka::error::RDKafkaErrorCode;
 
@@ -110,7 +111,7 @@ pub(super) async fn make(
     needed: &[Needed],
     existing: &BTreeMap<String, u32>,
 ) -> Result<(), Error> {
-    let (mut there, missing): (Vec<Needed>, Vec<Needed>) =
+    let (there, missing): (Vec<Needed>, Vec<Needed>) =
         needed.iter().cloned().partition(|one| existing.contains_key(one.name.as_str()));
     let partitions = |one: &Needed| existing.get(one.name.as_str()).copied().unwrap_or_default();
     if let Some(one) = there.iter().find(|one| partitions(one) != one.partitions) {
@@ -123,10 +124,6 @@ pub(super) async fn make(
         )));
     }
     create(admin, replication, &missing).await.map_err(CatalogError::into_broker)?;
-    // How long idempotency keys are kept may differ from what the manifest says by now.
-    there
-        .iter_mut()
-        .for_each(|one| one.settings.retain(|(name, value)| *name != "retention.ms" || value == KEPT_FOR_EVER));
     let mut unread = Vec::new();
     for (topic, unfit) in unfit(admin, &there).await {
         match unfit {
@@ -135,6 +132,10 @@ pub(super) async fn make(
                     "topic `{topic}` of the runtime would lose something: set {settings}, for example with `{}`",
                     alter(&topic, &settings)
                 )));
+            }
+            Unfit::Short(more) => {
+                more.set(admin, &topic).await?;
+                tracing::info!(%topic, settings = more.settings, "A topic of the runtime keeps more from now on, as the manifest asks.");
             }
             Unfit::Unknown(reason) => unread.push((topic, reason)),
         }
@@ -154,8 +155,45 @@ pub(super) async fn make(
 pub(super) enum Unfit {
     /// Something in it can be lost. What it must be set to, as `name=value` with commas between.
     Lossy(String),
+    /// It keeps less than is asked for by now.
+    Short(More),
     /// They cannot be read, for this reason.
     Unknown(String),
+}
+
+/// What a topic is set to so that it keeps more.
+pub(super) struct More {
+    /// What changes, as `name=value` with commas between.
+    pub(super) settings: String,
+    /// That, and all that is set for the topic beside it: whatever is left out would be as the broker has it for all topics.
+    all: BTreeMap<String, String>,
+}
+
+impl More {
+    async fn set(&self, admin: &AdminClient<Quiet>, topic: &Topic) -> Result<(), Error> {
+        self.ask(admin, topic, &options()).await
+    }
+
+    /// Whether the broker would set it; it sets nothing.
+    pub(super) async fn would_set(&self, admin: &AdminClient<Quiet>, topic: &Topic) -> Result<(), Error> {
+        self.ask(admin, topic, &options().validate_only(true)).await
+    }
+
+    async fn ask(&self, admin: &AdminClient<Quiet>, topic: &Topic, options: &AdminOptions) -> Result<(), Error> {
+        let altered = AlterConfig::new(ResourceSpecifier::Topic(topic.as_str()));
+        let altered = self.all.iter().fold(altered, |altered, (name, value)| altered.set(name, value));
+        let results = admin.alter_configs([&altered], options).await;
+        let results = results.map_err(|e| unreachable_broker("change a topic's settings", &e))?;
+        match results.into_iter().next() {
+            Some(Err((_, code))) => Err(Error::Fatal(format!(
+                "topic `{topic}` of the runtime keeps less than the manifest asks for, and may not be changed ({code}): \
+                 grant the principal AlterConfigs, or set {}, for example with `{}`",
+                self.settings,
+                alter(topic, &self.settings)
+            ))),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Topics of ours that are there, and have not the settings that they must have.
@@ -178,9 +216,19 @@ impl Needed {
             Err(code) => return Some(Unfit::Unknown(code.to_string())),
         };
         let is = |name: &str| found.get(name).and_then(|entry| entry.value.as_deref()).unwrap_or_default();
-        let wrong = self.settings.iter().filter(|(name, value)| loses(name, is(name), value));
-        let settings: Vec<String> = wrong.map(|(name, value)| format!("{name}={value}")).collect();
-        if settings.is_empty() { None } else { Some(Unfit::Lossy(settings.join(","))) }
+        let wrong: Vec<_> = self.settings.iter().filter(|(name, value)| loses(name, is(name), value)).collect();
+        if wrong.is_empty() {
+            return None;
+        }
+        let settings = wrong.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(",");
+        // What is to be kept for ever never was to be kept for less: somebody else set that.
+        if !wrong.iter().all(|(name, value)| *name == "retention.ms" && value != KEPT_FOR_EVER) {
+            return Some(Unfit::Lossy(settings));
+        }
+        let set = found.entries.iter().filter(|entry| entry.source == ConfigSource::DynamicTopic);
+        let set = set.filter_map(|entry| Some((entry.name.clone(), entry.value.clone()?)));
+        let wrong = wrong.into_iter().map(|(name, value)| ((*name).to_owned(), value.clone()));
+        Some(Unfit::Short(More { settings, all: set.chain(wrong).collect() }))
     }
 }
 

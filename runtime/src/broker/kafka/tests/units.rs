@@ -1,8 +1,14 @@
+use std::time::Duration;
+
+use millrace_core::name::Topic;
+use rdkafka::admin::{AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::consumer::{CommitMode, Consumer};
 
+use super::super::clients::REQUEST_TIMEOUT;
 use super::super::member::committed;
+use super::super::{KafkaLog, Plan, PlannedFunction, Verdict};
 use super::support::*;
-use crate::broker::Catalog;
+use crate::broker::{Broker, Catalog};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_subscription_makes_the_topics_it_needs() {
@@ -64,4 +70,51 @@ async fn what_a_tool_committed_is_a_position_without_progress() {
     let mut units = assigned(&mut receiver, 2).await;
     assert_eq!(units[0].restored.progress, found);
     assert_eq!(fetch(&mut units[0].partition, 2, 1).await, ["c"]);
+}
+
+/// A setting of a topic.
+async fn setting(log: &KafkaLog, topic: &Topic, name: &str) -> String {
+    let options = AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT));
+    let found = log.admin().describe_configs([&ResourceSpecifier::Topic(topic.as_str())], &options).await.unwrap();
+    found.into_iter().next().unwrap().unwrap().get(name).unwrap().value.clone().unwrap()
+}
+
+/// A function wants its keys for a day, then for a week, then for a day again.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_are_kept_for_as_long_as_was_ever_asked() {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let Some(cluster) = Cluster::find() else { return };
+    let log = cluster.orders().await;
+    let keys = log.clients().names.keys(&function(), &cluster.topic("orders")).unwrap();
+    let kept = async || Duration::from_millis(setting(&log, &keys, "retention.ms").await.parse().unwrap());
+    let subscribe = async |window| {
+        let mut subscription = cluster.subscription(&["orders"]);
+        subscription.window.span = window;
+        drop(within(log.subscribe(subscription)).await.unwrap());
+    };
+    subscribe(DAY).await;
+    let first = kept().await;
+    assert!(first >= DAY && first < 2 * DAY, "{first:?}");
+    // An operator's own, which nobody may reset.
+    let options = AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT));
+    let millis = first.as_millis().to_string();
+    let altered = AlterConfig::new(ResourceSpecifier::Topic(keys.as_str()));
+    let altered = altered.set("retention.ms", &millis).set("segment.bytes", "10000000").set("segment.ms", "1234567");
+    log.admin().alter_configs([&altered], &options).await.unwrap().remove(0).unwrap();
+    let function = PlannedFunction {
+        name: function(),
+        sources: vec![cluster.topic("orders")],
+        emits: Vec::new(),
+        window: 7 * DAY,
+    };
+    let found = log.audit(&Plan { functions: vec![function], ..Plan::default() }).await.unwrap();
+    let of_keys = found.iter().find(|finding| finding.subject == format!("topic {keys}")).unwrap();
+    assert!(of_keys.verdict == Verdict::Good && of_keys.detail.contains("retention.ms="), "{of_keys:?}");
+    assert_eq!(kept().await, first, "a check changes nothing");
+    for window in [7 * DAY, DAY] {
+        subscribe(window).await;
+        assert!(kept().await >= 7 * DAY);
+        let others = [setting(&log, &keys, "segment.bytes").await, setting(&log, &keys, "segment.ms").await];
+        assert_eq!(others, ["10000000", "1234567"]);
+    }
 }
