@@ -125,7 +125,8 @@ impl Clients {
         made(BaseConsumer::from_config_and_context(&self.config(&tuned, &fixed), context))
     }
 
-    /// Reads partitions that it is told to, of nobody's group. It tells where a partition ends.
+    /// Reads partitions that it is told to, of nobody's group, from their leaders: what is restored from a follower that lags
+    /// would not be all. It tells where a partition ends.
     pub(super) fn reader(&self) -> Result<BaseConsumer<Quiet>, Error> {
         let tuned =
             [("fetch.queue.backoff.ms", "2"), ("fetch.wait.max.ms", "10"), ("queued.max.messages.kbytes", "16384")];
@@ -137,6 +138,7 @@ impl Clients {
             ("isolation.level", "read_committed"),
             ("auto.offset.reset", "error"),
             ("enable.partition.eof", "true"),
+            ("client.rack", ""),
         ];
         made(BaseConsumer::from_config_and_context(&self.config(&tuned, &fixed), Quiet))
     }
@@ -228,6 +230,15 @@ pub(super) fn bounds<C: ConsumerContext>(
             Err(error) => return Err(unreachable_broker(&format!("find the bounds of topic `{topic}`"), &error)),
         }
     }
+}
+
+/// Whether a reader that was told of the end of a partition has all of it up to an offset, records or not. Whoever answered may
+/// know less of the partition than its leader, such as a leader who has only just become it; there is more to come then.
+pub(super) fn has_reached<C: ConsumerContext>(reader: &BaseConsumer<C>, topic: &str, partition: u32, end: u64) -> bool {
+    // librdkafka's own position is behind marks of transactions, too.
+    let Ok(positions) = reader.position() else { return false };
+    let position = positions.find_partition(topic, signed(partition)).map(|element| element.offset());
+    matches!(position, Some(rdkafka::Offset::Offset(at)) if u64::try_from(at).is_ok_and(|at| at >= end))
 }
 
 /// Nobody is asked who can say; soon somebody will be.

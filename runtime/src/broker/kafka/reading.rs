@@ -8,7 +8,9 @@ use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
 
-use super::clients::{self, Clients, Quiet, REQUEST_TIMEOUT, Shared, at, lock, partitions, signed, unreachable_broker};
+use super::clients::{
+    self, Clients, Quiet, REQUEST_TIMEOUT, Shared, at, has_reached, lock, partitions, signed, unreachable_broker,
+};
 use super::{KafkaLog, native, restore};
 use crate::broker::Error;
 
@@ -71,12 +73,13 @@ impl Reading {
                 }
                 // What an earlier read left.
                 Some(Ok(_)) => {}
-                // The last records can be none, such as the marks of transactions.
-                Some(Err(KafkaError::PartitionEOF(ended))) if ended == signed(partition) => {
-                    page.next = page.next.max(end);
-                    break Ok(());
+                // The last records can be none, such as the marks of transactions. Before the end it is not the end.
+                Some(Err(KafkaError::PartitionEOF(ended))) => {
+                    if ended == signed(partition) && has_reached(&reader, topic, partition, end) {
+                        page.next = page.next.max(end);
+                        break Ok(());
+                    }
                 }
-                Some(Err(KafkaError::PartitionEOF(_))) => {}
                 Some(Err(error)) if goes_on_after(&error) && began.elapsed() < REQUEST_TIMEOUT => {}
                 Some(Err(error)) => break Err(unreadable(&error)),
                 None => {

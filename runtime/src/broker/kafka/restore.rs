@@ -16,7 +16,9 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
 use rdkafka::message::{BorrowedMessage, Message as _};
 
-use super::clients::{Clients, Quiet, REQUEST_TIMEOUT, at, bounds, partitions, unreachable_broker, unsigned};
+use super::clients::{
+    Clients, Quiet, REQUEST_TIMEOUT, at, bounds, has_reached, partitions, unreachable_broker, unsigned,
+};
 use super::reading::goes_on_after;
 use super::values::{self, Values};
 use super::{keys, native, overflow};
@@ -188,8 +190,13 @@ impl Past<'_> {
                     }
                     heard = Instant::now();
                 }
+                // Before the end it is not the end, and more follows.
                 Some(Err(KafkaError::PartitionEOF(partition))) => {
-                    left.remove(&unsigned(partition));
+                    let partition = unsigned(partition);
+                    if left.get(&partition).is_some_and(|one| has_reached(reader, topic, partition, one.end)) {
+                        left.remove(&partition);
+                    }
+                    heard = Instant::now();
                 }
                 Some(Err(error)) if goes_on_after(&error) => {}
                 Some(Err(error)) => return Err(unreachable_broker("restore", &error)),

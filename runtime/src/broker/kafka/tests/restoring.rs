@@ -178,6 +178,27 @@ async fn a_partition_that_is_lost_does_not_hold_back_the_others() {
     assert_eq!(within(tokio::task::spawn_blocking(reading)).await.unwrap(), 3);
 }
 
+/// As when it is told by a follower that lags, or by a leader that has only just become it.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_end_of_a_partition_is_not_believed_before_the_end_that_is_known() {
+    let Some(cluster) = Cluster::find() else { return };
+    let log = cluster.orders().await;
+    cluster.publish(&log, "orders", 0, &["a", "b"]).await;
+    let (orders, reading) = (cluster.topic("orders"), log.clone());
+    let read = move || {
+        let clients = reading.clients();
+        let past = Past { clients, function: &function(), source: &orders, is_wanted: &|_| true, count: &|_| () };
+        // Two publications, each with its mark.
+        let ends = [(0, 5)].into();
+        past.read_from_beginning(&clients.reader().unwrap(), orders.as_str(), ends, |_, _| ()).unwrap()
+    };
+    let mut read = tokio::task::spawn_blocking(read);
+    let early = tokio::time::timeout(Duration::from_secs(1), &mut read).await;
+    assert!(early.is_err(), "it ended before the end: {early:?}");
+    cluster.publish(&log, "orders", 0, &["c"]).await;
+    assert_eq!(within(read).await.unwrap(), 3);
+}
+
 /// Three letters are redriven: one completes, one waits, one fails again. Then the position is lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn nothing_is_redriven_anew_when_a_position_is_lost() {
