@@ -1,5 +1,6 @@
-//! The idempotency keys of one commit as a record of the unit's keys topic: no key; value: frame (version, checksum)
-//! around the commit's wall time in nanoseconds and the 128-bit hashes, little endian.
+//! The idempotency keys of one commit as a record of the unit's keys topic. Key: what the source topic is called by in its cluster,
+//! 16 bytes, or none if an earlier version wrote it; value: frame (version, checksum) around the commit's wall time in nanoseconds
+//! and the 128-bit hashes, little endian.
 
 use millrace_core::name::Unit;
 use millrace_core::progress::KeyHash;

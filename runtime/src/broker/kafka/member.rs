@@ -63,6 +63,7 @@ pub(super) enum Request {
 pub(super) struct Pending {
     pub(super) unit: (Topic, u32),
     pub(super) epoch: u64,
+    pub(super) source_id: Option<native::TopicId>,
     pub(super) commit: Commit,
     pub(super) progress: metadata::Encoded,
     pub(super) reply: oneshot::Sender<Result<CommitOutcome, Error>>,

@@ -16,15 +16,16 @@ use rdkafka::bindings::{
     rd_kafka_AdminOptions_set_include_authorized_operations, rd_kafka_DescribeTopics,
     rd_kafka_DescribeTopics_result_topics, rd_kafka_TopicCollection_destroy, rd_kafka_TopicCollection_of_topic_names,
     rd_kafka_TopicDescription_authorized_operations, rd_kafka_TopicDescription_error, rd_kafka_TopicDescription_name,
-    rd_kafka_TopicDescription_t, rd_kafka_admin_op_t, rd_kafka_consume_batch_queue, rd_kafka_consumer_group_metadata,
-    rd_kafka_consumer_group_metadata_destroy, rd_kafka_consumer_group_metadata_generation_id,
-    rd_kafka_consumer_group_metadata_member_id, rd_kafka_error_code, rd_kafka_error_destroy,
-    rd_kafka_event_DescribeTopics_result, rd_kafka_event_destroy, rd_kafka_event_error, rd_kafka_flush,
-    rd_kafka_header_add, rd_kafka_header_get_all, rd_kafka_headers_destroy, rd_kafka_headers_new, rd_kafka_headers_t,
-    rd_kafka_message_destroy, rd_kafka_message_headers, rd_kafka_message_t, rd_kafka_message_timestamp,
-    rd_kafka_produceva, rd_kafka_queue_destroy, rd_kafka_queue_get_partition, rd_kafka_queue_new, rd_kafka_queue_poll,
-    rd_kafka_queue_t, rd_kafka_vtype_t, rd_kafka_vu_s__bindgen_ty_1 as Content,
-    rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_1 as Memory, rd_kafka_vu_t,
+    rd_kafka_TopicDescription_t, rd_kafka_TopicDescription_topic_id, rd_kafka_Uuid_least_significant_bits,
+    rd_kafka_Uuid_most_significant_bits, rd_kafka_admin_op_t, rd_kafka_consume_batch_queue,
+    rd_kafka_consumer_group_metadata, rd_kafka_consumer_group_metadata_destroy,
+    rd_kafka_consumer_group_metadata_generation_id, rd_kafka_consumer_group_metadata_member_id, rd_kafka_error_code,
+    rd_kafka_error_destroy, rd_kafka_event_DescribeTopics_result, rd_kafka_event_destroy, rd_kafka_event_error,
+    rd_kafka_flush, rd_kafka_header_add, rd_kafka_header_get_all, rd_kafka_headers_destroy, rd_kafka_headers_new,
+    rd_kafka_headers_t, rd_kafka_message_destroy, rd_kafka_message_headers, rd_kafka_message_t,
+    rd_kafka_message_timestamp, rd_kafka_produceva, rd_kafka_queue_destroy, rd_kafka_queue_get_partition,
+    rd_kafka_queue_new, rd_kafka_queue_poll, rd_kafka_queue_t, rd_kafka_vtype_t,
+    rd_kafka_vu_s__bindgen_ty_1 as Content, rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_1 as Memory, rd_kafka_vu_t,
 };
 use rdkafka::client::Client;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
@@ -261,6 +262,49 @@ pub(super) fn allowed<C: ClientContext>(
     topics: &[&str],
     within: Duration,
 ) -> Result<BTreeMap<String, Result<Option<Allowed>, RDKafkaErrorCode>>, RDKafkaErrorCode> {
+    // SAFETY: the description lives while it is looked at.
+    described(client, topics, within, |description| unsafe { operations(description) })
+}
+
+/// What a cluster calls a topic by, and no later one of the same name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct TopicId([u8; 16]);
+
+impl TopicId {
+    pub(super) fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+/// What a topic that exists is called by.
+pub(super) fn topic_id<C: ClientContext>(
+    client: &Client<C>,
+    topic: &str,
+    within: Duration,
+) -> Result<TopicId, RDKafkaErrorCode> {
+    // SAFETY: the description lives while it is looked at, and the id as long as the description.
+    let ids = described(client, &[topic], within, |description| unsafe {
+        let code = rd_kafka_error_code(rd_kafka_TopicDescription_error(description));
+        let id = rd_kafka_TopicDescription_topic_id(description);
+        if code != RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR || id.is_null() {
+            return Err(code.into());
+        }
+        let (most, least) = (rd_kafka_Uuid_most_significant_bits(id), rd_kafka_Uuid_least_significant_bits(id));
+        let mut bytes = [0; 16];
+        bytes[..8].copy_from_slice(&most.to_be_bytes());
+        bytes[8..].copy_from_slice(&least.to_be_bytes());
+        Ok(TopicId(bytes))
+    })?;
+    ids.into_values().next().unwrap_or(Err(RDKafkaErrorCode::UnknownTopicOrPartition))
+}
+
+/// Asks the broker for descriptions of topics, and shows each.
+fn described<C: ClientContext, T>(
+    client: &Client<C>,
+    topics: &[&str],
+    within: Duration,
+    look: impl Fn(*const rd_kafka_TopicDescription_t) -> T,
+) -> Result<BTreeMap<String, T>, RDKafkaErrorCode> {
     let names: Vec<CString> = topics.iter().filter_map(|name| CString::new(*name).ok()).collect();
     let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
     let millis = i32::try_from(within.as_millis()).unwrap_or(i32::MAX);
@@ -287,7 +331,7 @@ pub(super) fn allowed<C: ClientContext>(
             for index in 0..count {
                 let description = *descriptions.add(index);
                 let name = CStr::from_ptr(rd_kafka_TopicDescription_name(description)).to_string_lossy().into_owned();
-                found.insert(name, operations(description));
+                found.insert(name, look(description));
             }
         }
         if !event.is_null() {

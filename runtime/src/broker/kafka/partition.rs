@@ -14,6 +14,7 @@ use tokio::sync::{Notify, oneshot};
 
 use super::clients::{self, MemberContext, Quiet, Shared, add, at, lock, remove, signed};
 use super::member::{Pending, Request};
+use super::native::TopicId;
 use super::redrive::Loan;
 use super::values::KafkaState;
 use super::{metadata, native};
@@ -120,6 +121,8 @@ pub struct KafkaPartition {
     pub(super) unit: Unit,
     /// Which of the unit's assignments to this process it is.
     pub(super) epoch: u64,
+    /// What its source is called by, once its keys are restored.
+    pub(super) source_id: Option<TopicId>,
     pub(super) inbox: Arc<Inbox>,
     pub(super) requests: SyncSender<Request>,
     pub(super) observer: Shared<Quiet>,
@@ -254,7 +257,7 @@ impl Partition for KafkaPartition {
         let progress = metadata::encode(&self.unit, &commit.progress);
         let (reply, answer) = oneshot::channel();
         let unit = (self.unit.topic.clone(), self.unit.partition);
-        let pending = Pending { unit, epoch: self.epoch, commit, progress, reply };
+        let pending = Pending { unit, epoch: self.epoch, source_id: self.source_id, commit, progress, reply };
         let decided = match self.requests.try_send(Request::Commit(Box::new(pending))) {
             Ok(()) => None,
             Err(TrySendError::Full(_)) => Some(Err(Error::Transient("too many commits wait".to_owned()))),

@@ -19,6 +19,7 @@ use rdkafka::message::{BorrowedMessage, Message as _};
 use super::clients::{
     Clients, Quiet, REQUEST_TIMEOUT, at, bounds, has_reached, partitions, unreachable_broker, unsigned,
 };
+use super::native::TopicId;
 use super::reading::goes_on_after;
 use super::values::{self, Values};
 use super::{keys, native, overflow};
@@ -64,9 +65,21 @@ fn offsets(left: &BTreeMap<u32, Left>) -> u64 {
 }
 
 impl Past<'_> {
-    /// Puts the keys of each partition that were committed at `oldest` or later into its window. Says how many records there
-    /// were: as many as there were commits since. Blocks.
-    pub(super) fn keys(&self, oldest: Timestamp, windows: &mut BTreeMap<u32, Window>) -> Result<u64, Error> {
+    /// What the source is called by. Blocks.
+    pub(super) fn source_id(&self) -> Result<TopicId, Error> {
+        let observer = self.clients.observer()?;
+        native::topic_id(observer.client(), self.source.as_str(), REQUEST_TIMEOUT)
+            .map_err(|code| Error::Transient(format!("Kafka does not tell of topic `{}`: {code}", self.source)))
+    }
+
+    /// Puts the keys of each partition that were committed at `oldest` or later into its window, without those that are of an
+    /// earlier topic of the source's name. Says how many records there were: as many as there were commits since. Blocks.
+    pub(super) fn keys(
+        &self,
+        source_id: TopicId,
+        oldest: Timestamp,
+        windows: &mut BTreeMap<u32, Window>,
+    ) -> Result<u64, Error> {
         let topic = self.clients.names.keys(self.function, self.source).map_err(|e| Error::Fatal(e.to_string()))?;
         let topic = topic.as_str();
         let reader = self.clients.reader()?;
@@ -88,6 +101,10 @@ impl Past<'_> {
         }
         self.read(&reader, topic, left, |partition, message| {
             let Some(window) = windows.get_mut(&partition) else { return };
+            // Offsets began anew with the topic, and with them the ids of events that have none of their own.
+            if message.key().is_some_and(|of| of != source_id.as_bytes()) {
+                return;
+            }
             match keys::decode(&self.unit(partition), message.payload().unwrap_or_default()) {
                 // The first ones can be older than asked for, within the broker's millisecond.
                 Ok((committed_at, keys)) if committed_at >= oldest => window.insert(committed_at, keys),

@@ -262,7 +262,8 @@ impl Member {
         }
         if !hashes.is_empty() {
             let value = keys::encode(&unit, *at, hashes);
-            let record = plain(*at, None, value.into());
+            let source_id = pending.source_id.map(|id| Bytes::copy_from_slice(id.as_bytes()));
+            let record = plain(*at, source_id, value.into());
             records.push(Placed {
                 topic: topic(names.keys(&unit.function, &unit.topic))?,
                 partition: unit.partition,

@@ -16,6 +16,7 @@ use super::{Joining, Member, PAUSE, Request};
 use crate::broker::kafka::KafkaPartition;
 use crate::broker::kafka::clients::{Clients, Quiet, Shared, lock};
 use crate::broker::kafka::growth::Growth;
+use crate::broker::kafka::native::TopicId;
 use crate::broker::kafka::overflow;
 use crate::broker::kafka::restore::{Past, Stored};
 use crate::broker::kafka::values::Values;
@@ -57,6 +58,7 @@ struct Remembering {
 /// What was found, by partition.
 #[derive(Default)]
 struct Remembered {
+    source_id: Option<TopicId>,
     windows: BTreeMap<u32, Window>,
     values: BTreeMap<u32, Values>,
     redrives: BTreeMap<u32, StreamProgress>,
@@ -137,11 +139,12 @@ impl Remembering {
         let past = Past { clients, function, source: topic, is_wanted: &is_wanted, count: &count };
         let wanted: Vec<u32> = self.revoked.keys().copied().filter(|partition| is_wanted(*partition)).collect();
         let mut windows = wanted.iter().map(|partition| (*partition, window.window(*siblings))).collect();
-        let blocks = past.keys(window.oldest(self.clock.now()), &mut windows)?;
+        let source_id = past.source_id()?;
+        let blocks = past.keys(source_id, window.oldest(self.clock.now()), &mut windows)?;
         let Stored { values, overflow, records } = past.stored(&wanted)?;
         let progress = self.in_full(&wanted, &overflow)?;
         let redrives = if self.adrift.is_empty() { BTreeMap::new() } else { past.redrives(&self.adrift)? };
-        Ok((Remembered { windows, values, redrives, progress }, blocks + records))
+        Ok((Remembered { source_id: Some(source_id), windows, values, redrives, progress }, blocks + records))
     }
 
     /// All progress of those whose position has only a part of it. Without the rest, what is settled would be done again.
@@ -162,9 +165,10 @@ impl Remembering {
 
     /// Those that are still owned; of the others not all was read.
     fn hand_over(&self, units: Vec<Restoring>, mut found: Remembered) {
-        for Restoring { partition, mut progress, revoked, .. } in units {
+        for Restoring { mut partition, mut progress, revoked, .. } in units {
             let number = partition.unit.partition;
             let Some(keys) = found.windows.remove(&number).filter(|_| self.is_wanted(number)) else { continue };
+            partition.source_id = found.source_id;
             partition.state.restore(found.values.remove(&number).unwrap_or_default());
             progress = found.progress.remove(&number).unwrap_or(progress);
             if let Some(redrive) = found.redrives.remove(&number) {

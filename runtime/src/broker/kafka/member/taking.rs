@@ -115,6 +115,7 @@ impl Member {
             let mine = KafkaPartition {
                 unit,
                 epoch,
+                source_id: None,
                 inbox: Arc::clone(&inbox),
                 requests: self.sender.clone(),
                 observer: Arc::clone(&self.joining.observer),

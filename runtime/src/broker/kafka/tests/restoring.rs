@@ -55,7 +55,7 @@ async fn remembered(cluster: &Cluster, (log, since): (KafkaLog, Timestamp), want
             count: &|_| (),
         };
         let mut windows = [(0, Bounds::default().window(1))].into();
-        let records = past.keys(since, &mut windows).unwrap();
+        let records = past.keys(past.source_id().unwrap(), since, &mut windows).unwrap();
         (records, (0..1000).filter(|key| windows[&0].contains(KeyHash(*key), since)).collect())
     };
     tokio::task::spawn_blocking(reading).await.unwrap()
@@ -173,7 +173,7 @@ async fn a_partition_that_is_lost_does_not_hold_back_the_others() {
         };
         let _held = cluster.leave_open(&log, ("orders", 1), HELD);
         let mut windows = [0, 1].map(|partition| (partition, Bounds::default().window(1))).into();
-        past.keys(Timestamp::EPOCH, &mut windows).unwrap()
+        past.keys(past.source_id().unwrap(), Timestamp::EPOCH, &mut windows).unwrap()
     };
     assert_eq!(within(tokio::task::spawn_blocking(reading)).await.unwrap(), 3);
 }
@@ -212,7 +212,8 @@ async fn nothing_is_redriven_anew_when_a_position_is_lost() {
     progress.source.totals.dead_lettered = 3;
     let letters: Vec<_> = (0..3).zip(["a", "b", "c"]).map(|(offset, text)| cluster.letter(offset, text)).collect();
     let ids: Vec<_> = letters.iter().map(|letter| letter.id.clone()).collect();
-    commits(&mut partition, Commit { letters: letters.clone(), ..commit(&progress) }).await;
+    let keys = vec![KeyHash(5)];
+    commits(&mut partition, Commit { letters: letters.clone(), keys, ..commit(&progress) }).await;
     within(log.act_on_letters(&function(), &ids, LetterAction::Redrive, Force::No)).await.unwrap();
     progress = after(&progress, 0);
     progress.redrive.resume = 1;
@@ -229,6 +230,8 @@ async fn nothing_is_redriven_anew_when_a_position_is_lost() {
     let totals = Totals { duplicate: 1, ..Totals::default() };
     let redrive = StreamProgress { start: 1, resume: 1, settled_above: std::iter::once(2..3).collect(), totals };
     assert_eq!(unit.restored.progress, Progress { redrive, ..Progress::default() });
+    // The topic is the same, and what completed is not done twice.
+    assert!(unit.restored.keys.contains(KeyHash(5), began()));
     let wanted = Wanted { source: None, redrive: Some(1), max_records: 1, max_bytes: 1 << 20 };
     let fetched = within(unit.partition.fetch(wanted)).await.unwrap();
     assert_eq!((fetched.stream, fetched.records[0].0, texts(&fetched)), (Stream::Redrive, 1, vec!["b".to_owned()]));
