@@ -27,6 +27,13 @@ const TRANSACTION_TIMEOUT_MS: u32 = 10_000;
 /// What a record takes in a request beside its key, value and headers, and some more.
 const RECORD_OVERHEAD_BYTES: usize = 64 * limits::KIB;
 
+/// What is fetched ahead for one function, of all of its partitions together.
+const AHEAD_BYTES: usize = 32 * limits::MIB;
+/// Of one partition: what goes on while the broker is asked for more.
+const AHEAD_OF_PARTITION_MIN_BYTES: usize = limits::MIB;
+/// More of one partition is of no use.
+const AHEAD_OF_PARTITION_MAX_BYTES: usize = 8 * limits::MIB;
+
 /// Properties of librdkafka that are ours, because the promise rests on them, with the reason.
 const OURS: [(&str, &str); 20] = [
     ("bootstrap.servers", "it is the setting kafka.bootstrap"),
@@ -101,8 +108,9 @@ impl Clients {
         config
     }
 
-    /// A member of a function's group, not subscribed yet.
-    pub(super) fn member(&self, group: &str, context: MemberContext) -> Result<BaseConsumer<MemberContext>, Error> {
+    /// A member of a function's group, not subscribed yet, which can get so many partitions.
+    pub(super) fn member(&self, group: &str, partitions: usize) -> Result<BaseConsumer<MemberContext>, Error> {
+        let ahead = ahead_of_partition_kilobytes(partitions).to_string();
         let tuned = [
             ("partition.assignment.strategy", "cooperative-sticky"),
             ("session.timeout.ms", "10000"),
@@ -111,7 +119,8 @@ impl Clients {
             ("fetch.wait.max.ms", "500"),
             // A partition that has fewer waits for the broker now and then, although there is more to read.
             ("queued.min.messages", "20000"),
-            ("queued.max.messages.kbytes", "8192"),
+            // Each partition has a queue to itself.
+            ("queued.max.messages.kbytes", ahead.as_str()),
             // So soon a partition that was added is read.
             ("topic.metadata.refresh.interval.ms", "30000"),
         ];
@@ -122,7 +131,7 @@ impl Clients {
             ("isolation.level", "read_committed"),
             ("auto.offset.reset", "error"),
         ];
-        made(BaseConsumer::from_config_and_context(&self.config(&tuned, &fixed), context))
+        made(BaseConsumer::from_config_and_context(&self.config(&tuned, &fixed), MemberContext::default()))
     }
 
     /// Reads partitions that it is told to, of nobody's group, from their leaders: what is restored from a follower that lags
@@ -187,6 +196,11 @@ impl Clients {
     pub(super) fn admin(&self) -> Result<rdkafka::admin::AdminClient<Quiet>, Error> {
         made(rdkafka::admin::AdminClient::from_config_and_context(&self.config(&[], &[]), Quiet))
     }
+}
+
+/// What may be fetched ahead of each of so many partitions of a function; a kilobyte of librdkafka's is 1,000 bytes.
+fn ahead_of_partition_kilobytes(partitions: usize) -> usize {
+    (AHEAD_BYTES / partitions.max(1)).clamp(AHEAD_OF_PARTITION_MIN_BYTES, AHEAD_OF_PARTITION_MAX_BYTES) / 1000
 }
 
 /// A client that cannot be made is configured wrongly; trying again does not help. The value can be a secret, whatever the
@@ -443,6 +457,18 @@ mod tests {
         }
         for name in ["security.protocol", "sasl.password", "fetch.wait.max.ms", "group.protocol"] {
             assert_eq!(check_property(name), Ok(()));
+        }
+    }
+
+    #[test]
+    fn what_is_fetched_ahead_for_a_function_is_bounded_however_many_partitions_it_has() {
+        let bytes = |partitions: usize| ahead_of_partition_kilobytes(partitions) * 1000;
+        assert!(bytes(0) == bytes(1) && bytes(1) <= AHEAD_OF_PARTITION_MAX_BYTES);
+        for partitions in [1, 4, 5, 12, 32] {
+            assert!(partitions * bytes(partitions) <= AHEAD_BYTES, "{partitions}");
+        }
+        for partitions in [1, 12, 32, 33, 1024] {
+            assert!(bytes(partitions) >= 1_000_000, "{partitions}: records wait for the broker");
         }
     }
 

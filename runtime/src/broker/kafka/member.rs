@@ -164,7 +164,7 @@ impl Drop for Bug {
 
 fn consumer(joining: &Joining, requests: &SyncSender<Request>) -> Result<Shared<MemberContext>, Error> {
     let Joining { clients, subscription, .. } = joining;
-    let mut consumer = clients.member(&clients.names.group(&subscription.function), MemberContext::default())?;
+    let mut consumer = clients.member(&clients.names.group(&subscription.function), joining.siblings)?;
     let wake = requests.clone();
     // Whoever cannot be woken has enough to do already.
     consumer.set_nonempty_callback(move || drop(wake.try_send(Request::Wake)));

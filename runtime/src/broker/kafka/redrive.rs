@@ -23,7 +23,8 @@ pub(super) struct Redrives {
 
 impl Redrives {
     pub(super) fn new(clients: &Clients) -> Result<Arc<Self>, Error> {
-        let consumer = clients.member(&clients.names.readers(), MemberContext::default())?;
+        // As many as there are, of all functions.
+        let consumer = clients.member(&clients.names.readers(), usize::MAX)?;
         Ok(Arc::new(Self { consumer: Arc::new(consumer), taken: Mutex::default() }))
     }
 
