@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::hash::{BuildHasher, Hasher};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -147,7 +148,7 @@ impl KafkaLog {
         }
         let names = Names::new(&options.prefix, &instance);
         let (bootstrap, properties) = (options.bootstrap.clone(), options.properties.clone());
-        let clients = Arc::new(Clients { bootstrap, properties, names });
+        let clients = Arc::new(Clients { bootstrap, properties, names, source_bytes: Arc::default() });
         connection::establish(&clients)?;
         let observer = Arc::new(clients.observer()?);
         let (ending, ended) = mpsc::channel(1);
@@ -282,7 +283,7 @@ impl Broker for KafkaLog {
         match self.0.publisher.publish(placed).await {
             // The topic itself can take less than the runtime does.
             Err(PublishError::TooLarge { index, topic, size_bytes, max_bytes }) => {
-                let takes = topics::batch_max_bytes(self.admin(), &topic).await;
+                let takes = topics::batch_max_bytes(self.admin(), [&topic]).await;
                 Err(PublishError::TooLarge { index, topic, size_bytes, max_bytes: takes.unwrap_or(max_bytes) })
             }
             published => published,
@@ -312,7 +313,9 @@ impl Broker for KafkaLog {
             followed => followed?,
         };
         let window = subscription.window.span;
-        let needed = topics::needed(&self.0.clients, &subscription.function, &sources, window)?;
+        let source_bytes = topics::batch_max_bytes(self.admin(), sources.keys()).await.unwrap_or_default();
+        self.0.clients.source_bytes.fetch_max(source_bytes, Ordering::Relaxed);
+        let needed = topics::needed(&self.0.clients, &subscription.function, &sources, window, source_bytes)?;
         topics::make(&self.0.admin, self.replication(), &needed, &existing).await?;
         let siblings = sources.values().map(|count| *count as usize).sum::<usize>().max(1);
         let wanted = subscription.clone();

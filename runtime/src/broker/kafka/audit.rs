@@ -103,7 +103,9 @@ impl KafkaLog {
             let sources = function.sources.iter().filter_map(|topic| Some((topic.clone(), count(topic)?))).collect();
             function.sources.iter().for_each(|topic| needs.entry(topic.clone()).or_default().read = true);
             function.emits.iter().for_each(|topic| needs.entry(topic.clone()).or_default().write = true);
-            for needed in topics::needed(self.clients(), &function.name, &sources, function.window)? {
+            let there: Vec<_> = function.sources.iter().filter(|topic| existing.contains_key(topic.as_str())).collect();
+            let source_bytes = topics::batch_max_bytes(self.admin(), there).await.unwrap_or_default();
+            for needed in topics::needed(self.clients(), &function.name, &sources, function.window, source_bytes)? {
                 needs.insert(needed.name.clone(), Allowed { read: true, write: true });
                 found.push(self.own_topic(needed, &existing).await);
             }

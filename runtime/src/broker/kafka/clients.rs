@@ -1,6 +1,7 @@
 //! librdkafka's clients and how they are configured.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,6 +25,8 @@ pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(10);
 const LOOK_AGAIN: Duration = Duration::from_millis(100);
 /// A killed instance's open transaction holds back readers for this long.
 const TRANSACTION_TIMEOUT_MS: u32 = 10_000;
+/// What a batch of records takes beside them.
+const BATCH_OVERHEAD_BYTES: usize = 61;
 /// What a record takes in a request beside its key, value and headers, and some more.
 const RECORD_OVERHEAD_BYTES: usize = 64 * limits::KIB;
 
@@ -76,6 +79,14 @@ pub(super) struct Clients {
     /// Given by an operator, over ours.
     pub(super) properties: BTreeMap<String, String>,
     pub(super) names: Names,
+    /// The most that a source takes at once, of all that are read, as far as it is known.
+    pub(super) source_bytes: Arc<AtomicUsize>,
+}
+
+/// The largest record that a dead letter can be, with what a broker counts beside it, of sources that take so much at once.
+pub(super) fn dead_letter_bytes(source_bytes: usize) -> usize {
+    let record_bytes = source_bytes.saturating_sub(BATCH_OVERHEAD_BYTES).max(limits::EVENT_MAX_BYTES);
+    record_bytes + limits::DEAD_LETTER_EXTRA_BYTES + RECORD_OVERHEAD_BYTES
 }
 
 impl Clients {
@@ -177,7 +188,7 @@ impl Clients {
         batch_bytes: Option<usize>,
         only_failed: bool,
     ) -> Result<BaseProducer<Deliveries>, Error> {
-        let largest = (limits::DEAD_LETTER_MAX_BYTES + RECORD_OVERHEAD_BYTES).to_string();
+        let largest = dead_letter_bytes(self.source_bytes.load(Ordering::Relaxed)).to_string();
         // What is asked for while markers of the last transaction are written is asked for again after this time.
         let tuned = [("linger.ms", "0.5"), ("message.max.bytes", largest.as_str()), ("retry.backoff.ms", "10")];
         let timeout = TRANSACTION_TIMEOUT_MS.to_string();
@@ -478,6 +489,7 @@ mod tests {
             bootstrap: "127.0.0.1:1".to_owned(),
             properties: [("fetch.wiat.max.ms".to_owned(), "1".to_owned())].into(),
             names: Names::new("millrace", "a"),
+            source_bytes: Arc::default(),
         };
         let error = clients.observer().map(drop).unwrap_err();
         assert!(!error.is_transient());

@@ -11,7 +11,7 @@ use rdkafka::admin::{
 };
 use rdkafka::error::RDKafkaErrorCode;
 
-use super::clients::{Clients, Quiet, REQUEST_TIMEOUT, unreachable_broker};
+use super::clients::{Clients, Quiet, REQUEST_TIMEOUT, dead_letter_bytes, unreachable_broker};
 use crate::broker::{CatalogError, Error, Retention};
 
 /// No bound, as Kafka writes it.
@@ -46,16 +46,18 @@ impl Needed {
 }
 
 /// All that a function needs beside its sources, which are given with their partitions. Idempotency keys are kept for
-/// `window`.
+/// `window`; a source takes at most `source_bytes` at once.
 pub(super) fn needed(
     clients: &Clients,
     function: &FunctionName,
     sources: &BTreeMap<Topic, u32>,
     window: Duration,
+    source_bytes: usize,
 ) -> Result<Vec<Needed>, Error> {
     let invalid = |e: millrace_core::name::InvalidName| Error::Fatal(e.to_string());
     let names = &clients.names;
-    let largest = ("max.message.bytes", (limits::DEAD_LETTER_MAX_BYTES + 64 * limits::KIB).to_string());
+    let takes = |bytes: usize| ("max.message.bytes", bytes.to_string());
+    let (largest, largest_value) = (takes(dead_letter_bytes(source_bytes)), takes(dead_letter_bytes(0)));
     let with = |mut settings: Vec<_>, more: &(&'static str, String)| {
         settings.push(more.clone());
         settings
@@ -72,7 +74,7 @@ pub(super) fn needed(
         for (name, settings) in [
             (redrive.map_err(invalid)?, with(kept_for_ever(), &largest)),
             (keys.map_err(invalid)?, expiring(window)),
-            (state, with(compacted(), &largest)),
+            (state, with(compacted(), &largest_value)),
         ] {
             needed.push(Needed { name, partitions: *partitions, grows: true, settings });
         }
@@ -135,7 +137,7 @@ pub(super) async fn make(
             }
             Unfit::Short(more) => {
                 more.set(admin, &topic).await?;
-                tracing::info!(%topic, settings = more.settings, "A topic of the runtime keeps more from now on, as the manifest asks.");
+                tracing::info!(%topic, settings = more.settings, "A topic of the runtime keeps or takes more from now on, as the manifest or a source asks.");
             }
             Unfit::Unknown(reason) => unread.push((topic, reason)),
         }
@@ -155,13 +157,13 @@ pub(super) async fn make(
 pub(super) enum Unfit {
     /// Something in it can be lost. What it must be set to, as `name=value` with commas between.
     Lossy(String),
-    /// It keeps less than is asked for by now.
+    /// It keeps or takes less than is asked for by now.
     Short(More),
     /// They cannot be read, for this reason.
     Unknown(String),
 }
 
-/// What a topic is set to so that it keeps more.
+/// What a topic is set to so that it keeps or takes more.
 pub(super) struct More {
     /// What changes, as `name=value` with commas between.
     pub(super) settings: String,
@@ -186,8 +188,8 @@ impl More {
         let results = results.map_err(|e| unreachable_broker("change a topic's settings", &e))?;
         match results.into_iter().next() {
             Some(Err((_, code))) => Err(Error::Fatal(format!(
-                "topic `{topic}` of the runtime keeps less than the manifest asks for, and may not be changed ({code}): \
-                 grant the principal AlterConfigs, or set {}, for example with `{}`",
+                "topic `{topic}` of the runtime keeps or takes less than the manifest or a source asks for, and may not be \
+                 changed ({code}): grant the principal AlterConfigs, or set {}, for example with `{}`",
                 self.settings,
                 alter(topic, &self.settings)
             ))),
@@ -222,7 +224,9 @@ impl Needed {
         }
         let settings = wrong.iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(",");
         // What is to be kept for ever never was to be kept for less: somebody else set that.
-        if !wrong.iter().all(|(name, value)| *name == "retention.ms" && value != KEPT_FOR_EVER) {
+        let was_less =
+            |name: &str, value: &str| name == "max.message.bytes" || (name == "retention.ms" && value != KEPT_FOR_EVER);
+        if !wrong.iter().all(|(name, value)| was_less(name, value)) {
             return Some(Unfit::Lossy(settings));
         }
         let set = found.entries.iter().filter(|entry| entry.source == ConfigSource::DynamicTopic);
@@ -326,11 +330,21 @@ pub(super) async fn raise(admin: &AdminClient<Quiet>, name: &Topic, partitions: 
     }
 }
 
-/// The largest batch of records that a topic takes, if the broker tells.
-pub(super) async fn batch_max_bytes(admin: &AdminClient<Quiet>, name: &Topic) -> Option<usize> {
-    let found = admin.describe_configs([&ResourceSpecifier::Topic(name.as_str())], &options()).await.ok()?;
-    let settings = found.into_iter().next()?.ok()?;
-    settings.get("max.message.bytes")?.value.as_ref()?.parse().ok()
+/// The largest batch of records that one of some topics takes, as far as the broker tells.
+pub(super) async fn batch_max_bytes<'a>(
+    admin: &AdminClient<Quiet>,
+    topics: impl IntoIterator<Item = &'a Topic>,
+) -> Option<usize> {
+    let asked: Vec<_> = topics.into_iter().map(|topic| ResourceSpecifier::Topic(topic.as_str())).collect();
+    if asked.is_empty() {
+        return None;
+    }
+    let found = admin.describe_configs(&asked, &options()).await.ok()?;
+    let bytes = found.into_iter().filter_map(|one| {
+        let settings = one.ok()?;
+        settings.get("max.message.bytes")?.value.as_ref()?.parse().ok()
+    });
+    bytes.max()
 }
 
 fn options() -> AdminOptions {

@@ -24,6 +24,7 @@ fn what_a_full_disk_does_not_take_is_not_told_to_be_written_and_can_be_written_l
         bootstrap: brokers.bootstrap_servers(),
         properties: BTreeMap::new(),
         names: Names::new("millrace", "a"),
+        source_bytes: Arc::default(),
     };
     let placed = Placed { topic: "orders".parse().unwrap(), partition: 0, record: record("a") };
     let mut writer = Writer::new(Arc::new(clients), "millrace.shop.pay.a".to_owned()).telling_offsets();

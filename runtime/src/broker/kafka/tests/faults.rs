@@ -19,8 +19,8 @@ use super::super::writer::{Ended, Writer};
 use super::super::{KafkaLog, KafkaPartition, metadata};
 use super::support::*;
 use crate::broker::{
-    Assignment, Broker, Catalog, Commit, CommitOutcome, FetchError, Log, Partition, PublishError, StateReader as _,
-    StateWrite, Subscription,
+    Assignment, Broker, Catalog, Commit, CommitOutcome, FetchError, Force, LetterAction, Log, Partition, PublishError,
+    StateReader as _, StateWrite, Subscription, Wanted,
 };
 
 /// Waits as long as this for something that must not come.
@@ -326,6 +326,30 @@ async fn a_dead_letter_too_large_for_its_topic_is_refused_until_the_topic_takes_
     set("10000").await;
     commits(&mut first[0].partition, large).await;
     assert_eq!(within(log.open_letters(&function())).await.unwrap(), 1);
+}
+
+/// Whoever publishes to a source by way of Kafka itself can publish what is larger than the runtime's own events.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dead_letter_can_be_as_large_as_its_source_allows() {
+    let Some(cluster) = Cluster::find() else { return };
+    let log = cluster.open().await;
+    cluster.make_topic(&log, "orders", 1, &[]).await;
+    drop(cluster.subscribe(&log).await);
+    // The source takes more only after the topics of its dead letters were made.
+    let orders = cluster.topic("orders");
+    let altered = AlterConfig::new(ResourceSpecifier::Topic(orders.as_str())).set("max.message.bytes", "3000000");
+    log.admin().alter_configs([&altered], &admin_options()).await.unwrap().remove(0).unwrap();
+    let mut receiver = cluster.subscribe(&log).await;
+    let mut partition = assigned(&mut receiver, 1).await.swap_remove(0).partition;
+    let progress = after(&Progress::default(), 1);
+    let large = "x".repeat(2_900_000);
+    let letter = cluster.letter(0, &large);
+    let id = letter.id.clone();
+    commits(&mut partition, Commit { letters: vec![letter], ..commit(&progress) }).await;
+    within(log.act_on_letters(&function(), &[id], LetterAction::Redrive, Force::No)).await.unwrap();
+    let wanted = Wanted { source: None, redrive: Some(0), max_records: 1, max_bytes: 1 << 20 };
+    let fetched = within(partition.fetch(wanted)).await.unwrap();
+    assert_eq!(texts(&fetched), [large]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
