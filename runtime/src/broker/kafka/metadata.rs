@@ -181,7 +181,12 @@ mod tests {
         let head = |n: u64| {
             let first_failed_at = head.first_failed_at + Duration::from_millis(37 * n);
             let (offset, due_at) = (3 + 10 * n, first_failed_at + Duration::from_secs(60));
-            ParkedHead { position: Position { stream: Stream::Source, offset }, first_failed_at, due_at, ..head.clone() }
+            ParkedHead {
+                position: Position { stream: Stream::Source, offset },
+                first_failed_at,
+                due_at,
+                ..head.clone()
+            }
         };
         progress.parked = (0..keys).map(head).collect();
         progress.source.settled_above = (0..keys).map(|n| 4 + 10 * n..13 + 10 * n).collect();
