@@ -214,7 +214,9 @@ pub(super) async fn unfit(admin: &AdminClient<Quiet>, there: &[Needed]) -> Vec<(
 impl Needed {
     fn judge(&self, found: Result<ConfigResource, RDKafkaErrorCode>) -> Option<Unfit> {
         let found = match found {
-            Ok(found) => found,
+            Ok(found) if !found.entries.is_empty() => found,
+            // So rust-rdkafka shows those that the broker refuses to tell.
+            Ok(_) => return Some(Unfit::Unknown("the broker tells none".to_owned())),
             Err(code) => return Some(Unfit::Unknown(code.to_string())),
         };
         let is = |name: &str| found.get(name).and_then(|entry| entry.value.as_deref()).unwrap_or_default();

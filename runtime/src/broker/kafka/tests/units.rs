@@ -107,7 +107,8 @@ async fn keys_are_kept_for_as_long_as_was_ever_asked() {
         emits: Vec::new(),
         window: 7 * DAY,
     };
-    let found = log.audit(&Plan { functions: vec![function], ..Plan::default() }).await.unwrap();
+    let plan = Plan { topics: [(cluster.topic("orders"), (2, true))].into(), functions: vec![function] };
+    let found = log.audit(&plan).await.unwrap();
     let of_keys = found.iter().find(|finding| finding.subject == format!("topic {keys}")).unwrap();
     assert!(of_keys.verdict == Verdict::Good && of_keys.detail.contains("retention.ms="), "{of_keys:?}");
     assert_eq!(kept().await, first, "a check changes nothing");
