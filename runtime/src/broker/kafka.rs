@@ -112,8 +112,6 @@ struct Inner {
     publisher: Publisher,
     redrives: Arc<Redrives>,
     running: Mutex<BTreeMap<FunctionName, Running>>,
-    /// By function, as far as somebody has asked for its figures: a client has threads of its own.
-    onlookers: Mutex<BTreeMap<FunctionName, Shared<Quiet>>>,
     twin: Twin,
     letters: Mutex<BTreeMap<FunctionName, Arc<Mutex<Letters>>>>,
     /// What the process must stop for.
@@ -161,7 +159,6 @@ impl KafkaLog {
             clients,
             observer,
             running: Mutex::default(),
-            onlookers: Mutex::default(),
             twin: Twin::default(),
             letters: Mutex::default(),
             failure: watch::Sender::new(None),

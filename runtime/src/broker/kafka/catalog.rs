@@ -10,14 +10,14 @@ use millrace_core::progress::{Stream, StreamProgress};
 use millrace_core::time::Timestamp;
 
 use super::KafkaLog;
-use super::clients::{Clients, Quiet, Shared, lock};
+use super::clients::{REQUEST_TIMEOUT, lock};
 use super::letters::Letters;
+use super::member::Committed;
 use super::member::commit::changed;
-use super::member::{Committed, committed};
 use super::record::Placed;
 use super::restore::Past;
 use super::status::StatusChange;
-use super::{overflow, topics, values};
+use super::{native, overflow, topics, values};
 use crate::broker::{
     Catalog, CatalogError, Error, Fetched, Force, GroupFigures, LetterAction, LetterId, LetterStatus, PartitionInfo,
     PublishError, Retention, StateEntry, StateRange, StoredLetter, TopicInfo, UnitInfo,
@@ -78,7 +78,7 @@ impl Catalog for KafkaLog {
     async fn units(&self, function: &FunctionName) -> Result<Vec<UnitInfo>, CatalogError> {
         let function = function.clone();
         self.blocking(move |log| {
-            let found = committed(&*log.onlooker(&function)?, &function, &units_of(log, &function)?)?;
+            let found = log.positions(&function)?;
             Ok(found.into_iter().map(|one| describe(log, &function, one)).collect::<Result<_, _>>()?)
         })
         .await
@@ -294,21 +294,21 @@ impl KafkaLog {
         self.blocking(move |log| Ok(log.wait_for_topics(&[topic])?)).await
     }
 
-    /// Tells what a function committed, without being in its group, and waits for no transaction: while one is open, or nobody
-    /// ends it, what was committed before is told.
-    fn onlooker(&self, function: &FunctionName) -> Result<Shared<Quiet>, Error> {
-        let mut onlookers = lock(&self.0.onlookers);
-        if let Some(there) = onlookers.get(function) {
-            return Ok(Arc::clone(there));
-        }
-        let mut clients = Clients::clone(self.clients());
-        let group = clients.names.group(function);
-        clients
-            .properties
-            .extend([("group.id".to_owned(), group), ("enable.auto.commit".to_owned(), "false".to_owned())]);
-        let made = Arc::new(clients.observer()?);
-        onlookers.insert(function.clone(), Arc::clone(&made));
-        Ok(made)
+    /// What is committed for a function, whoever runs it. No transaction is waited for: while one is open, what was committed
+    /// before is told.
+    fn positions(&self, function: &FunctionName) -> Result<Vec<Committed>, Error> {
+        let group = self.clients().names.group(function);
+        let found = native::group_positions(self.admin().inner(), &group, REQUEST_TIMEOUT)
+            .map_err(|code| Error::Transient(format!("Kafka cannot be asked to tell what is committed: {code}")))?;
+        let found: BTreeMap<(&str, u32), (u64, &str)> = found
+            .iter()
+            .map(|one| ((one.topic.as_str(), one.partition), (one.offset, one.metadata.as_str())))
+            .collect();
+        let units = units_of(self, function)?.into_iter().map(|(topic, partition)| {
+            let position = found.get(&(topic.as_str(), partition)).copied();
+            Committed::read(Unit { function: function.clone(), topic, partition }, position)
+        });
+        Ok(units.collect())
     }
 
     /// Looks at a function's letters as they are now.

@@ -21,6 +21,7 @@ use super::clients::{
     Change, Clients, MemberContext, Quiet, REQUEST_TIMEOUT, Shared, lock, partitions, remove, serve,
     unreachable_broker, unsigned,
 };
+use super::metadata::Decoded;
 use super::partition::{self, Inbox, KafkaPartition};
 use super::redrive::Redrives;
 use super::values::KafkaState;
@@ -322,29 +323,39 @@ pub(super) fn committed<C: rdkafka::consumer::ConsumerContext>(
     for element in found.elements() {
         element.error().map_err(|e| unreachable_broker("tell what is committed", &e))?;
         let topic = Topic::new(element.topic().to_owned()).map_err(|e| Error::Fatal(e.to_string()))?;
-        let partition = unsigned(element.partition());
-        let mut is_short = false;
-        let (progress, is_whole) = match element.offset() {
-            Offset::Offset(offset) => {
-                let offset = u64::try_from(offset).unwrap_or_default();
-                let unit = Unit { function: function.clone(), topic: topic.clone(), partition };
-                match metadata::decode(&unit, element.metadata()) {
-                    Ok(found) if found.progress.source.resume == offset => {
-                        is_short = found.is_short;
-                        (Some(found.progress), true)
-                    }
-                    Ok(_) => (Some(progress_from(offset)), false),
-                    Err(error) => {
-                        tracing::warn!(%unit, offset, %error, "The position was set by somebody else; accounts begin there.");
-                        (Some(progress_from(offset)), false)
-                    }
-                }
-            }
-            _ => (None, false),
+        let unit = Unit { function: function.clone(), topic, partition: unsigned(element.partition()) };
+        let offset = match element.offset() {
+            Offset::Offset(offset) => u64::try_from(offset).ok(),
+            _ => None,
         };
-        all.push(Committed { topic, partition, progress, is_whole, is_short });
+        all.push(Committed::read(unit, offset.map(|offset| (offset, element.metadata()))));
     }
     Ok(all)
+}
+
+impl Committed {
+    /// What was committed for a unit: an offset and its metadata.
+    pub(super) fn read(unit: Unit, position: Option<(u64, &str)>) -> Self {
+        let mut found = Self {
+            topic: unit.topic.clone(),
+            partition: unit.partition,
+            progress: None,
+            is_whole: false,
+            is_short: false,
+        };
+        let Some((offset, metadata)) = position else { return found };
+        match metadata::decode(&unit, metadata) {
+            Ok(Decoded { progress, is_short }) if progress.source.resume == offset => {
+                return Self { progress: Some(progress), is_whole: true, is_short, ..found };
+            }
+            Ok(_) => {}
+            Err(error) => {
+                tracing::warn!(%unit, offset, %error, "The position was set by somebody else; accounts begin there.");
+            }
+        }
+        found.progress = Some(progress_from(offset));
+        found
+    }
 }
 
 /// A function ends on its own, and says why.

@@ -13,19 +13,24 @@ use millrace_core::time::Timestamp;
 use rdkafka::ClientContext;
 use rdkafka::bindings::{
     RD_KAFKA_MSG_F_COPY, rd_kafka_AclOperation_t, rd_kafka_AdminOptions_destroy, rd_kafka_AdminOptions_new,
-    rd_kafka_AdminOptions_set_include_authorized_operations, rd_kafka_DescribeTopics,
-    rd_kafka_DescribeTopics_result_topics, rd_kafka_TopicCollection_destroy, rd_kafka_TopicCollection_of_topic_names,
-    rd_kafka_TopicDescription_authorized_operations, rd_kafka_TopicDescription_error, rd_kafka_TopicDescription_name,
-    rd_kafka_TopicDescription_t, rd_kafka_TopicDescription_topic_id, rd_kafka_Uuid_least_significant_bits,
-    rd_kafka_Uuid_most_significant_bits, rd_kafka_admin_op_t, rd_kafka_consume_batch_queue,
-    rd_kafka_consumer_group_metadata, rd_kafka_consumer_group_metadata_destroy,
-    rd_kafka_consumer_group_metadata_generation_id, rd_kafka_consumer_group_metadata_member_id, rd_kafka_error_code,
-    rd_kafka_error_destroy, rd_kafka_event_DescribeTopics_result, rd_kafka_event_destroy, rd_kafka_event_error,
-    rd_kafka_flush, rd_kafka_header_add, rd_kafka_header_get_all, rd_kafka_headers_destroy, rd_kafka_headers_new,
-    rd_kafka_headers_t, rd_kafka_message_destroy, rd_kafka_message_headers, rd_kafka_message_t,
+    rd_kafka_AdminOptions_set_include_authorized_operations, rd_kafka_AdminOptions_t, rd_kafka_DescribeTopics,
+    rd_kafka_DescribeTopics_result_topics, rd_kafka_ListConsumerGroupOffsets,
+    rd_kafka_ListConsumerGroupOffsets_destroy, rd_kafka_ListConsumerGroupOffsets_new,
+    rd_kafka_ListConsumerGroupOffsets_result_groups, rd_kafka_TopicCollection_destroy,
+    rd_kafka_TopicCollection_of_topic_names, rd_kafka_TopicDescription_authorized_operations,
+    rd_kafka_TopicDescription_error, rd_kafka_TopicDescription_name, rd_kafka_TopicDescription_t,
+    rd_kafka_TopicDescription_topic_id, rd_kafka_Uuid_least_significant_bits, rd_kafka_Uuid_most_significant_bits,
+    rd_kafka_admin_op_t, rd_kafka_consume_batch_queue, rd_kafka_consumer_group_metadata,
+    rd_kafka_consumer_group_metadata_destroy, rd_kafka_consumer_group_metadata_generation_id,
+    rd_kafka_consumer_group_metadata_member_id, rd_kafka_error_code, rd_kafka_error_destroy,
+    rd_kafka_event_DescribeTopics_result, rd_kafka_event_ListConsumerGroupOffsets_result, rd_kafka_event_destroy,
+    rd_kafka_event_error, rd_kafka_event_t, rd_kafka_flush, rd_kafka_group_result_error,
+    rd_kafka_group_result_partitions, rd_kafka_header_add, rd_kafka_header_get_all, rd_kafka_headers_destroy,
+    rd_kafka_headers_new, rd_kafka_headers_t, rd_kafka_message_destroy, rd_kafka_message_headers, rd_kafka_message_t,
     rd_kafka_message_timestamp, rd_kafka_produceva, rd_kafka_queue_destroy, rd_kafka_queue_get_partition,
-    rd_kafka_queue_new, rd_kafka_queue_poll, rd_kafka_queue_t, rd_kafka_vtype_t,
-    rd_kafka_vu_s__bindgen_ty_1 as Content, rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_1 as Memory, rd_kafka_vu_t,
+    rd_kafka_queue_new, rd_kafka_queue_poll, rd_kafka_queue_t, rd_kafka_topic_partition_list_t,
+    rd_kafka_topic_partition_t, rd_kafka_vtype_t, rd_kafka_vu_s__bindgen_ty_1 as Content,
+    rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_1 as Memory, rd_kafka_vu_t,
 };
 use rdkafka::client::Client;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
@@ -307,40 +312,132 @@ fn described<C: ClientContext, T>(
 ) -> Result<BTreeMap<String, T>, RDKafkaErrorCode> {
     let names: Vec<CString> = topics.iter().filter_map(|name| CString::new(*name).ok()).collect();
     let mut pointers: Vec<*const c_char> = names.iter().map(|name| name.as_ptr()).collect();
-    let millis = i32::try_from(within.as_millis()).unwrap_or(i32::MAX);
-    let mut found = BTreeMap::new();
-    // SAFETY: the client lives as long as `client`. Names live until the collection has copied them. Everything that is made
-    // here is destroyed here, and nothing of an event is used after it; its texts and arrays are as long as librdkafka says.
+    // SAFETY: names live until the collection has copied them, and the collection until the answer is there. Texts and arrays of
+    // the event are as long as librdkafka says.
     unsafe {
         let collection = rd_kafka_TopicCollection_of_topic_names(pointers.as_mut_ptr(), pointers.len());
-        let options =
-            rd_kafka_AdminOptions_new(client.native_ptr(), rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS);
-        let refused = rd_kafka_AdminOptions_set_include_authorized_operations(options, 1);
-        if !refused.is_null() {
-            rd_kafka_error_destroy(refused);
-        }
+        let ask = |options, queue| {
+            let refused = rd_kafka_AdminOptions_set_include_authorized_operations(options, 1);
+            if !refused.is_null() {
+                rd_kafka_error_destroy(refused);
+            }
+            rd_kafka_DescribeTopics(client.native_ptr(), collection, options, queue);
+        };
+        let found = answer(client, rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS, within, ask, |event| {
+            let mut count = 0;
+            let descriptions =
+                rd_kafka_DescribeTopics_result_topics(rd_kafka_event_DescribeTopics_result(event), &raw mut count);
+            let named = (0..count).map(|index| {
+                let description = *descriptions.add(index);
+                let name = CStr::from_ptr(rd_kafka_TopicDescription_name(description)).to_string_lossy().into_owned();
+                (name, look(description))
+            });
+            named.collect()
+        });
+        rd_kafka_TopicCollection_destroy(collection);
+        found
+    }
+}
+
+/// Where a group goes on in a partition.
+#[derive(Clone, Debug)]
+pub(super) struct GroupPosition {
+    pub(super) topic: String,
+    pub(super) partition: u32,
+    pub(super) offset: u64,
+    pub(super) metadata: String,
+}
+
+/// All that a group has committed, whoever asks. Transactions that are open are not waited for.
+pub(super) fn group_positions<C: ClientContext>(
+    client: &Client<C>,
+    group: &str,
+    within: Duration,
+) -> Result<Vec<GroupPosition>, RDKafkaErrorCode> {
+    let group = CString::new(group).expect("the name of a group has no zero");
+    // SAFETY: the request lives until the answer is there, which is of one group; the list of partitions and its texts live as
+    // long as the event, and are as long as librdkafka says.
+    unsafe {
+        let mut request = rd_kafka_ListConsumerGroupOffsets_new(group.as_ptr(), ptr::null());
+        let ask = |options: *mut rd_kafka_AdminOptions_t, queue| {
+            rd_kafka_ListConsumerGroupOffsets(client.native_ptr(), &raw mut request, 1, options, queue);
+        };
+        let operation = rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPOFFSETS;
+        let found = answer(client, operation, within, ask, |event| {
+            let result = rd_kafka_event_ListConsumerGroupOffsets_result(event);
+            let mut count = 0;
+            let groups = rd_kafka_ListConsumerGroupOffsets_result_groups(result, &raw mut count);
+            if count == 0 {
+                return Ok(Vec::new());
+            }
+            let error = rd_kafka_group_result_error(*groups);
+            if !error.is_null() {
+                return Err(rd_kafka_error_code(error).into());
+            }
+            Ok(positions(rd_kafka_group_result_partitions(*groups)))
+        });
+        rd_kafka_ListConsumerGroupOffsets_destroy(request);
+        found?
+    }
+}
+
+/// The partitions of a list that have an offset.
+///
+/// # Safety
+/// The list is null or lives while this runs.
+unsafe fn positions(list: *const rd_kafka_topic_partition_list_t) -> Vec<GroupPosition> {
+    if list.is_null() {
+        return Vec::new();
+    }
+    // SAFETY: as the caller promises. A list has as many elements as it says; the metadata of one has as many bytes as it says, or
+    // is null.
+    unsafe {
+        let elements = (0..usize::try_from((*list).cnt).unwrap_or(0)).map(|index| &*(*list).elems.add(index));
+        let position = |element: &rd_kafka_topic_partition_t| {
+            let metadata = element.metadata.cast_const().cast::<u8>();
+            let metadata =
+                if metadata.is_null() { &[] } else { std::slice::from_raw_parts(metadata, element.metadata_size) };
+            Some(GroupPosition {
+                topic: CStr::from_ptr(element.topic).to_string_lossy().into_owned(),
+                partition: u32::try_from(element.partition).ok()?,
+                // What has none is below zero.
+                offset: u64::try_from(element.offset).ok()?,
+                metadata: String::from_utf8_lossy(metadata).into_owned(),
+            })
+        };
+        elements.filter_map(position).collect()
+    }
+}
+
+/// Asks a broker for something, and looks at what it answers.
+///
+/// # Safety
+/// What `ask` hands to librdkafka, for this queue and with these options, lives until this returns. `look` keeps nothing of the
+/// event, which is an answer to that.
+unsafe fn answer<C: ClientContext, T>(
+    client: &Client<C>,
+    operation: rd_kafka_admin_op_t,
+    within: Duration,
+    ask: impl FnOnce(*mut rd_kafka_AdminOptions_t, *mut rd_kafka_queue_t),
+    look: impl FnOnce(*mut rd_kafka_event_t) -> T,
+) -> Result<T, RDKafkaErrorCode> {
+    let millis = i32::try_from(within.as_millis()).unwrap_or(i32::MAX);
+    // SAFETY: the client lives as long as `client`. What is made here is destroyed here, and not used after that.
+    unsafe {
+        let options = rd_kafka_AdminOptions_new(client.native_ptr(), operation);
         let queue = rd_kafka_queue_new(client.native_ptr());
-        rd_kafka_DescribeTopics(client.native_ptr(), collection, options, queue);
+        ask(options, queue);
         let event = rd_kafka_queue_poll(queue, millis);
         let error =
             if event.is_null() { RDKafkaRespErr::RD_KAFKA_RESP_ERR__TIMED_OUT } else { rd_kafka_event_error(event) };
-        let result = if event.is_null() { ptr::null() } else { rd_kafka_event_DescribeTopics_result(event) };
-        if error == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR && !result.is_null() {
-            let mut count = 0;
-            let descriptions = rd_kafka_DescribeTopics_result_topics(result, &raw mut count);
-            for index in 0..count {
-                let description = *descriptions.add(index);
-                let name = CStr::from_ptr(rd_kafka_TopicDescription_name(description)).to_string_lossy().into_owned();
-                found.insert(name, look(description));
-            }
-        }
+        let found =
+            if error == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR { Ok(look(event)) } else { Err(error.into()) };
         if !event.is_null() {
             rd_kafka_event_destroy(event);
         }
         rd_kafka_queue_destroy(queue);
         rd_kafka_AdminOptions_destroy(options);
-        rd_kafka_TopicCollection_destroy(collection);
-        if error == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR { Ok(found) } else { Err(error.into()) }
+        found
     }
 }
 
