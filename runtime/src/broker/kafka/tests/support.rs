@@ -39,6 +39,11 @@ pub(super) fn began() -> Timestamp {
     *BEGAN.get_or_init(|| Timestamp::from_millis(Clock::system().now().as_millis()))
 }
 
+/// The group protocol that is asked for.
+pub(super) fn protocol() -> Option<String> {
+    std::env::var(PROTOCOL).ok()
+}
+
 /// A cluster, and names that nobody else uses.
 #[derive(Clone)]
 pub(super) struct Cluster {
@@ -70,7 +75,7 @@ impl Cluster {
 
     pub(super) async fn open_with(&self, properties: &[(&str, &str)]) -> KafkaLog {
         let mut options = Options { prefix: self.prefix.clone(), ..Options::new(&self.bootstrap) };
-        options.properties.extend(std::env::var(PROTOCOL).ok().map(|protocol| ("group.protocol".to_owned(), protocol)));
+        options.properties.extend(protocol().map(|protocol| ("group.protocol".to_owned(), protocol)));
         let properties = properties.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned()));
         options.properties.extend(properties);
         // The broker decides it there.
