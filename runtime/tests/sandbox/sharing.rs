@@ -1,11 +1,12 @@
 //! More guests than there is room for: those without work give up their instances, those with work take turns.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use millrace::sandbox::{Engine, EngineOptions, Error, Function, Guest, Sandbox};
+use millrace::sandbox::{Engine, EngineOptions, Error, Function, FunctionOptions, Guest, Sandbox};
 use tokio::task::JoinSet;
 
 use super::harness::{attempt, event, guest_bytes, options};
@@ -13,7 +14,8 @@ use super::harness::{attempt, event, guest_bytes, options};
 async fn function(instances: u32, component: Bytes) -> Function {
     let engine = Engine::new(EngineOptions { max_instances: instances, ..EngineOptions::default() }).unwrap();
     let component = engine.load(component).await.unwrap();
-    Function::new(&engine, &component, options()).unwrap()
+    // A guest gives its place up by itself after so many events.
+    Function::new(&engine, &component, FunctionOptions { reuse: NonZeroU32::MAX, ..options() }).unwrap()
 }
 
 /// The fixture with as many memories more.
