@@ -111,6 +111,8 @@ struct Inner {
     admin: Arc<AdminClient<Quiet>>,
     publisher: Publisher,
     redrives: Arc<Redrives>,
+    /// Asks for what groups have committed; in none of them.
+    teller: Mutex<Shared<Quiet>>,
     running: Mutex<BTreeMap<FunctionName, Running>>,
     twin: Twin,
     letters: Mutex<BTreeMap<FunctionName, Arc<Mutex<Letters>>>>,
@@ -153,6 +155,7 @@ impl KafkaLog {
         Ok(Self(Arc::new(Inner {
             reading: Reading::new(&clients)?,
             admin: Arc::new(clients.admin()?),
+            teller: Mutex::new(Arc::new(clients.outsider(&clients.names.readers())?)),
             publisher: Publisher::start(Arc::clone(&clients))?,
             redrives: Redrives::new(&clients)?,
             options,

@@ -8,6 +8,7 @@ use millrace_core::limits::{LETTERS_AT_ONCE, PARTITIONS_MAX};
 use millrace_core::name::{FunctionName, Topic, Unit};
 use millrace_core::progress::{Stream, StreamProgress};
 use millrace_core::time::Timestamp;
+use rdkafka::consumer::Consumer as _;
 
 use super::KafkaLog;
 use super::clients::{REQUEST_TIMEOUT, lock};
@@ -297,8 +298,20 @@ impl KafkaLog {
     /// What is committed for a function, whoever runs it. No transaction is waited for: while one is open, what was committed
     /// before is told.
     fn positions(&self, function: &FunctionName) -> Result<Vec<Committed>, Error> {
-        let group = self.clients().names.group(function);
-        let found = native::group_positions(self.admin().inner(), &group, REQUEST_TIMEOUT)
+        let names = &self.clients().names;
+        let ask = || {
+            let teller = Arc::clone(&*lock(&self.0.teller));
+            native::group_positions(teller.client(), &names.group(function), REQUEST_TIMEOUT)
+        };
+        let found = match ask() {
+            Ok(found) => Ok(found),
+            Err(_) => {
+                // It may have asked a coordinator that is none any more, and would go on doing so.
+                *lock(&self.0.teller) = Arc::new(self.clients().outsider(&names.readers())?);
+                ask()
+            }
+        };
+        let found = found
             .map_err(|code| Error::Transient(format!("Kafka cannot be asked to tell what is committed: {code}")))?;
         let found: BTreeMap<(&str, u32), (u64, &str)> = found
             .iter()

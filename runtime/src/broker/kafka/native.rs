@@ -349,7 +349,10 @@ pub(super) struct GroupPosition {
 }
 
 /// All that a group has committed, whoever asks. Transactions that are open are not waited for.
-pub(super) fn group_positions<C: ClientContext>(
+///
+/// The client is a consumer's with a group, any group: librdkafka 2.12 looks for the group's coordinator in it when it asked
+/// somebody who is none any more, whether there is one or not.
+pub(super) fn group_positions<C: ConsumerContext>(
     client: &Client<C>,
     group: &str,
     within: Duration,
