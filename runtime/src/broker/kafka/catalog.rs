@@ -319,7 +319,7 @@ impl KafkaLog {
             .collect();
         let units = units_of(self, function)?.into_iter().map(|(topic, partition)| {
             let position = found.get(&(topic.as_str(), partition)).copied();
-            Committed::read(Unit { function: function.clone(), topic, partition }, position)
+            Committed::read(&Unit { function: function.clone(), topic, partition }, position)
         });
         Ok(units.collect())
     }

@@ -328,14 +328,14 @@ pub(super) fn committed<C: rdkafka::consumer::ConsumerContext>(
             Offset::Offset(offset) => u64::try_from(offset).ok(),
             _ => None,
         };
-        all.push(Committed::read(unit, offset.map(|offset| (offset, element.metadata()))));
+        all.push(Committed::read(&unit, offset.map(|offset| (offset, element.metadata()))));
     }
     Ok(all)
 }
 
 impl Committed {
     /// What was committed for a unit: an offset and its metadata.
-    pub(super) fn read(unit: Unit, position: Option<(u64, &str)>) -> Self {
+    pub(super) fn read(unit: &Unit, position: Option<(u64, &str)>) -> Self {
         let mut found = Self {
             topic: unit.topic.clone(),
             partition: unit.partition,
@@ -344,7 +344,7 @@ impl Committed {
             is_short: false,
         };
         let Some((offset, metadata)) = position else { return found };
-        match metadata::decode(&unit, metadata) {
+        match metadata::decode(unit, metadata) {
             Ok(Decoded { progress, is_short }) if progress.source.resume == offset => {
                 return Self { progress: Some(progress), is_whole: true, is_short, ..found };
             }
