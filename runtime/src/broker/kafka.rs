@@ -50,6 +50,7 @@ mod overflow;
 mod partition;
 mod publisher;
 mod reading;
+mod recent;
 mod record;
 mod redrive;
 mod registry;

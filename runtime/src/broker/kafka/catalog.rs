@@ -8,10 +8,11 @@ use millrace_core::limits::{LETTERS_AT_ONCE, PARTITIONS_MAX};
 use millrace_core::name::{FunctionName, Topic, Unit};
 use millrace_core::progress::{Stream, StreamProgress};
 use millrace_core::time::Timestamp;
-use rdkafka::consumer::Consumer as _;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
+use rdkafka::error::RDKafkaErrorCode;
 
 use super::KafkaLog;
-use super::clients::{REQUEST_TIMEOUT, lock};
+use super::clients::{Quiet, REQUEST_TIMEOUT, lock};
 use super::letters::Letters;
 use super::member::Committed;
 use super::member::commit::changed;
@@ -299,17 +300,22 @@ impl KafkaLog {
     /// before is told.
     fn positions(&self, function: &FunctionName) -> Result<Vec<Committed>, Error> {
         let names = &self.clients().names;
-        let ask = || {
-            let teller = Arc::clone(&*lock(&self.0.teller));
+        let ask = |teller: &BaseConsumer<Quiet>| {
             native::group_positions(teller.client(), &names.group(function), REQUEST_TIMEOUT)
         };
-        let found = match ask() {
-            Ok(found) => Ok(found),
-            Err(_) => {
+        let teller = Arc::clone(&*lock(&self.0.teller));
+        let found = match ask(&teller) {
+            Err(code) if code != RDKafkaErrorCode::GroupAuthorizationFailed => {
                 // It may have asked a coordinator that is none any more, and would go on doing so.
-                *lock(&self.0.teller) = Arc::new(self.clients().outsider(&names.readers())?);
-                ask()
+                let anew = Arc::new(self.clients().outsider(&names.readers())?);
+                let mut current = lock(&self.0.teller);
+                if Arc::ptr_eq(&current, &teller) {
+                    *current = Arc::clone(&anew);
+                }
+                drop(current);
+                ask(&anew)
             }
+            found => found,
         };
         let found = found
             .map_err(|code| Error::Transient(format!("Kafka cannot be asked to tell what is committed: {code}")))?;

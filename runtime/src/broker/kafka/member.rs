@@ -23,6 +23,7 @@ use super::clients::{
 };
 use super::metadata::Decoded;
 use super::partition::{self, Inbox, KafkaPartition};
+use super::recent::Recent;
 use super::redrive::Redrives;
 use super::values::KafkaState;
 use super::writer::Writer;
@@ -66,7 +67,6 @@ pub(super) struct Pending {
     pub(super) epoch: u64,
     pub(super) source_id: Option<native::TopicId>,
     pub(super) commit: Commit,
-    pub(super) progress: metadata::Encoded,
     pub(super) reply: oneshot::Sender<Result<CommitOutcome, Error>>,
 }
 
@@ -80,6 +80,8 @@ pub(super) struct Committed {
     pub(super) is_whole: bool,
     /// Whether the progress is only the positions and sums of what was committed; the rest is to be looked for.
     pub(super) is_short: bool,
+    /// Idempotency keys that are with the position alone.
+    pub(super) recent: Recent,
 }
 
 /// What a member is made of.
@@ -111,6 +113,10 @@ struct Owned {
     inbox: Arc<Inbox>,
     /// Commits so far: the next one has one more.
     commits: u64,
+    /// Idempotency keys that are with its position alone.
+    recent: Recent,
+    /// Its position as it is committed: an offset and metadata.
+    position: (u64, String),
     state: KafkaState,
     /// Something is wrong with its commits, or with those that they were made together with: how often they failed alone since.
     suspect: Option<u32>,
@@ -199,6 +205,9 @@ impl Member {
                 joined = false;
                 std::thread::park_timeout(PAUSE);
             }
+        }
+        if self.joining.assignments.is_closed() {
+            self.put_keys_away();
         }
         self.lose_all();
         while let Ok(request) = self.requests.try_recv() {
@@ -342,11 +351,12 @@ impl Committed {
             progress: None,
             is_whole: false,
             is_short: false,
+            recent: Recent::default(),
         };
         let Some((offset, metadata)) = position else { return found };
         match metadata::decode(unit, metadata) {
-            Ok(Decoded { progress, is_short }) if progress.source.resume == offset => {
-                return Self { progress: Some(progress), is_whole: true, is_short, ..found };
+            Ok(Decoded { progress, is_short, recent }) if progress.source.resume == offset => {
+                return Self { progress: Some(progress), is_whole: true, is_short, recent, ..found };
             }
             Ok(_) => {}
             Err(error) => {

@@ -276,6 +276,10 @@ pub(super) fn allowed<C: ClientContext>(
 pub(super) struct TopicId([u8; 16]);
 
 impl TopicId {
+    pub(super) const fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
     pub(super) fn as_bytes(&self) -> &[u8] {
         &self.0
     }

@@ -14,10 +14,10 @@ use tokio::sync::{Notify, oneshot};
 
 use super::clients::{self, MemberContext, Quiet, Shared, add, at, lock, remove, signed};
 use super::member::{Pending, Request};
+use super::native;
 use super::native::TopicId;
 use super::redrive::Loan;
 use super::values::KafkaState;
-use super::{metadata, native};
 use crate::broker::{Commit, CommitOutcome, Error, FetchError, Fetched, Partition, Wanted};
 
 /// A seek is done by librdkafka's own thread, without asking the broker.
@@ -254,10 +254,9 @@ impl Partition for KafkaPartition {
     }
 
     fn commit(&mut self, commit: Commit) -> impl Future<Output = Result<CommitOutcome, Error>> + Send + 'static {
-        let progress = metadata::encode(&self.unit, &commit.progress);
         let (reply, answer) = oneshot::channel();
         let unit = (self.unit.topic.clone(), self.unit.partition);
-        let pending = Pending { unit, epoch: self.epoch, source_id: self.source_id, commit, progress, reply };
+        let pending = Pending { unit, epoch: self.epoch, source_id: self.source_id, commit, reply };
         let decided = match self.requests.try_send(Request::Commit(Box::new(pending))) {
             Ok(()) => None,
             Err(TrySendError::Full(_)) => Some(Err(Error::Transient("too many commits wait".to_owned()))),

@@ -73,7 +73,7 @@ impl Past<'_> {
     }
 
     /// Puts the keys of each partition that were committed at `oldest` or later into its window, without those that are of an
-    /// earlier topic of the source's name. Says how many records there were: as many as there were commits since. Blocks.
+    /// earlier topic of the source's name. Says how many records there were: at most as many as there were commits since. Blocks.
     pub(super) fn keys(
         &self,
         source_id: TopicId,

@@ -15,6 +15,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer};
 
 use super::clients::{Clients, Quiet, at, bounds, signed};
 use super::member::{committed, progress_from};
+use super::recent::Recent;
 use super::restore::Past;
 use super::writer::{Ended, Positions, Writer};
 use super::{metadata, overflow};
@@ -72,7 +73,7 @@ fn decide_once(
         let unit = Unit { function: subscription.function.clone(), topic: topic.clone(), partition };
         let mut element = offsets.add_partition(topic.as_str(), signed(partition));
         element.set_offset(at(progress.source.resume)).expect("an offset that was read fits");
-        let metadata::Encoded { text, whole } = metadata::encode(&unit, &progress);
+        let metadata::Encoded { text, whole, .. } = metadata::encode(&unit, &progress, &Recent::default());
         element.set_metadata(text);
         if let Some(whole) = whole {
             let state = clients.names.state(&unit.function, &unit.topic).map_err(|e| Error::Fatal(e.to_string()))?;

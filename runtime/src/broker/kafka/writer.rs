@@ -76,6 +76,8 @@ pub(super) struct Writer {
     /// How many bytes a batch may have, once a topic was found that takes less than usual.
     batch_bytes: Option<usize>,
     tells_offsets: bool,
+    /// How long a transaction may take before it is given up.
+    patience: Duration,
     /// When the last transaction ended.
     ended: Option<Instant>,
     has_twin: bool,
@@ -85,13 +87,27 @@ impl Writer {
     /// Fences whoever had the same id before. To be followed by [`Writer::renew`].
     pub(super) fn new(clients: Arc<Clients>, transactional_id: String) -> Self {
         let (producer, batch_bytes, ended) = (None, None, None);
-        Self { clients, transactional_id, producer, batch_bytes, tells_offsets: false, ended, has_twin: false }
+        Self {
+            clients,
+            transactional_id,
+            producer,
+            batch_bytes,
+            tells_offsets: false,
+            patience: PATIENCE,
+            ended,
+            has_twin: false,
+        }
     }
 
     /// It also tells where records are, which costs a report of each.
     pub(super) const fn telling_offsets(mut self) -> Self {
         self.tells_offsets = true;
         self
+    }
+
+    /// Nobody waits for long from now on: each step may take so long.
+    pub(super) fn hurry(&mut self, patience: Duration) {
+        self.patience = patience;
     }
 
     /// Waits until the next transaction can begin at once. What comes meanwhile can be part of it.
@@ -117,7 +133,7 @@ impl Writer {
     pub(super) fn renew(&mut self) -> Result<(), Error> {
         self.producer = None;
         let producer = self.clients.producer(&self.transactional_id, self.batch_bytes, !self.tells_offsets)?;
-        producer.init_transactions(REQUEST_TIMEOUT).map_err(|error| {
+        producer.init_transactions(self.patience).map_err(|error| {
             let fatal = matches!(&error, KafkaError::Transaction(e) if is_forbidden(e.code()));
             let reason = format!("no transaction of `{}` can be begun: {error}", self.transactional_id);
             if fatal { Error::Fatal(reason) } else { Error::Transient(reason) }
@@ -162,14 +178,14 @@ impl Writer {
     fn write_once(&mut self, records: &[&Placed], positions: Option<&Positions<'_>>) -> Ended {
         let Some(producer) = &self.producer else { return Ended::Failed("the producer is not ready".to_owned()) };
         let began = Instant::now();
-        let attempted = attempt(producer, records, positions, self.tells_offsets);
+        let attempted = attempt(producer, records, positions, (self.tells_offsets, self.patience));
         let took = began.elapsed();
         self.ended = Some(Instant::now());
         let (ended, is_broken) = match attempted {
             Ok(offsets) => (Ended::Committed(offsets), false),
             Err(Fault::Renew(ended)) => (ended, true),
             Err(Fault::Abort(ended)) => {
-                let aborted = abort(producer);
+                let aborted = abort(producer, self.patience);
                 if let Err(error) = &aborted {
                     tracing::warn!(%error, id = self.transactional_id, "A transaction could not be aborted; its producer is replaced.");
                 }
@@ -201,21 +217,20 @@ fn attempt(
     producer: &BaseProducer<Deliveries>,
     records: &[&Placed],
     positions: Option<&Positions<'_>>,
-    tells_offsets: bool,
+    (tells_offsets, patience): (bool, Duration),
 ) -> Result<Vec<u64>, Fault> {
     drop(producer.context().take());
     producer.begin_transaction().map_err(|e| fault(&e))?;
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience;
     for (number, placed) in records.iter().enumerate() {
         send(producer, placed, number, deadline)?;
     }
     let offsets = delivered(producer, records, deadline, tells_offsets)?;
     if let Some(Positions { offsets, member }) = positions {
-        repeat(deadline, || producer.send_offsets_to_transaction(offsets, member, REQUEST_TIMEOUT))
-            .map_err(|e| fault(&e))?;
+        repeat(deadline, || producer.send_offsets_to_transaction(offsets, member, patience)).map_err(|e| fault(&e))?;
     }
     // From here on, an error that does not ask for an abort says nothing about what the broker did.
-    repeat(deadline, || producer.commit_transaction(REQUEST_TIMEOUT)).map_err(|error| match &error {
+    repeat(deadline, || producer.commit_transaction(patience)).map_err(|error| match &error {
         KafkaError::Transaction(e) if e.txn_requires_abort() => fault(&error),
         error => Fault::Renew(Ended::Unknown(error.to_string())),
     })?;
@@ -316,14 +331,14 @@ fn forbidden(producer: &BaseProducer<Deliveries>, records: &[&Placed]) -> Option
 }
 
 /// Aborts, once nothing is on its way any more: the reports of what is purged must be served by this thread.
-fn abort(producer: &BaseProducer<Deliveries>) -> KafkaResult<()> {
+fn abort(producer: &BaseProducer<Deliveries>, patience: Duration) -> KafkaResult<()> {
     producer.purge(PurgeConfig::default().queue().inflight());
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + patience;
     while producer.in_flight_count() > 0 && Instant::now() < deadline {
         producer.poll(Duration::ZERO);
         std::thread::park_timeout(LOOK_AGAIN);
     }
-    repeat(deadline, || producer.abort_transaction(REQUEST_TIMEOUT))
+    repeat(deadline, || producer.abort_transaction(patience))
 }
 
 fn fault(error: &KafkaError) -> Fault {

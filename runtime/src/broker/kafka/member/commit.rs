@@ -14,10 +14,12 @@ use rdkafka::error::RDKafkaErrorCode;
 
 use super::{Member, Owned, PAUSE, Pending, is_member};
 use crate::broker::kafka::clients::{at, lock, partition_counts, signed};
+use crate::broker::kafka::metadata::{self, Decoded, Encoded};
+use crate::broker::kafka::recent::Recent;
 use crate::broker::kafka::record::Placed;
 use crate::broker::kafka::status::{self, StatusChange};
 use crate::broker::kafka::writer::{Ended, Positions};
-use crate::broker::kafka::{keys, overflow, values};
+use crate::broker::kafka::{native, overflow, values};
 use crate::broker::{Commit, CommitOutcome, Error, LetterId, Outgoing, Placing};
 
 /// Partition counts are asked for again after this time.
@@ -26,6 +28,11 @@ const COUNTS_ARE_KNOWN: Duration = Duration::from_secs(30);
 /// Commits of several units are one transaction up to here. The broker ends one that takes longer than ten seconds, so that
 /// after a failure it is half as much, and after each success twice as much again.
 pub(super) const TRANSACTION_MAX_BYTES: usize = 64 * limits::MIB;
+
+/// How long each step of it may take to put keys away when a function ends.
+const PUTTING_AWAY: Duration = Duration::from_secs(2);
+/// Between two looks at what is committed.
+const LOOK_AGAIN: Duration = Duration::from_millis(10);
 
 /// How often it is told that another process has this one's identity.
 const TWIN_IS_TOLD: Duration = Duration::from_secs(60);
@@ -49,10 +56,20 @@ impl Twin {
     }
 }
 
-/// A commit whose records have their places.
+/// A commit, ready to be written.
 struct Prepared {
     pending: Pending,
+    parts: Parts,
+}
+
+/// What is written.
+struct Parts {
+    /// Each with its place.
     records: Vec<Placed>,
+    /// What its position says beside the offset.
+    metadata: String,
+    /// The idempotency keys in there.
+    recent: Recent,
 }
 
 impl Member {
@@ -68,15 +85,15 @@ impl Member {
             assert_eq!(pending.commit.progress.commits, owned.commits + 1, "the commit counter must rise by one");
             let suspect = owned.suspect;
             match (self.prepare(&pending), suspect) {
-                (Ok(records), Some(failures)) => suspects.push((failures, Prepared { pending, records })),
-                (Ok(records), None) => {
-                    let bytes: usize = records.iter().map(|placed| placed.record.size_bytes()).sum();
+                (Ok(parts), Some(failures)) => suspects.push((failures, Prepared { pending, parts })),
+                (Ok(parts), None) => {
+                    let bytes: usize = parts.records.iter().map(|placed| placed.record.size_bytes()).sum();
                     if group_bytes + bytes > self.transaction_bytes && !group.is_empty() {
                         self.write(std::mem::take(&mut group))?;
                         group_bytes = 0;
                     }
                     group_bytes += bytes;
-                    group.push(Prepared { pending, records });
+                    group.push(Prepared { pending, parts });
                 }
                 (Err(reason), _) => answer(pending, reason),
             }
@@ -129,8 +146,11 @@ impl Member {
             group.into_iter().for_each(|one| self.fenced(one.pending));
             return Ok(());
         };
-        let records: Vec<&Placed> = group.iter().flat_map(|one| &one.records).collect();
-        let offsets = positions(&group);
+        let records: Vec<&Placed> = group.iter().flat_map(|one| &one.parts.records).collect();
+        let offsets = positions(group.iter().map(|one| {
+            let Prepared { pending, parts } = one;
+            (&pending.unit, pending.commit.progress.source.resume, parts.metadata.as_str())
+        }));
         let positions = Positions { offsets: &offsets, member: &metadata };
         let ended = if group.len() == 1 {
             self.writer.write(&records, Some(&positions))
@@ -149,9 +169,7 @@ impl Member {
             }
             Ended::Committed(_) => {
                 self.transaction_bytes = (self.transaction_bytes * 2).min(TRANSACTION_MAX_BYTES);
-                for one in group {
-                    self.committed_one(one.pending);
-                }
+                group.into_iter().for_each(|one| self.committed_one(one));
             }
             Ended::Aborted(reason) => {
                 tracing::info!(function = %self.function(), reason, "A commit was fenced: the group goes on without this member, or with it in another place.");
@@ -171,9 +189,10 @@ impl Member {
         Ok(())
     }
 
-    fn committed_one(&mut self, pending: Pending) {
+    fn committed_one(&mut self, Prepared { pending, parts }: Prepared) {
         if let Some(owned) = self.owned.get_mut(&pending.unit).filter(|owned| owned.epoch == pending.epoch) {
             owned.commits = pending.commit.progress.commits;
+            (owned.recent, owned.position) = (parts.recent, (pending.commit.progress.source.resume, parts.metadata));
             owned.suspect = None;
             owned.state.apply(&pending.commit.state);
         }
@@ -200,7 +219,7 @@ impl Member {
     fn refused(&mut self, mut group: Vec<Prepared>, index: usize, outcome: CommitOutcome) -> Result<(), Error> {
         let mut first = 0;
         let at_fault = group.iter().position(|one| {
-            first += one.records.len();
+            first += one.parts.records.len();
             index < first
         });
         let one = group.remove(at_fault.expect("the record that is refused is one of the group's"));
@@ -214,6 +233,8 @@ impl Member {
         let units: Vec<_> = group.iter().map(|one| one.pending.unit.clone()).collect();
         let found = loop {
             if self.joining.assignments.is_closed() {
+                // What is known of their positions may be older than what is committed, and must not be committed again.
+                units.iter().for_each(|unit| self.lose(unit));
                 return Ok(());
             }
             let asked = if self.writer.is_ready() { Ok(()) } else { self.writer.renew() };
@@ -231,7 +252,7 @@ impl Member {
             let committed = commits >= commit.progress.commits;
             tracing::info!(topic = %unit.0, partition = unit.1, committed, "What became of the commit is known.");
             if committed {
-                self.committed_one(one.pending);
+                self.committed_one(one);
             } else {
                 answer(one.pending, Ok(CommitOutcome::Aborted));
             }
@@ -239,11 +260,10 @@ impl Member {
         Ok(())
     }
 
-    /// All records of a commit, each with its partition; or what the unit is answered.
-    fn prepare(&mut self, pending: &Pending) -> Result<Vec<Placed>, Result<CommitOutcome, Error>> {
+    /// All that is written of a commit; or what the unit is answered.
+    fn prepare(&mut self, pending: &Pending) -> Result<Parts, Result<CommitOutcome, Error>> {
         let Commit { at, progress, keys: hashes, outputs, letters, resolved, state } = &pending.commit;
-        let function = self.function().clone();
-        let unit = Unit { function, topic: pending.unit.0.clone(), partition: pending.unit.1 };
+        let unit = self.unit(&pending.unit);
         let refused = |reason: String| Ok(CommitOutcome::Refused { reason });
         let mut records = Vec::with_capacity(outputs.len() + 1);
         for output in outputs {
@@ -260,23 +280,98 @@ impl Member {
         for id in resolved {
             records.push(changed(&statuses, id, *at, &StatusChange::Completed));
         }
-        if !hashes.is_empty() {
-            let value = keys::encode(&unit, *at, hashes);
-            let source_id = pending.source_id.map(|id| Bytes::copy_from_slice(id.as_bytes()));
-            let record = plain(*at, source_id, value.into());
-            records.push(Placed {
-                topic: topic(names.keys(&unit.function, &unit.topic))?,
-                partition: unit.partition,
-                record,
-            });
+        let oldest = self.joining.subscription.window.oldest(*at);
+        let before = self.owner(pending).map(|owned| owned.recent.clone().since(oldest));
+        let mut recent = before.unwrap_or_default().with(pending.source_id, *at, hashes);
+        let Encoded { text, whole, has_keys } = metadata::encode(&unit, progress, &recent);
+        if !has_keys && !recent.is_empty() {
+            records.extend(recent.placed(&topic(names.keys(&unit.function, &unit.topic))?, &unit, *at));
+            recent = Recent::default();
         }
-        if !state.is_empty() || pending.progress.whole.is_some() {
+        if !state.is_empty() || whole.is_some() {
             let topic = topic(names.state(&unit.function, &unit.topic))?;
             records.extend(state.iter().map(|write| values::placed(&topic, &unit, *at, write)));
-            records.extend(pending.progress.whole.clone().map(|whole| overflow::placed(topic, &unit, *at, whole)));
+            records.extend(whole.map(|whole| overflow::placed(topic, &unit, *at, whole)));
         }
         tracing::trace!(%unit, commits = progress.commits, records = records.len(), "A commit is prepared.");
-        Ok(records)
+        Ok(Parts { records, metadata: text, recent })
+    }
+
+    /// Writes idempotency keys that are with positions alone to the topic of keys, so that they are known when somebody moves a
+    /// position while nothing runs. Where that fails, they stay with their positions.
+    pub(super) fn put_keys_away(&mut self) {
+        let keeping = self.owned.iter().filter(|(_, owned)| !owned.recent.is_empty());
+        let keeping: Vec<_> = keeping.map(|(place, _)| place.clone()).collect();
+        if keeping.is_empty() {
+            return;
+        }
+        let put_away = match self.unmoved(&keeping) {
+            Ok(unmoved) if unmoved.len() < keeping.len() => {
+                self.put_away(&unmoved).and(Err("positions were moved meanwhile".to_owned()))
+            }
+            Ok(unmoved) => self.put_away(&unmoved),
+            Err(reason) => Err(reason),
+        };
+        if let Err(reason) = put_away {
+            tracing::warn!(
+                function = %self.function(), reason,
+                "The newest idempotency keys stay with positions: whoever moves one by hand before the function runs again loses them."
+            );
+        }
+    }
+
+    /// Those whose positions are still what was committed here. That of a topic that was deleted is gone, and must not come back for
+    /// the next one of its name.
+    fn unmoved(&self, keeping: &[(Topic, u32)]) -> Result<Vec<(Topic, u32)>, String> {
+        let deadline = Instant::now() + PUTTING_AWAY;
+        let group = self.joining.clients.names.group(self.function());
+        loop {
+            let found = native::group_positions(self.consumer.client(), &group, PUTTING_AWAY);
+            let found = found.map_err(|code| format!("Kafka cannot be asked to tell what is committed: {code}"))?;
+            let is_there = |place: &&(Topic, u32)| {
+                let ((topic, partition), (offset, metadata)) = (place, &self.owned[*place].position);
+                let committed = (topic.as_str(), *partition, *offset, metadata.as_str());
+                found.iter().any(|one| (&*one.topic, one.partition, one.offset, &*one.metadata) == committed)
+            };
+            let unmoved: Vec<_> = keeping.iter().filter(is_there).cloned().collect();
+            // What has just been committed is told once its marker is written.
+            if unmoved.len() == keeping.len() || Instant::now() >= deadline {
+                return Ok(unmoved);
+            }
+            std::thread::park_timeout(LOOK_AGAIN);
+        }
+    }
+
+    fn put_away(&mut self, places: &[(Topic, u32)]) -> Result<(), String> {
+        if places.is_empty() {
+            return Ok(());
+        }
+        self.writer.hurry(PUTTING_AWAY);
+        if !self.writer.is_ready() {
+            self.writer.renew().map_err(|error| error.to_string())?;
+        }
+        let (mut records, mut positioned) = (Vec::new(), Vec::new());
+        for place in places {
+            let (unit, owned) = (self.unit(place), &self.owned[place]);
+            let topic = self.joining.clients.names.keys(&unit.function, &unit.topic).map_err(|e| e.to_string())?;
+            let Decoded { progress, .. } = metadata::decode(&unit, &owned.position.1).map_err(|e| e.to_string())?;
+            records.extend(owned.recent.placed(&topic, &unit, self.joining.clock.now()));
+            positioned.push((place, owned.position.0, metadata::encode(&unit, &progress, &Recent::default()).text));
+        }
+        let member = self.consumer.group_metadata().filter(|_| is_member(&self.consumer));
+        let member = member.ok_or("this member has lost its place in the group")?;
+        let offsets = positions(positioned.iter().map(|(place, offset, text)| (*place, *offset, text.as_str())));
+        let positions = Positions { offsets: &offsets, member: &member };
+        match self.writer.write_together(&records.iter().collect::<Vec<_>>(), Some(&positions)) {
+            Ended::Committed(_) => Ok(()),
+            Ended::Aborted(reason) | Ended::Failed(reason) | Ended::Unknown(reason) | Ended::Refused { reason, .. } => {
+                Err(reason)
+            }
+        }
+    }
+
+    fn unit(&self, (topic, partition): &(Topic, u32)) -> Unit {
+        Unit { function: self.function().clone(), topic: topic.clone(), partition: *partition }
     }
 
     fn place(&mut self, output: &Outgoing) -> Result<Placed, Result<CommitOutcome, Error>> {
@@ -334,13 +429,13 @@ fn outcome_of(code: RDKafkaErrorCode, reason: String) -> CommitOutcome {
     }
 }
 
-fn positions(group: &[Prepared]) -> TopicPartitionList {
+/// Positions, each with its offset and metadata.
+fn positions<'a>(units: impl Iterator<Item = (&'a (Topic, u32), u64, &'a str)>) -> TopicPartitionList {
     let mut list = TopicPartitionList::new();
-    for Prepared { pending, .. } in group {
-        let (topic, partition) = &pending.unit;
+    for ((topic, partition), offset, metadata) in units {
         let mut element = list.add_partition(topic.as_str(), signed(*partition));
-        element.set_offset(at(pending.commit.progress.source.resume)).expect("an offset that was read fits");
-        element.set_metadata(&pending.progress.text);
+        element.set_offset(at(offset)).expect("an offset that was read fits");
+        element.set_metadata(metadata);
     }
     list
 }

@@ -18,6 +18,7 @@ use crate::broker::kafka::clients::{Clients, Quiet, Shared, lock};
 use crate::broker::kafka::growth::Growth;
 use crate::broker::kafka::native::TopicId;
 use crate::broker::kafka::overflow;
+use crate::broker::kafka::recent::Recent;
 use crate::broker::kafka::restore::{Past, Stored};
 use crate::broker::kafka::values::Values;
 use crate::broker::{Assignment, Error, GroupFigures, Restored};
@@ -31,6 +32,8 @@ pub(super) struct Restoring {
     pub(super) is_whole: bool,
     /// Whether the rest of its progress is to be looked for.
     pub(super) is_short: bool,
+    /// Idempotency keys that are with its position alone.
+    pub(super) recent: Recent,
     pub(super) revoked: watch::Receiver<bool>,
 }
 
@@ -53,6 +56,8 @@ struct Remembering {
     adrift: Vec<u32>,
     /// Those of which not all progress is with the position, with the number of the commit that has it.
     short: BTreeMap<u32, u64>,
+    /// Idempotency keys that are with positions alone.
+    recent: BTreeMap<u32, Recent>,
 }
 
 /// What was found, by partition.
@@ -89,6 +94,7 @@ impl Member {
                 .filter(|one| one.is_short)
                 .map(|one| (one.partition.unit.partition, one.progress.commits))
                 .collect(),
+            recent: units.iter().map(|one| (one.partition.unit.partition, one.recent.clone())).collect(),
         };
         let requests = self.sender.clone();
         let waiting = units.len() as u64;
@@ -139,8 +145,12 @@ impl Remembering {
         let past = Past { clients, function, source: topic, is_wanted: &is_wanted, count: &count };
         let wanted: Vec<u32> = self.revoked.keys().copied().filter(|partition| is_wanted(*partition)).collect();
         let mut windows = wanted.iter().map(|partition| (*partition, window.window(*siblings))).collect();
-        let source_id = past.source_id()?;
-        let blocks = past.keys(source_id, window.oldest(self.clock.now()), &mut windows)?;
+        let (source_id, oldest) = (past.source_id()?, window.oldest(self.clock.now()));
+        let blocks = past.keys(source_id, oldest, &mut windows)?;
+        for (partition, window) in &mut windows {
+            let recent = self.recent.get(partition).into_iter().flat_map(|recent| recent.commits_of(source_id));
+            recent.filter(|(at, _)| *at >= oldest).for_each(|(at, keys)| window.insert(at, keys));
+        }
         let Stored { values, overflow, records } = past.stored(&wanted)?;
         let progress = self.in_full(&wanted, &overflow)?;
         let redrives = if self.adrift.is_empty() { BTreeMap::new() } else { past.redrives(&self.adrift)? };

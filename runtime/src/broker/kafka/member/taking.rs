@@ -16,7 +16,9 @@ use super::{Committed, Member, Owned, PAUSE, Request, committed, progress_from};
 use crate::broker::Error;
 use crate::broker::kafka::KafkaPartition;
 use crate::broker::kafka::clients::{MemberContext, Quiet, add, bounds, remove};
+use crate::broker::kafka::metadata;
 use crate::broker::kafka::partition::{Inbox, Log};
+use crate::broker::kafka::recent::Recent;
 use crate::broker::kafka::values::KafkaState;
 
 /// What was found out of partitions that were assigned together.
@@ -35,6 +37,8 @@ struct Place {
     is_whole: bool,
     /// Whether the rest of its progress is to be looked for.
     is_short: bool,
+    /// Idempotency keys that are with the position alone.
+    recent: Recent,
 }
 
 impl Member {
@@ -104,7 +108,7 @@ impl Member {
     fn take_up(&mut self, epoch: u64, places: Vec<Place>) -> Result<(), Error> {
         let mut source = Vec::with_capacity(places.len());
         let mut restoring = BTreeMap::<Topic, Vec<Restoring>>::new();
-        for Place { unit: (topic, partition), progress, is_whole, is_short } in places {
+        for Place { unit: (topic, partition), progress, is_whole, is_short, recent } in places {
             self.awaited.remove(&(topic.clone(), partition));
             // Its queues must not belong to two.
             self.lose(&(topic.clone(), partition));
@@ -123,8 +127,11 @@ impl Member {
                 last: Stream::Source,
                 state: state.clone(),
             };
-            let owned = Owned { epoch, revoked, inbox, commits: progress.commits, state, suspect: None };
-            let one = Restoring { partition: mine, progress, is_whole, is_short, revoked: owned.revoked.subscribe() };
+            let position = (progress.source.resume, metadata::encode(&mine.unit, &progress, &recent).text);
+            let (commits, suspect) = (progress.commits, None);
+            let subscribed = revoked.subscribe();
+            let owned = Owned { epoch, revoked, inbox, commits, recent: recent.clone(), position, state, suspect };
+            let one = Restoring { partition: mine, progress, is_whole, is_short, recent, revoked: subscribed };
             restoring.entry(topic.clone()).or_default().push(one);
             self.owned.insert((topic, partition), owned);
         }
@@ -160,13 +167,13 @@ fn places(
     wanted: &[(Topic, u32)],
 ) -> Result<Vec<Place>, Error> {
     let mut places = Vec::with_capacity(wanted.len());
-    for Committed { topic, partition, progress, is_whole, is_short } in committed(consumer, function, wanted)? {
+    for Committed { topic, partition, progress, is_whole, is_short, recent } in committed(consumer, function, wanted)? {
         let progress = match progress {
             Some(progress) => progress,
             // A partition without a position was added after its function began to read the topic.
             None => progress_from(bounds(observer, topic.as_str(), partition)?.0),
         };
-        places.push(Place { unit: (topic, partition), progress, is_whole, is_short });
+        places.push(Place { unit: (topic, partition), progress, is_whole, is_short, recent });
     }
     Ok(places)
 }

@@ -14,6 +14,7 @@ use rdkafka::producer::{BaseProducer, Producer};
 use tokio::sync::mpsc;
 
 use super::super::clients::{Deliveries, REQUEST_TIMEOUT, at, signed};
+use super::super::recent::Recent;
 use super::super::record::Placed;
 use super::super::writer::{Ended, Writer};
 use super::super::{KafkaLog, KafkaPartition, metadata};
@@ -86,7 +87,7 @@ fn begin_commit(
         let mut offsets = rdkafka::TopicPartitionList::new();
         let mut element = offsets.add_partition(orders.as_str(), signed(partition));
         element.set_offset(at(progress.source.resume)).unwrap();
-        element.set_metadata(metadata::encode(&unit, progress).text);
+        element.set_metadata(metadata::encode(&unit, progress, &Recent::default()).text);
         let member = clients.outsider(&clients.names.group(&function())).unwrap().group_metadata().unwrap();
         producer.send_offsets_to_transaction(&offsets, &member, REQUEST_TIMEOUT).unwrap();
     }
@@ -482,6 +483,27 @@ async fn a_source_that_was_deleted_is_left_and_read_again_once_it_is_back() {
     assert_eq!([7, 8].map(|key| keys.contains(KeyHash(key), began())), [false, true]);
 }
 
+/// It is deleted and made anew so soon that its function has not noticed when it ends.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_position_of_a_source_that_was_deleted_does_not_come_back() {
+    let Some(cluster) = Cluster::find() else { return };
+    let log = cluster.orders().await;
+    let mut receiver = cluster.subscribe(&log).await;
+    let mut units = assigned(&mut receiver, 2).await;
+    let progress = after(&Progress::default(), 1);
+    for unit in &mut units {
+        commits(&mut unit.partition, Commit { keys: vec![KeyHash(7)], ..commit(&progress) }).await;
+    }
+    cluster.delete_topic(&log, "orders").await;
+    cluster.make_topic(&log, "orders", 2, &[]).await;
+    drop((units, receiver));
+    log.close(Duration::from_secs(10)).await;
+    let log = cluster.open().await;
+    let mut receiver = cluster.subscribe(&log).await;
+    let restored = assigned(&mut receiver, 2).await.swap_remove(0).restored;
+    assert_eq!((restored.progress, restored.keys.len()), (Progress::default(), 0));
+}
+
 /// A change of the group aborts what is under way, and that is done again.
 async fn commits_in_the_end(partition: &mut KafkaPartition, commit: Commit) {
     while within(partition.commit(commit.clone())).await.unwrap() != CommitOutcome::Committed {}
@@ -603,6 +625,16 @@ fn with_heads(before: &Progress, heads: u64) -> Progress {
     progress
 }
 
+/// Waits until so many keys are told to be parked: what a commit changed is told soon after it.
+async fn parks(log: &KafkaLog, count: usize) {
+    within(async {
+        while log.units(&function()).await.unwrap().remove(0).progress.parked.len() != count {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn progress_that_a_position_has_no_room_for_is_restored() {
     let Some(cluster) = Cluster::find() else { return };
@@ -616,14 +648,14 @@ async fn progress_that_a_position_has_no_room_for_is_restored() {
     let mut changed = commit(&many);
     changed.state = (0..50).map(|n| StateWrite { key: format!("k{n}").into(), value: Some("v".into()) }).collect();
     commits(&mut partition, changed).await;
-    let parked = async |log: &KafkaLog| within(log.units(&function())).await.unwrap().remove(0).progress.parked.len();
-    assert_eq!(parked(&log).await, 5000);
+    parks(&log, 5000).await;
     assert_eq!(fetch(&mut partition, 0, 2).await, ["a", "b"]);
     drop((partition, receiver));
     log.close(Duration::from_secs(10)).await;
 
     let log = cluster.open().await;
-    assert_eq!(parked(&log).await, 5000, "nobody runs it");
+    // Nobody runs it.
+    parks(&log, 5000).await;
     let mut receiver = cluster.subscribe(&log).await;
     let mut restored = assigned(&mut receiver, 2).await.swap_remove(0);
     assert!(restored.restored.progress == many, "all of it");
@@ -631,5 +663,5 @@ async fn progress_that_a_position_has_no_room_for_is_restored() {
     // What is no longer needed is there still, and not looked at.
     let few = with_heads(&many, 2);
     commits(&mut restored.partition, commit(&few)).await;
-    assert_eq!(parked(&log).await, 2);
+    parks(&log, 2).await;
 }

@@ -20,8 +20,14 @@ use crate::broker::{
 /// Longer than a test takes.
 const HELD: Duration = Duration::from_secs(120);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
+const MANY: u128 = 64;
 
-/// Partition 0 of `orders` has `old` commits, each with a key of its own, then `new` ones from the time on that is told.
+/// Keys of a commit: more than there is room for with a position.
+fn keys_of(number: u64) -> Vec<KeyHash> {
+    (0..MANY).map(|key| KeyHash(MANY * u128::from(number) + key)).collect()
+}
+
+/// Partition 0 of `orders` has `old` commits, each with many keys of its own, then `new` ones from the time on that is told.
 async fn remembering(cluster: &Cluster, old: u64, new: u64) -> (KafkaLog, Timestamp) {
     let log = cluster.orders().await;
     let mut receiver = cluster.subscribe(&log).await;
@@ -31,8 +37,7 @@ async fn remembering(cluster: &Cluster, old: u64, new: u64) -> (KafkaLog, Timest
     for number in 0..old + new {
         progress = after(&progress, 1);
         let at = if number < old { now() } else { since };
-        commits(&mut partition, Commit { keys: vec![KeyHash(number.into())], ..Commit::new(at, progress.clone()) })
-            .await;
+        commits(&mut partition, Commit { keys: keys_of(number), ..Commit::new(at, progress.clone()) }).await;
         if number + 1 == old {
             since = now() + Duration::from_millis(1);
         }
@@ -41,8 +46,8 @@ async fn remembering(cluster: &Cluster, old: u64, new: u64) -> (KafkaLog, Timest
 }
 
 /// What partition 0 remembers since then, read for as long as it was asked so often whether anybody wants it: how many records
-/// were read, and which keys were found.
-async fn remembered(cluster: &Cluster, (log, since): (KafkaLog, Timestamp), wanted_for: u64) -> (u64, Vec<u128>) {
+/// were read, and of which commits the keys were found.
+async fn remembered(cluster: &Cluster, (log, since): (KafkaLog, Timestamp), wanted_for: u64) -> (u64, Vec<u64>) {
     let orders = cluster.topic("orders");
     let reading = move || {
         let asked = Cell::new(0);
@@ -56,7 +61,7 @@ async fn remembered(cluster: &Cluster, (log, since): (KafkaLog, Timestamp), want
         };
         let mut windows = [(0, Bounds::default().window(1))].into();
         let records = past.keys(past.source_id().unwrap(), since, &mut windows).unwrap();
-        (records, (0..1000).filter(|key| windows[&0].contains(KeyHash(*key), since)).collect())
+        (records, (0..1000).filter(|number| windows[&0].contains(keys_of(*number)[0], since)).collect())
     };
     tokio::task::spawn_blocking(reading).await.unwrap()
 }
@@ -73,8 +78,40 @@ async fn reading_ends_in_the_middle_when_nobody_waits_for_it() {
     let Some(cluster) = Cluster::find() else { return };
     let committed = remembering(&cluster, 0, 100).await;
     // It is asked before the reading begins, after each record, and as time passes.
-    let (records, keys) = remembered(&cluster, committed, 20).await;
-    assert!((1..=20).contains(&records) && keys.len() as u64 == records, "{records} records, {keys:?}");
+    let (records, commits) = remembered(&cluster, committed, 20).await;
+    assert!((1..=20).contains(&records) && commits.len() as u64 == records, "{records} records, {commits:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_of_small_commits_are_with_their_positions_until_they_are_many() {
+    let Some(cluster) = Cluster::find() else { return };
+    let log = cluster.orders().await;
+    let mut receiver = cluster.subscribe(&log).await;
+    let mut units = assigned(&mut receiver, 2).await;
+    let topic = log.clients().names.keys(&function(), &cluster.topic("orders")).unwrap();
+    let mut progress = Progress::default();
+    for (number, written) in (0..43).map(|number| (number, if number < 40 { 0 } else { 41 })) {
+        progress = after(&progress, 1);
+        let at = log.clock().now();
+        for unit in &mut units {
+            let keys = vec![KeyHash(number)];
+            commits(&mut unit.partition, Commit { keys, ..Commit::new(at, progress.clone()) }).await;
+            let there = within(log.read(&topic, unit.partition.unit().partition, 0, 1000)).await.unwrap().records.len();
+            assert_eq!(there, written, "after {number}");
+        }
+    }
+    // Whoever takes over knows all of them, although this instance has not ended in order.
+    let second = cluster.open().await;
+    let mut taking = cluster.subscribe(&second).await;
+    let mut taken = assigned(&mut taking, 1).await.remove(0);
+    assert_eq!((taken.restored.keys.len(), taken.restored.progress.clone()), (43, progress.clone()));
+    assert!((0..43).all(|number| taken.restored.keys.contains(KeyHash(number), began())));
+    commits(&mut taken.partition, Commit { keys: vec![KeyHash(43)], ..commit(&after(&progress, 1)) }).await;
+    // One that ends in order leaves them where they stay, should somebody move the position.
+    let number = taken.partition.unit().partition;
+    drop((taken, taking));
+    second.close(Duration::from_secs(10)).await;
+    assert_eq!(within(log.read(&topic, number, 0, 1000)).await.unwrap().records.len(), 44);
 }
 
 /// Waits until the figures of a function's group are such.
@@ -99,7 +136,7 @@ async fn what_happens_in_a_group_is_counted() {
     assert_eq!(figures.restoring, 0);
     let progress = after(&Progress::default(), 1);
     for unit in &mut units {
-        commits(&mut unit.partition, Commit { keys: vec![KeyHash(1)], ..commit(&progress) }).await;
+        commits(&mut unit.partition, Commit { keys: keys_of(0), ..commit(&progress) }).await;
     }
     let second = cluster.open().await;
     let mut taking = cluster.subscribe(&second).await;
