@@ -113,8 +113,14 @@ impl<'a> Decoder<'a> {
         Ok(head)
     }
 
+    pub(super) fn array<const N: usize>(&mut self) -> Result<[u8; N], Corrupt> {
+        let (head, rest) = self.rest.split_first_chunk().ok_or_else(|| self.damaged("it is cut short"))?;
+        self.rest = rest;
+        Ok(*head)
+    }
+
     pub(super) fn u8(&mut self) -> Result<u8, Corrupt> {
-        self.bytes(1).map(|b| b[0])
+        self.array().map(u8::from_le_bytes)
     }
 
     pub(super) fn varint(&mut self) -> Result<u64, Corrupt> {

@@ -12,7 +12,7 @@ use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::error::RDKafkaErrorCode;
 
 use super::KafkaLog;
-use super::clients::{Quiet, REQUEST_TIMEOUT, lock};
+use super::clients::{Quiet, REQUEST_TIMEOUT, lock, unreachable_broker};
 use super::letters::Letters;
 use super::member::Committed;
 use super::member::commit::changed;
@@ -317,12 +317,8 @@ impl KafkaLog {
             }
             found => found,
         };
-        let found = found
-            .map_err(|code| Error::Transient(format!("Kafka cannot be asked to tell what is committed: {code}")))?;
-        let found: BTreeMap<(&str, u32), (u64, &str)> = found
-            .iter()
-            .map(|one| ((one.topic.as_str(), one.partition), (one.offset, one.metadata.as_str())))
-            .collect();
+        let found = found.map_err(|code| unreachable_broker("tell what is committed", &code))?;
+        let found = native::by_partition(&found);
         let units = units_of(self, function)?.into_iter().map(|(topic, partition)| {
             let position = found.get(&(topic.as_str(), partition)).copied();
             Committed::read(&Unit { function: function.clone(), topic, partition }, position)

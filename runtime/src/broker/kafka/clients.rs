@@ -283,7 +283,7 @@ fn is_leaderless(code: RDKafkaErrorCode) -> bool {
 }
 
 /// The broker could not be asked.
-pub(super) fn unreachable_broker(what: &str, error: &KafkaError) -> Error {
+pub(super) fn unreachable_broker(what: &str, error: &impl std::fmt::Display) -> Error {
     Error::Transient(format!("Kafka cannot be asked to {what}: {error}"))
 }
 

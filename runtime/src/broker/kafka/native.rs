@@ -352,6 +352,12 @@ pub(super) struct GroupPosition {
     pub(super) metadata: String,
 }
 
+/// Offsets and metadata by topic and partition.
+pub(super) fn by_partition(positions: &[GroupPosition]) -> BTreeMap<(&str, u32), (u64, &str)> {
+    let each = positions.iter();
+    each.map(|one| ((one.topic.as_str(), one.partition), (one.offset, one.metadata.as_str()))).collect()
+}
+
 /// All that a group has committed, whoever asks. Transactions that are open are not waited for.
 ///
 /// The client is a consumer's with a group, any group: librdkafka 2.12 looks for the group's coordinator in it when it asked

@@ -1,7 +1,7 @@
 //! Idempotency keys of a unit's last commits, which are with its position and not in the topic of its keys yet.
 //!
-//! Each partition that a transaction writes to costs the broker almost as much as all the rest of a small one. A unit that commits a
-//! key or two many times a second would write to its partition of the keys each time, and does so once there are enough of them.
+//! Each partition that a transaction writes to is a request of its own, which takes the broker a third of a millisecond. A unit that
+//! commits a key or two many times a second would write to its partition of the keys each time, and does so once there are enough.
 
 use bytes::Bytes;
 use millrace_core::name::{Topic, Unit};
@@ -16,8 +16,6 @@ use crate::broker::frame::{Corrupt, Decoder, Encoder};
 
 /// How many can be with a position, at 17 to 26 bytes each. A broker keeps all positions in memory.
 const MAX_KEYS: usize = 40;
-const ID_BYTES: usize = 16;
-const HASH_BYTES: usize = 16;
 
 /// Keys, each with the time of its commit, in the order of their commits.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -35,10 +33,12 @@ impl Recent {
     }
 
     /// With those of one more commit. Keys of an earlier topic of the source's name are of no use any more.
-    pub(super) fn with(&self, of: Option<TopicId>, at: Timestamp, hashes: &[KeyHash]) -> Self {
-        let before = if of == self.of { &self.keys[..] } else { &[] };
-        let keys = before.iter().copied().chain(hashes.iter().map(|hash| (at, *hash))).collect();
-        Self { of, keys }
+    pub(super) fn with(mut self, of: Option<TopicId>, at: Timestamp, hashes: &[KeyHash]) -> Self {
+        if of != self.of {
+            self = Self { of, keys: Vec::new() };
+        }
+        self.keys.extend(hashes.iter().map(|hash| (at, *hash)));
+        self
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -51,7 +51,7 @@ impl Recent {
     }
 
     pub(super) fn put(&self, encoder: &mut Encoder) {
-        encoder.raw(self.of.as_ref().map_or(&[0; ID_BYTES], TopicId::as_bytes));
+        encoder.raw(self.of.as_ref().map_or(&[0; 16], TopicId::as_bytes));
         encoder.varint(self.keys.len() as u64);
         let mut before = 0;
         for (at, hash) in &self.keys {
@@ -63,15 +63,12 @@ impl Recent {
 
     /// Reads what [`Recent::put`] wrote.
     pub(super) fn take(decoder: &mut Decoder<'_>) -> Result<Self, Corrupt> {
-        let mut id = [0; ID_BYTES];
-        id.copy_from_slice(decoder.bytes(ID_BYTES)?);
-        let mut recent = Self { of: Some(TopicId::from_bytes(id)), keys: Vec::new() };
+        let mut recent = Self { of: Some(TopicId::from_bytes(decoder.array()?)), keys: Vec::new() };
         let mut at = 0_u64;
         for _ in 0..decoder.varint()? {
             at = at.wrapping_add(decoder.varint()?);
-            let mut hash = [0; HASH_BYTES];
-            hash.copy_from_slice(decoder.bytes(HASH_BYTES)?);
-            recent.keys.push((Timestamp::from_nanos(at), KeyHash(u128::from_le_bytes(hash))));
+            let hash = KeyHash(u128::from_le_bytes(decoder.array()?));
+            recent.keys.push((Timestamp::from_nanos(at), hash));
         }
         Ok(recent)
     }

@@ -9,11 +9,11 @@ use millrace_core::name::{Topic, Unit};
 use millrace_core::record::{Headers, Record};
 use millrace_core::time::Timestamp;
 use rdkafka::TopicPartitionList;
-use rdkafka::consumer::Consumer;
+use rdkafka::consumer::{Consumer, ConsumerGroupMetadata};
 use rdkafka::error::RDKafkaErrorCode;
 
 use super::{Member, Owned, PAUSE, Pending, is_member};
-use crate::broker::kafka::clients::{at, lock, partition_counts, signed};
+use crate::broker::kafka::clients::{at, lock, partition_counts, signed, unreachable_broker};
 use crate::broker::kafka::metadata::{self, Decoded, Encoded};
 use crate::broker::kafka::recent::Recent;
 use crate::broker::kafka::record::Placed;
@@ -131,20 +131,17 @@ impl Member {
         if group.is_empty() {
             return Ok(());
         }
-        // Only a member may fence others of the same identity.
-        if !self.writer.is_ready()
-            && is_member(&self.consumer)
-            && let Err(error) = self.writer.renew()
-        {
-            self.failed(group, &error);
-            return Ok(());
-        }
-        let metadata = self.consumer.group_metadata();
-        // Looked at after it was read: librdkafka resets it by itself when the session is lost.
-        let Some(metadata) = metadata.filter(|_| is_member(&self.consumer)) else {
-            tracing::info!(function = %self.function(), "A commit is given up: this member has lost its place in the group.");
-            group.into_iter().for_each(|one| self.fenced(one.pending));
-            return Ok(());
+        let metadata = match self.membership() {
+            Ok(Some(metadata)) => metadata,
+            Ok(None) => {
+                tracing::info!(function = %self.function(), "A commit is given up: this member has lost its place in the group.");
+                group.into_iter().for_each(|one| self.fenced(one.pending));
+                return Ok(());
+            }
+            Err(error) => {
+                self.failed(group, &error);
+                return Ok(());
+            }
         };
         let records: Vec<&Placed> = group.iter().flat_map(|one| &one.parts.records).collect();
         let offsets = positions(group.iter().map(|one| {
@@ -187,6 +184,17 @@ impl Member {
             Ended::Unknown(reason) => self.unknown(group, &reason)?,
         }
         Ok(())
+    }
+
+    /// What positions are checked against, with a writer that is ready; none if this member has lost its place in the group.
+    fn membership(&mut self) -> Result<Option<ConsumerGroupMetadata>, Error> {
+        // Only a member may fence others of the same identity.
+        if !self.writer.is_ready() && is_member(&self.consumer) {
+            self.writer.renew()?;
+        }
+        let metadata = self.consumer.group_metadata();
+        // Looked at after it was read: librdkafka resets it by itself when the session is lost.
+        Ok(metadata.filter(|_| is_member(&self.consumer)))
     }
 
     fn committed_one(&mut self, Prepared { pending, parts }: Prepared) {
@@ -305,13 +313,11 @@ impl Member {
         if keeping.is_empty() {
             return;
         }
-        let put_away = match self.unmoved(&keeping) {
-            Ok(unmoved) if unmoved.len() < keeping.len() => {
-                self.put_away(&unmoved).and(Err("positions were moved meanwhile".to_owned()))
-            }
-            Ok(unmoved) => self.put_away(&unmoved),
-            Err(reason) => Err(reason),
-        };
+        let put_away = self.unmoved(&keeping).and_then(|unmoved| {
+            self.put_away(&unmoved)?;
+            let all = unmoved.len() == keeping.len();
+            if all { Ok(()) } else { Err("positions were moved meanwhile".to_owned()) }
+        });
         if let Err(reason) = put_away {
             tracing::warn!(
                 function = %self.function(), reason,
@@ -327,11 +333,11 @@ impl Member {
         let group = self.joining.clients.names.group(self.function());
         loop {
             let found = native::group_positions(self.consumer.client(), &group, PUTTING_AWAY);
-            let found = found.map_err(|code| format!("Kafka cannot be asked to tell what is committed: {code}"))?;
+            let found = found.map_err(|code| unreachable_broker("tell what is committed", &code).to_string())?;
+            let found = native::by_partition(&found);
             let is_there = |place: &&(Topic, u32)| {
                 let ((topic, partition), (offset, metadata)) = (place, &self.owned[*place].position);
-                let committed = (topic.as_str(), *partition, *offset, metadata.as_str());
-                found.iter().any(|one| (&*one.topic, one.partition, one.offset, &*one.metadata) == committed)
+                found.get(&(topic.as_str(), *partition)) == Some(&(*offset, metadata.as_str()))
             };
             let unmoved: Vec<_> = keeping.iter().filter(is_there).cloned().collect();
             // What has just been committed is told once its marker is written.
@@ -347,9 +353,8 @@ impl Member {
             return Ok(());
         }
         self.writer.hurry(PUTTING_AWAY);
-        if !self.writer.is_ready() {
-            self.writer.renew().map_err(|error| error.to_string())?;
-        }
+        let member = self.membership().map_err(|error| error.to_string())?;
+        let member = member.ok_or("this member has lost its place in the group")?;
         let (mut records, mut positioned) = (Vec::new(), Vec::new());
         for place in places {
             let (unit, owned) = (self.unit(place), &self.owned[place]);
@@ -358,8 +363,6 @@ impl Member {
             records.extend(owned.recent.placed(&topic, &unit, self.joining.clock.now()));
             positioned.push((place, owned.position.0, metadata::encode(&unit, &progress, &Recent::default()).text));
         }
-        let member = self.consumer.group_metadata().filter(|_| is_member(&self.consumer));
-        let member = member.ok_or("this member has lost its place in the group")?;
         let offsets = positions(positioned.iter().map(|(place, offset, text)| (*place, *offset, text.as_str())));
         let positions = Positions { offsets: &offsets, member: &member };
         match self.writer.write_together(&records.iter().collect::<Vec<_>>(), Some(&positions)) {
