@@ -18,6 +18,9 @@ use millrace_core::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
+pub use self::deployments::{DeployError, Deployed, Deployment, Deployments, Report};
+
+mod deployments;
 pub mod embedded;
 #[cfg(test)]
 mod fixtures;
@@ -619,7 +622,7 @@ pub enum Force {
 }
 
 /// What a process asks of its log, beside what its workers and people ask.
-pub trait Log: Broker + Catalog {
+pub trait Log: Broker + Catalog + Deployments {
     /// Makes a topic unless it exists with this number of partitions. Its records are kept for as long as the retention says,
     /// and where it says nothing, for as long as the log says.
     fn make_topic(
@@ -628,18 +631,6 @@ pub trait Log: Broker + Catalog {
         partitions: u32,
         retention: Retention,
     ) -> impl Future<Output = Result<(), CatalogError>> + Send;
-
-    /// All deployments of all functions, by function and number.
-    fn deployments(&self) -> impl Future<Output = Result<Vec<Deployment>, Error>> + Send;
-
-    /// Stores a deployment that builds on number `previous` (0 for the first); answers with its number. Durable when it
-    /// returns.
-    fn append_deployment(
-        &self,
-        function: FunctionName,
-        previous: u64,
-        content: Bytes,
-    ) -> impl Future<Output = Result<u64, DeployError>> + Send;
 
     /// Nobody runs this function any more: nothing need be kept for it. Its progress stays, should it come back. Says whether
     /// anything was kept.
@@ -660,35 +651,4 @@ pub struct Retention {
     pub max_age: Option<Duration>,
     /// While the topic has more bytes, its oldest batches are removed; none sets no bound.
     pub max_bytes: Option<u64>,
-}
-
-/// One deployment of a function.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Deployment {
-    /// Whose it is.
-    pub function: FunctionName,
-    /// 1 for the function's first, and one more for each.
-    pub number: u64,
-    /// What was stored.
-    pub content: Bytes,
-}
-
-/// Why a deployment was not stored.
-#[derive(Clone, Debug, thiserror::Error)]
-pub enum DeployError {
-    /// Somebody else deployed meanwhile.
-    #[error(
-        "function `{function}` has deployment {latest} by now, and this one builds on {expected}: look at it, then try again"
-    )]
-    Conflict {
-        /// The function.
-        function: FunctionName,
-        /// What the proposal builds on.
-        expected: u64,
-        /// What is there.
-        latest: u64,
-    },
-    /// The log could not act.
-    #[error(transparent)]
-    Broker(#[from] Error),
 }

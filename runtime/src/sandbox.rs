@@ -32,7 +32,7 @@ mod refusal;
 mod state;
 mod ticker;
 
-pub use artifact::{Component, Digest};
+pub use artifact::Component;
 pub use emission::KnownTopics;
 pub use engine::{Engine, EngineOptions};
 pub use function::{Function, FunctionOptions};

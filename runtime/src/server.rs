@@ -225,7 +225,7 @@ impl<L: Log> Server<L> {
         let opening = tokio::task::spawn_blocking(move || Ok::<_, StartError>((open()?, Engine::new(engine)?)));
         let (log, engine) = opening.await.map_err(|e| broker::Error::Fatal(e.to_string()))??;
         let log = Arc::new(log);
-        let deployed = latest(log.deployments().await?);
+        let deployed = latest(log.deployments(None).await?.deployments);
         let (tracing, exporter) = telemetry::start(&config.otlp);
         let server = Self {
             registry: Registry::new(Arc::clone(&log), clock).with_tracing(tracing),
@@ -386,7 +386,7 @@ impl<L: Log> Server<L> {
         let number = match self.propose(&function.name, known, &content).await {
             Err(DeployError::Conflict { .. }) => {
                 // Another instance was quicker, with the same as a rule.
-                let known = latest(self.log.deployments().await?).remove(&function.name);
+                let known = latest(self.log.deployments(None).await?.deployments).remove(&function.name);
                 self.propose(&function.name, known, &content).await?
             }
             number => number?,

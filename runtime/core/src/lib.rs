@@ -4,6 +4,7 @@
 
 pub mod breaker;
 pub mod codec;
+pub mod digest;
 pub mod dispatcher;
 pub mod event;
 pub mod expression;

@@ -1,7 +1,7 @@
 //! The embedded durable log: one directory, one process, everything synced before anybody sees it.
 //!
 //! Where things are: `layout` (the directory and its lock), `preflight` (files looked over before they are opened), `storage`
-//! (the engine), one file per kind of record (`batch`, `index`, `topic`, `start`, `unit`, `keys`, `letter`, `deployment`, `meta`, `value`, `volume`,
+//! (the engine), one file per kind of record (`batch`, `index`, `topic`, `start`, `unit`, `keys`, `letter`, `deployment`, `component`, `meta`, `value`, `volume`,
 //! on top of `frame`), `recovery` (what is committed, read back), `state` and `log` (the same in memory), `prepare` (encoding in
 //! the caller's task), `committer` and `group` (the one thread that writes), `subscribe`, `letters`, `decision`, `room`, `clear` and `registry`
 //! (what else it does), `retention` (what may go), `fullness` (what does not), `read` and `partition` (fetching), `values` (state of handlers),
@@ -15,7 +15,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use bytes::Bytes;
 use millrace_core::idempotency::{Bounds, Window};
 use millrace_core::limits;
 use millrace_core::name::{FunctionName, Topic};
@@ -27,13 +26,12 @@ use self::layout::Directory;
 use self::names::Names;
 pub use self::partition::EmbeddedPartition;
 use self::prepare::Slots;
-pub use self::registry::Digest;
 use self::state::{State, UnitState};
 use self::storage::{Disk, Storage, StorageError, Table};
 pub use self::values::EmbeddedState;
 use super::{
-    Assignment, Broker, Catalog, CatalogError, DeployError, Deployment, Error, Log, Outgoing, Placement, PublishError,
-    Restored, Retention, Subscription, frame,
+    Assignment, Broker, Catalog, CatalogError, Error, Log, Outgoing, Placement, PublishError, Restored, Retention,
+    Subscription, frame,
 };
 use crate::clock::Clock;
 
@@ -41,6 +39,7 @@ mod batch;
 mod catalog;
 mod clear;
 mod committer;
+mod component;
 mod decision;
 mod deployment;
 mod fullness;
@@ -429,19 +428,6 @@ impl Log for EmbeddedLog {
     async fn make_topic(&self, topic: Topic, partitions: u32, retention: Retention) -> Result<(), CatalogError> {
         self.create_topic(topic.clone(), partitions).await?;
         self.set_retention(topic, (retention != Retention::default()).then_some(retention)).await
-    }
-
-    async fn deployments(&self) -> Result<Vec<Deployment>, Error> {
-        Self::deployments(self).await
-    }
-
-    async fn append_deployment(
-        &self,
-        function: FunctionName,
-        previous: u64,
-        content: Bytes,
-    ) -> Result<u64, DeployError> {
-        Self::append_deployment(self, function, previous, content).await
     }
 
     async fn retire(&self, function: FunctionName) -> Result<bool, Error> {

@@ -10,7 +10,6 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use millrace_core::name::{FunctionName, Topic};
 use rdkafka::admin::AdminClient;
 use tokio::runtime::Handle;
@@ -29,8 +28,8 @@ use self::reading::Reading;
 use self::record::Placed;
 use self::redrive::Redrives;
 use super::{
-    Assignment, Broker, CatalogError, DeployError, Deployment, Error, GroupFigures, Log, Outgoing, Placement,
-    PublishError, Retention, Subscription,
+    Assignment, Broker, CatalogError, Error, GroupFigures, Log, Outgoing, Placement, PublishError, Retention,
+    Subscription,
 };
 use crate::clock::Clock;
 
@@ -352,19 +351,6 @@ impl Broker for KafkaLog {
 impl Log for KafkaLog {
     async fn make_topic(&self, topic: Topic, partitions: u32, retention: Retention) -> Result<(), CatalogError> {
         self.make(topic, partitions, retention).await
-    }
-
-    async fn deployments(&self) -> Result<Vec<Deployment>, Error> {
-        self.deployments_there_are().await
-    }
-
-    async fn append_deployment(
-        &self,
-        function: FunctionName,
-        previous: u64,
-        content: Bytes,
-    ) -> Result<u64, DeployError> {
-        self.deploy(function, previous, content).await
     }
 
     /// Kafka keeps records by its own settings, whoever reads them.

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::{Arc, PoisonError, Weak};
 
 use bytes::Bytes;
-use sha2::{Digest as _, Sha256};
+use millrace_core::digest::Digest;
 use wasmtime::component;
 
 use super::bindings::FunctionPre;
@@ -12,47 +12,6 @@ use super::engine::{Engine, Inner};
 use super::host::State;
 use super::keyvalue;
 use super::refusal::{self, Refusal};
-
-/// The SHA-256 of a component's bytes, by which it is known.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Digest([u8; 32]);
-
-impl Digest {
-    /// The digest of these bytes.
-    #[must_use]
-    pub fn of(bytes: &[u8]) -> Self {
-        Self(Sha256::digest(bytes).into())
-    }
-
-    /// Its bytes.
-    #[must_use]
-    pub const fn as_bytes(&self) -> &[u8; 32] {
-        &self.0
-    }
-}
-
-impl fmt::Display for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex(&self.0))
-    }
-}
-
-impl fmt::Debug for Digest {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
-
-/// Lower-case hexadecimal digits.
-pub(super) fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    let mut digits = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        digits.push(char::from(DIGITS[usize::from(byte >> 4)]));
-        digits.push(char::from(DIGITS[usize::from(byte & 15)]));
-    }
-    digits
-}
 
 /// A component that can be run. Cheap to clone; its code stays in memory as long as one clone lives.
 #[derive(Clone)]

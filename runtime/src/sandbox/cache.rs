@@ -12,8 +12,9 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
+use millrace_core::digest::Digest;
+
 use super::Error;
-use super::artifact::Digest;
 
 /// Names the format; the last byte is its version.
 const MAGIC: [u8; 8] = *b"MRNATIV\x01";

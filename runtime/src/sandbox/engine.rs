@@ -6,11 +6,12 @@ use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use dashmap::DashMap;
+use millrace_core::digest::Digest;
 use wasmtime::component::Linker;
 use wasmtime::{Config, InstanceAllocationStrategy, WasmBacktraceDetails};
 
 use super::Error;
-use super::artifact::{Digest, Loaded};
+use super::artifact::Loaded;
 use super::cache::ArtifactCache;
 use super::host::{self, State};
 use super::pool::{self, Pool};

@@ -3,29 +3,28 @@
 use std::ops::ControlFlow;
 
 use bytes::Bytes;
+use millrace_core::digest::Digest;
 use millrace_core::name::FunctionName;
 
 use super::EmbeddedLog;
 use super::committer::Committer;
-use super::deployment;
-use super::frame::{Decoder, Encoder};
 use super::state::State;
 use super::storage::{Op, Table, prefixed};
-use crate::broker::{DeployError, Deployment, Error};
+use super::{component, deployment};
+use crate::broker::{DeployError, Deployed, Deployment, Deployments, Error, Report};
 
-/// The SHA-256 of a component.
-pub type Digest = [u8; 32];
+/// The one instance there is.
+const INSTANCE: &str = "embedded";
 
-const COMPONENT: &str = "component";
-const COMPONENT_VERSION: u8 = 1;
+impl Deployments for EmbeddedLog {
+    async fn deployments(&self, seen: Option<u64>) -> Result<Deployed, Error> {
+        let mut changes = self.state().watch_deployments();
+        let changed = changes.wait_for(|changes| seen != Some(*changes)).await.map(|changes| *changes);
+        let seen = changed.map_err(|_| Error::Fatal("the log was closed".to_owned()))?;
+        Ok(Deployed { seen, deployments: self.blocking(deployments).await?? })
+    }
 
-impl EmbeddedLog {
-    /// Stores a deployment that builds on number `previous` (0 for the first); answers with its number. Durable when it
-    /// returns.
-    ///
-    /// # Errors
-    /// If the function's latest deployment is another one, or the log could not act.
-    pub async fn append_deployment(
+    async fn append_deployment(
         &self,
         function: FunctionName,
         previous: u64,
@@ -34,41 +33,67 @@ impl EmbeddedLog {
         self.alone(move |committer| committer.append_deployment(function, previous, &content)).await?
     }
 
-    /// All deployments of all functions, by function and number.
-    ///
-    /// # Errors
-    /// If the log could not be read.
-    pub async fn deployments(&self) -> Result<Vec<Deployment>, Error> {
-        self.blocking(deployments).await?
-    }
-
-    /// Stores a component under its digest. Durable when it returns.
-    ///
-    /// # Errors
-    /// If the log could not act.
-    pub async fn put_component(&self, digest: Digest, content: Bytes) -> Result<(), Error> {
+    async fn put_component(&self, digest: Digest, content: Bytes) -> Result<(), Error> {
+        if self.has_component(digest).await? {
+            return Ok(());
+        }
+        let value = component::encode(&digest, &content);
         self.alone(move |committer| {
-            let mut encoder = Encoder::new(COMPONENT_VERSION);
-            encoder.raw(&content);
-            let value = encoder.seal(&digest);
-            committer.write(vec![Op::Put(Table::Components, Bytes::copy_from_slice(&digest), value)])
+            let key = component::size_key(&digest);
+            let size = component::encode_size(&key, content.len());
+            let component = Op::Put(Table::Components, Bytes::copy_from_slice(digest.as_bytes()), value);
+            committer.write(vec![component, Op::Put(Table::State, key.into(), size)])
         })
         .await?
     }
 
-    /// A component, if it is stored.
-    ///
-    /// # Errors
-    /// If the log could not be read.
-    pub async fn component(&self, digest: Digest) -> Result<Option<Bytes>, Error> {
+    async fn has_component(&self, digest: Digest) -> Result<bool, Error> {
         self.blocking(move |state| {
-            let value = state.storage.get(Table::Components, &digest).map_err(|e| unreadable(Table::Components, e))?;
-            let Some(value) = value else { return Ok(None) };
-            let decoder = Decoder::open(COMPONENT, COMPONENT_VERSION, &digest, &value);
-            let content = decoder.map_err(|e| unreadable(Table::Components, e))?.remainder();
-            Ok(Some(value.slice_ref(content)))
+            let size = state.storage.get(Table::State, &component::size_key(&digest));
+            Ok(size.map_err(|e| unreadable(Table::State, e))?.is_some())
         })
         .await?
+    }
+
+    async fn component(&self, digest: Digest) -> Result<Option<Bytes>, Error> {
+        self.blocking(move |state| {
+            let value = state.storage.get(Table::Components, digest.as_bytes());
+            let value = value.map_err(|e| unreadable(Table::Components, e))?;
+            let content = value.map(|value| component::decode(&digest, &value)).transpose();
+            content.map_err(|e| unreadable(Table::Components, e))
+        })
+        .await?
+    }
+
+    async fn components(&self) -> Result<Vec<Digest>, Error> {
+        self.blocking(|state| {
+            let mut found = Vec::new();
+            let scanned = state.storage.scan(Table::State, prefixed(&[component::TAG]), &mut |key, _| {
+                found.push(component::digest_of(key));
+                ControlFlow::Continue(())
+            });
+            scanned.map_err(|e| unreadable(Table::State, e))?;
+            found.into_iter().map(|digest| digest.map_err(|e| unreadable(Table::State, e))).collect()
+        })
+        .await?
+    }
+
+    async fn remove_component(&self, digest: Digest) -> Result<(), Error> {
+        self.alone(move |committer| {
+            let component = Op::Remove(Table::Components, Bytes::copy_from_slice(digest.as_bytes()));
+            committer.write(vec![component, Op::Remove(Table::State, component::size_key(&digest).into())])
+        })
+        .await?
+    }
+
+    async fn report(&self, content: Bytes) -> Result<(), Error> {
+        let state = self.state();
+        state.set_report(Report { instance: INSTANCE.to_owned(), at: state.options.clock.now(), content });
+        Ok(())
+    }
+
+    async fn reports(&self) -> Result<Vec<Report>, Error> {
+        Ok(self.state().report().into_iter().collect())
     }
 }
 
@@ -104,6 +129,7 @@ impl Committer {
         let key = deployment::key(&function, latest + 1);
         let value = deployment::encode(&key, content);
         self.write(vec![Op::Put(Table::State, key.into(), value)])?;
+        self.state.deployment_added();
         Ok(latest + 1)
     }
 }

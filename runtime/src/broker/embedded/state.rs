@@ -16,8 +16,7 @@ use super::names::Names;
 use super::storage::Storage;
 use super::topic::{TopicKind, TopicRecord};
 use super::volume::Volume;
-use crate::broker::Error;
-use crate::broker::Retention;
+use crate::broker::{Error, Report, Retention};
 
 /// Shared by all handles of an open log.
 pub(super) struct State {
@@ -31,6 +30,10 @@ pub(super) struct State {
     fatal: watch::Sender<Option<Error>>,
     /// When dead letters were last looked through for what may go.
     cleared_at: Mutex<Option<Timestamp>>,
+    /// Rises with each deployment.
+    deployments: watch::Sender<u64>,
+    /// What this process says of itself. Nobody else asks, so it need not be on disk.
+    report: Mutex<Option<Report>>,
 }
 
 /// Looking through all dead letters takes a while, so it is done at most this often unless room is needed.
@@ -176,7 +179,25 @@ impl State {
             kept_bytes: AtomicU64::new(kept),
             fatal: watch::Sender::new(None),
             cleared_at: Mutex::default(),
+            deployments: watch::Sender::new(1),
+            report: Mutex::default(),
         }
+    }
+
+    pub(super) fn watch_deployments(&self) -> watch::Receiver<u64> {
+        self.deployments.subscribe()
+    }
+
+    pub(super) fn deployment_added(&self) {
+        self.deployments.send_modify(|count| *count += 1);
+    }
+
+    pub(super) fn set_report(&self, report: Report) {
+        *self.report.lock().unwrap_or_else(PoisonError::into_inner) = Some(report);
+    }
+
+    pub(super) fn report(&self) -> Option<Report> {
+        self.report.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether it is time to look for dead letters that may go; if so, that time is now.

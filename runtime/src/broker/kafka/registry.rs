@@ -74,15 +74,51 @@ impl KafkaLog {
         }
         Ok(deployments)
     }
+}
 
-    pub(super) async fn deployments_there_are(&self) -> Result<Vec<Deployment>, Error> {
-        let read = self.blocking(|log| Ok(log.read_deployments(None)?)).await;
-        let mut all = read.map_err(CatalogError::into_broker)?.all;
-        all.sort_by(|a, b| (&a.function, a.number).cmp(&(&b.function, b.number)));
-        Ok(all)
+impl super::super::Deployments for KafkaLog {
+    async fn deployments(&self, seen: Option<u64>) -> Result<crate::broker::Deployed, Error> {
+        loop {
+            let read = self.blocking(|log| Ok(log.read_deployments(None)?)).await;
+            let mut deployments = read.map_err(CatalogError::into_broker)?.all;
+            if seen != Some(deployments.len() as u64) {
+                let seen = deployments.len() as u64;
+                deployments.sort_by(|a, b| (&a.function, a.number).cmp(&(&b.function, b.number)));
+                return Ok(crate::broker::Deployed { seen, deployments });
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+        }
     }
 
-    pub(super) async fn deploy(
+    async fn put_component(&self, _: millrace_core::digest::Digest, _: Bytes) -> Result<(), Error> {
+        Err(Error::Transient("not yet".to_owned()))
+    }
+
+    async fn has_component(&self, _: millrace_core::digest::Digest) -> Result<bool, Error> {
+        Ok(false)
+    }
+
+    async fn component(&self, _: millrace_core::digest::Digest) -> Result<Option<Bytes>, Error> {
+        Ok(None)
+    }
+
+    async fn components(&self) -> Result<Vec<millrace_core::digest::Digest>, Error> {
+        Ok(Vec::new())
+    }
+
+    async fn remove_component(&self, _: millrace_core::digest::Digest) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn report(&self, _: Bytes) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn reports(&self) -> Result<Vec<crate::broker::Report>, Error> {
+        Ok(Vec::new())
+    }
+
+    async fn append_deployment(
         &self,
         function: FunctionName,
         previous: u64,

@@ -2,10 +2,13 @@ use std::fs;
 use std::path::Path;
 
 use bytes::Bytes;
+use futures::FutureExt as _;
+use millrace_core::digest::Digest;
+use millrace_core::limits;
 
 use super::super::{EmbeddedLog, OpenError, Options};
 use super::support::*;
-use crate::broker::{DeployError, Deployment};
+use crate::broker::{DeployError, Deployment, Deployments as _};
 
 fn refusal(options: Options) -> OpenError {
     EmbeddedLog::open(options).unwrap_err()
@@ -131,13 +134,39 @@ async fn deployments_are_numbered_and_the_first_to_build_on_one_wins() {
     assert_eq!(log.append_deployment(pay.clone(), 1, content("two")).await.unwrap(), 2);
     let error = log.append_deployment(pay.clone(), 1, content("late")).await.unwrap_err();
     assert!(matches!(error, DeployError::Conflict { expected: 1, latest: 2, .. }), "{error}");
-    log.put_component([7; 32], content("wasm")).await.unwrap();
+    let seen = log.deployments(None).await.unwrap().seen;
+    assert!(log.deployments(Some(seen)).now_or_never().is_none(), "there is no other yet");
+    assert_eq!(log.append_deployment(pay.clone(), 2, content("three")).await.unwrap(), 3);
+    assert!(log.deployments(Some(seen)).await.unwrap().seen > seen);
     let log = reopen(&dir, log);
     let deployment = |function, number, text| Deployment { function, number, content: content(text) };
-    let expected = [deployment(pay.clone(), 1, "one"), deployment(pay, 2, "two"), deployment(ship, 1, "ship")];
-    assert_eq!(log.deployments().await.unwrap(), expected);
-    assert_eq!(log.component([7; 32]).await.unwrap(), Some(content("wasm")));
-    assert_eq!(log.component([8; 32]).await.unwrap(), None);
+    let numbered = [(1, "one"), (2, "two"), (3, "three")].map(|(number, text)| deployment(pay.clone(), number, text));
+    let expected = [&numbered[..], &[deployment(ship, 1, "ship")]].concat();
+    assert_eq!(log.deployments(None).await.unwrap().deployments, expected);
+}
+
+#[tokio::test]
+async fn components_are_kept_as_large_as_they_may_be_until_they_are_removed() {
+    let (dir, log) = orders().await;
+    let large = Bytes::from((0..limits::COMPONENT_MAX_BYTES).map(|n| (n >> 8) as u8 ^ n as u8).collect::<Vec<_>>());
+    let (small, missing) = (Bytes::from_static(b"wasm"), Digest::of(b""));
+    for content in [&large, &small, &small] {
+        log.put_component(Digest::of(content), content.clone()).await.unwrap();
+    }
+    let log = reopen(&dir, log);
+    let mut all = [&large, &small].map(|content| Digest::of(content));
+    all.sort();
+    assert_eq!(log.components().await.unwrap(), all);
+    for content in [&large, &small] {
+        assert!(log.has_component(Digest::of(content)).await.unwrap());
+        assert_eq!(log.component(Digest::of(content)).await.unwrap().as_ref(), Some(content));
+    }
+    assert!(!log.has_component(missing).await.unwrap());
+    assert_eq!(log.component(missing).await.unwrap(), None);
+    log.remove_component(Digest::of(&large)).await.unwrap();
+    let log = reopen(&dir, log);
+    assert_eq!(log.components().await.unwrap(), [Digest::of(&small)]);
+    assert_eq!(log.component(Digest::of(&large)).await.unwrap(), None);
 }
 
 /// Opening takes the path as it is given.
