@@ -7,6 +7,11 @@
 //! | `GET /v1/topics/{topic}/events?partition=&from=&limit=&wait=` | [`types::Records`] |
 //! | `GET /v1/functions`, `GET /v1/status` | [`types::Status`] |
 //! | `GET /v1/functions/{function}` | [`types::FunctionStatus`] |
+//! | `GET`, `PUT /v1/components/{digest}` | [`types::Component`], `201` if it is new |
+//! | `PUT /v1/functions/{function}` | [`types::Deployed`] to a [`types::DeployRequest`] |
+//! | `DELETE /v1/functions/{function}`, `POST …/pause`, `…/resume` | [`types::Deployed`] |
+//! | `POST /v1/functions/{function}/rollback` | [`types::Deployed`] to a [`types::RollbackRequest`] |
+//! | `GET /v1/functions/{function}/revisions` | [`types::Revisions`] |
 //! | `GET /v1/dead-letters?function=&status=&category=&topic=&after=&limit=` | [`types::DeadLetters`] |
 //! | `GET /v1/dead-letters/{function}/{topic}/{partition}/{offset}` | [`types::DeadLetter`] |
 //! | `POST /v1/dead-letters/redrive`, `…/resolve`, `…/discard` | [`types::LetterAnswer`] to a [`types::LetterRequest`] |
@@ -46,6 +51,7 @@ use crate::registry::Registry;
 use crate::worker::Revision;
 
 mod body;
+mod deploy;
 mod functions;
 mod guard;
 mod ingest;
@@ -61,6 +67,7 @@ mod topics;
 mod trace;
 pub mod types;
 
+pub use deploy::{Decided, Deployer, Refused};
 use guard::Guard;
 pub use ingest::PLAIN_SOURCE;
 use metrics::Metrics;
@@ -122,11 +129,21 @@ impl<B: Broker + Catalog, R: Revision> Api<B, R> {
             stage: watch::Sender::new(Stage::Starting),
             ids: Ids::new(),
             metrics: Metrics::new(),
+            deployer: None,
             broker,
             registry,
             clock,
         };
         Self { shared: Arc::new(shared) }
+    }
+
+    /// The same, where functions can be deployed. To be called before it is cloned.
+    #[must_use]
+    pub fn with_deployer(mut self, deployer: Arc<dyn Deployer>) -> Self {
+        if let Some(shared) = Arc::get_mut(&mut self.shared) {
+            shared.deployer = Some(deployer);
+        }
+        self
     }
 
     /// Says that all functions have been activated or refused. Has no effect once draining has begun.
@@ -146,6 +163,8 @@ impl<B: Broker + Catalog, R: Revision> Api<B, R> {
 struct Shared<B, R> {
     broker: Arc<B>,
     registry: Registry<B, R>,
+    /// Without it nothing can be deployed here.
+    deployer: Option<Arc<dyn Deployer>>,
     clock: Clock,
     prefix: String,
     guard: Guard,
@@ -242,14 +261,19 @@ impl Ids {
 }
 
 /// Every route: the template under which it is counted.
-const ROUTES: [&str; 15] = [
-    PUBLISH, TOPICS, FUNCTIONS, FUNCTION, SKIP, STATE, STATUS, LETTERS, LETTER, REDRIVE, RESOLVE, DISCARD, LIVE, READY,
-    METRICS,
+const ROUTES: [&str; 20] = [
+    PUBLISH, TOPICS, COMPONENT, FUNCTIONS, FUNCTION, REVISIONS, ROLLBACK, PAUSE, RESUME, SKIP, STATE, STATUS, LETTERS,
+    LETTER, REDRIVE, RESOLVE, DISCARD, LIVE, READY, METRICS,
 ];
 const PUBLISH: &str = "/v1/topics/{topic}/events";
 const TOPICS: &str = "/v1/topics";
 const FUNCTIONS: &str = "/v1/functions";
 const FUNCTION: &str = "/v1/functions/{function}";
+const COMPONENT: &str = "/v1/components/{digest}";
+const REVISIONS: &str = "/v1/functions/{function}/revisions";
+const ROLLBACK: &str = "/v1/functions/{function}/rollback";
+const PAUSE: &str = "/v1/functions/{function}/pause";
+const RESUME: &str = "/v1/functions/{function}/resume";
 const SKIP: &str = "/v1/functions/{function}/skip";
 const STATE: &str = "/v1/functions/{function}/state";
 const STATUS: &str = "/v1/status";
@@ -267,7 +291,12 @@ fn router<B: Broker + Catalog, R: Revision>(shared: Arc<Shared<B, R>>) -> Router
         .route(PUBLISH, get(topics::read::<B, R>).post(ingest::publish::<B, R>))
         .route(TOPICS, get(topics::list::<B, R>))
         .route(FUNCTIONS, get(functions::list::<B, R>))
-        .route(FUNCTION, get(functions::show::<B, R>))
+        .route(COMPONENT, get(deploy::component::<B, R>).put(deploy::put_component::<B, R>))
+        .route(FUNCTION, get(functions::show::<B, R>).put(deploy::deploy::<B, R>).delete(deploy::delete::<B, R>))
+        .route(REVISIONS, get(deploy::revisions::<B, R>))
+        .route(ROLLBACK, post(deploy::rollback::<B, R>))
+        .route(PAUSE, post(deploy::pause::<B, R>))
+        .route(RESUME, post(deploy::resume::<B, R>))
         .route(SKIP, post(functions::skip::<B, R>))
         .route(STATE, get(state::list::<B, R>))
         .route(STATUS, get(functions::list::<B, R>))

@@ -8,11 +8,13 @@ use clap::{CommandFactory, Parser, Subcommand};
 mod application;
 mod bench;
 mod build;
+mod changes;
 mod check;
 mod client;
 mod completions;
 mod dead_letters;
 mod demo;
+mod deploy;
 mod dev;
 mod error;
 mod format;
@@ -100,6 +102,8 @@ enum Command {
     Check(check::Args),
     /// Build the components of an application
     Build(build::Args),
+    /// Upload the functions of an application to a running server
+    Deploy(deploy::Args),
     /// Publish events to a topic
     Publish(publish::Args),
     /// Show the events of a topic as they come
@@ -108,7 +112,7 @@ enum Command {
     Status(status::Args),
     /// List topics
     Topics(topics::Args),
-    /// List functions with their settings
+    /// List functions, look at their revisions, go back to an earlier one, pause and delete them
     Functions(functions::Args),
     /// Show what the handler of a function has stored
     State(state::Args),
@@ -195,6 +199,7 @@ async fn dispatch(command: Command, context: &mut Context) -> Result<Exit, Error
         Command::New(args) => new::run(&args, context).await,
         Command::Check(args) => check::run(&args, context).await,
         Command::Build(args) => until_interrupted(build::run(&args, context)).await,
+        Command::Deploy(args) => until_interrupted(deploy::run(&args, context)).await,
         Command::Publish(args) => publish::run(args, context).await,
         Command::Tail(args) => until_interrupted(tail::run(&args, context)).await,
         Command::Status(args) => until_interrupted(status::run(&args, context)).await,

@@ -9,6 +9,7 @@ use millrace_core::dispatcher::Policy;
 use millrace_core::idempotency::Bounds;
 use millrace_core::manifest::Function;
 use millrace_core::name::FunctionName;
+use millrace_core::policy::{Deadlines, InstancePolicy, InvocationLimits};
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -28,6 +29,16 @@ pub struct Deployment<R> {
     pub digest: String,
     /// Ready to run.
     pub revision: R,
+    /// Whether it handles no events until it is told to.
+    pub paused: bool,
+}
+
+/// What it takes to start a function.
+struct Runnable<R> {
+    settings: Arc<Function>,
+    digest: String,
+    revision: Arc<R>,
+    paused: bool,
 }
 
 /// What is known of an active function.
@@ -41,6 +52,8 @@ pub struct FunctionInfo {
     pub revision: u64,
     /// What its breaker lets through.
     pub breaker: Phase,
+    /// Whether an operator has paused it.
+    pub paused: bool,
     /// Its workers on this instance, by topic and partition.
     pub units: Vec<Arc<UnitStatus>>,
 }
@@ -132,14 +145,14 @@ impl<B: Broker, R: Revision> Registry<B, R> {
         self.failure.send_if_modified(|failure| failure.is_none().then(|| *failure = Some(error)).is_some());
     }
 
-    /// Runs a function, in place of the revision that ran before. If only the component changed, the workers change over
-    /// between two invocations; else they are drained first.
+    /// Runs a function, in place of the revision that ran before. If only the component changed, or what a single invocation
+    /// is told and allowed, the workers change over between two invocations; else they are drained first.
     ///
     /// # Errors
     /// If the log cannot take up the subscription. The revision that ran before goes on then, unless the log cannot take up
     /// its subscription either.
     pub async fn activate(&self, deployment: Deployment<R>) -> Result<(), Error> {
-        let Deployment { settings, digest, revision } = deployment;
+        let Deployment { settings, digest, revision, paused } = deployment;
         let (settings, revision) = (Arc::new(settings), Arc::new(revision));
         if let Some(active) = lock(&self.active).get_mut(&settings.name)
             && runs_alike(&active.settings, &settings)
@@ -147,16 +160,22 @@ impl<B: Broker, R: Revision> Registry<B, R> {
             active.settings = settings;
             active.digest = digest;
             active.revision.send_replace(revision);
+            active.pause(paused);
             return Ok(());
         }
         let before = self.take_down(&settings.name).await;
-        let started = self.start(settings, digest, revision).await;
+        let started = self.start(Runnable { settings, digest, revision, paused }).await;
         if started.is_err()
-            && let Some((settings, digest, revision)) = before
+            && let Some(before) = before
         {
-            self.start(settings, digest, revision).await?;
+            self.start(before).await?;
         }
         started
+    }
+
+    /// Lets a function handle no events, or go on; says whether that is a change.
+    pub fn pause(&self, name: &FunctionName, paused: bool) -> bool {
+        lock(&self.active).get(name).is_some_and(|active| active.pause(paused))
     }
 
     /// Drains a function and forgets it. Its position stays in the log.
@@ -180,12 +199,16 @@ impl<B: Broker, R: Revision> Registry<B, R> {
     }
 
     /// Drains a function, and answers with what it takes to start it again.
-    async fn take_down(&self, name: &FunctionName) -> Option<(Arc<Function>, String, Arc<R>)> {
+    async fn take_down(&self, name: &FunctionName) -> Option<Runnable<R>> {
         let active = lock(&self.active).remove(name)?;
-        let (settings, digest) = (Arc::clone(&active.settings), active.digest.clone());
-        let revision = Arc::clone(&active.revision.borrow());
+        let runnable = Runnable {
+            settings: Arc::clone(&active.settings),
+            digest: active.digest.clone(),
+            revision: Arc::clone(&active.revision.borrow()),
+            paused: *active.command.borrow() == Command::Pause,
+        };
         active.drain().await;
-        Some((settings, digest, revision))
+        Some(runnable)
     }
 
     /// Drains all functions: what is being handled is finished and committed, as far as that ends within this time. What does
@@ -213,6 +236,7 @@ impl<B: Broker, R: Revision> Registry<B, R> {
             digest: active.digest.clone(),
             revision: active.revision.borrow().number(),
             breaker: active.breaker.phase(now),
+            paused: *active.command.borrow() == Command::Pause,
             units: lock(&active.units).values().cloned().collect(),
         };
         lock(&self.active).values().map(info).collect()
@@ -224,7 +248,8 @@ impl<B: Broker, R: Revision> Registry<B, R> {
         self.functions().into_iter().find(|info| info.settings.name == *name)
     }
 
-    async fn start(&self, settings: Arc<Function>, digest: String, revision: Arc<R>) -> Result<(), Error> {
+    async fn start(&self, runnable: Runnable<R>) -> Result<(), Error> {
+        let Runnable { settings, digest, revision, paused } = runnable;
         let window = Bounds { span: settings.idempotency.window, max_keys: settings.idempotency.max_keys };
         let subscription = Subscription {
             function: settings.name.clone(),
@@ -233,7 +258,8 @@ impl<B: Broker, R: Revision> Registry<B, R> {
             window,
         };
         let assignments = self.broker.subscribe(subscription).await?;
-        let (revision, command) = (watch::Sender::new(revision), watch::Sender::new(Command::Run));
+        let first = if paused { Command::Pause } else { Command::Run };
+        let (revision, command) = (watch::Sender::new(revision), watch::Sender::new(first));
         let breaker = SharedBreaker::new(settings.breaker);
         let shared = Shared {
             policy: Policy { retry: settings.retry, parked: settings.parked, concurrency: 1 },
@@ -257,6 +283,12 @@ impl<B: Broker, R: Revision> Registry<B, R> {
 }
 
 impl<R> Active<R> {
+    /// Does nothing once the workers are to end.
+    fn pause(&self, paused: bool) -> bool {
+        let (from, to) = if paused { (Command::Run, Command::Pause) } else { (Command::Pause, Command::Run) };
+        self.command.send_if_modified(|command| *command == from && std::mem::replace(command, to) == from)
+    }
+
     async fn drain(self) {
         self.command.send_replace(Command::Drain);
         if let Err(error) = self.task.await {
@@ -265,11 +297,18 @@ impl<R> Active<R> {
     }
 }
 
-/// Whether workers can change over from one to the other between two invocations.
+/// Whether workers can change over from one to the other between two invocations: all that differs is part of the revision.
 fn runs_alike(old: &Function, new: &Function) -> bool {
-    let without_component =
-        |function: &Function| Function { build: None, component: String::new(), watch: Vec::new(), ..function.clone() };
-    without_component(old) == without_component(new)
+    let kept = |function: &Function| {
+        let mut kept = function.clone();
+        (kept.build, kept.component, kept.watch) = (None, String::new(), Vec::new());
+        (kept.filter, kept.idempotency.key) = (None, None);
+        (kept.instance, kept.limits, kept.config) =
+            (InstancePolicy::default(), InvocationLimits::default(), BTreeMap::new());
+        (kept.grants.publish, kept.deadlines) = (Vec::new(), Deadlines::default());
+        kept
+    };
+    kept(old) == kept(new)
 }
 
 /// Starts a worker for each assignment of one function.
@@ -287,7 +326,7 @@ impl<R: Revision> Supervisor<R> {
         loop {
             tokio::select! {
                 biased;
-                _ = command.wait_for(|command| *command != Command::Run) => break,
+                _ = command.wait_for(|command| command.ends()) => break,
                 assignment = assignments.recv(), if assigning => match assignment {
                     Some(assignment) => self.start(assignment, &mut workers),
                     None => assigning = false,

@@ -106,10 +106,20 @@ pub enum Command {
     /// Handle events.
     #[default]
     Run,
+    /// Handle no events until told to run.
+    Pause,
     /// Finish and commit what is being handled, then end.
     Drain,
     /// End at once. What is not committed is handled again by the next owner.
     Abandon,
+}
+
+impl Command {
+    /// Whether workers are to end.
+    #[must_use]
+    pub const fn ends(self) -> bool {
+        matches!(self, Self::Drain | Self::Abandon)
+    }
 }
 
 /// Why a worker ended.
@@ -256,9 +266,10 @@ impl<P: Partition, R: Revision> Worker<P, R> {
             self.unit.back_off().await;
         }
         self.change_over();
-        self.unit.admit_by_breaker();
+        self.unit.admit();
         let (began, mut tried_again) = (self.unit.shared.clock.now(), false);
         while !self.unit.draining()
+            && !self.unit.paused()
             && !self.unit.group_is_full()
             && let Some(ticket) = self.unit.tickets.pop_front()
         {
@@ -352,7 +363,11 @@ async fn ended(commit: &mut Option<CommitFuture>) -> Result<CommitOutcome, broke
 
 impl<P: Partition, R: Revision> Owned<P, R> {
     fn draining(&self) -> bool {
-        *self.shared.command.borrow() != Command::Run
+        self.shared.command.borrow().ends()
+    }
+
+    fn paused(&self) -> bool {
+        *self.shared.command.borrow() == Command::Pause
     }
 
     /// Waits for the next thing that happens.
@@ -669,12 +684,15 @@ impl<P: Partition, R: Revision> Owned<P, R> {
     fn heed_breaker(&mut self) {
         if self.breaker_changes.has_changed().unwrap_or(false) {
             self.breaker_changes.mark_unchanged();
-            self.admit_by_breaker();
+            self.admit();
         }
     }
 
-    /// Lets through what the breaker lets through.
-    fn admit_by_breaker(&mut self) {
+    /// Lets through what the operator and the breaker let through.
+    fn admit(&mut self) {
+        if self.paused() {
+            return self.release_tickets();
+        }
         let now = self.shared.clock.now();
         let phase = self.shared.breaker.phase(now);
         if phase != Phase::Closed && !self.tickets.iter().any(Ticket::is_trial) {

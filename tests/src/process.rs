@@ -42,7 +42,20 @@ pub fn program() -> PathBuf {
 /// # Panics
 /// If it cannot be written.
 pub fn application(directory: &Path, manifest: &str) {
-    let guest = wat::parse_str(include_str!("../fixtures/guest.wat")).expect("the fixture is sound");
+    write_application(directory, manifest, include_str!("../fixtures/guest.wat"));
+}
+
+/// The same with another version of the handler, whose events have the type `omitted` instead of `emitted`.
+///
+/// # Panics
+/// If it cannot be written.
+pub fn revised_application(directory: &Path, manifest: &str) {
+    let guest = include_str!("../fixtures/guest.wat").replace("emitted\")", "omitted\")");
+    write_application(directory, manifest, &guest);
+}
+
+fn write_application(directory: &Path, manifest: &str, guest: &str) {
+    let guest = wat::parse_str(guest).expect("the fixture is sound");
     std::fs::write(directory.join("guest.wasm"), guest).expect("a file");
     std::fs::write(directory.join("millrace.toml"), manifest).expect("a file");
 }

@@ -25,6 +25,8 @@ mod development;
 mod figures;
 #[path = "e2e/many.rs"]
 mod many;
+#[path = "e2e/revisions.rs"]
+mod revisions;
 #[path = "e2e/secured.rs"]
 mod secured;
 #[path = "e2e/serve_check.rs"]

@@ -23,6 +23,7 @@ pub mod policy;
 pub mod progress;
 pub mod record;
 pub mod retry;
+pub mod revision;
 pub mod settings;
 pub mod state;
 pub mod time;

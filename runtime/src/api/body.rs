@@ -37,9 +37,14 @@ impl Intake {
     /// Reads a body to its end. Bytes are accounted for as they arrive, so that who announces much and sends little
     /// holds nothing.
     pub(super) async fn read(&self, headers: &HeaderMap, body: Body) -> Result<Received, Refusal> {
+        self.read_up_to(headers, body, self.max_bytes).await
+    }
+
+    /// The same, with a bound of its own.
+    pub(super) async fn read_up_to(&self, headers: &HeaderMap, body: Body, max: usize) -> Result<Received, Refusal> {
         check_encoding(headers)?;
         let announced = announced_bytes(headers).unwrap_or(0);
-        match tokio::time::timeout(limits::REQUEST_READ_TIMEOUT, self.collect(body, announced)).await {
+        match tokio::time::timeout(limits::REQUEST_READ_TIMEOUT, self.collect(body, announced, max)).await {
             Ok(received) => received,
             Err(_) => {
                 let seconds = limits::REQUEST_READ_TIMEOUT.as_secs();
@@ -48,10 +53,10 @@ impl Intake {
         }
     }
 
-    async fn collect(&self, mut body: Body, announced: usize) -> Result<Received, Refusal> {
-        if announced > self.max_bytes {
+    async fn collect(&self, mut body: Body, announced: usize, max: usize) -> Result<Received, Refusal> {
+        if announced > max {
             discard(body).await;
-            return Err(self.too_large());
+            return Err(too_large(max));
         }
         let mut held: Option<OwnedSemaphorePermit> = None;
         let mut first = Bytes::new();
@@ -60,10 +65,10 @@ impl Intake {
             let frame = frame.map_err(|error| Refusal::malformed(format_args!("the body broke off: {error}")))?;
             let Ok(data) = frame.into_data() else { continue };
             self.hold(&mut held, data.len())?;
-            if held.as_ref().is_some_and(|held| held.num_permits() > self.max_bytes) {
+            if held.as_ref().is_some_and(|held| held.num_permits() > max) {
                 drop(held);
                 discard(body).await;
-                return Err(self.too_large());
+                return Err(too_large(max));
             }
             // A body that comes in one piece, as most do, is not copied.
             if first.is_empty() && whole.is_empty() {
@@ -81,7 +86,7 @@ impl Intake {
     }
 
     fn hold(&self, held: &mut Option<OwnedSemaphorePermit>, bytes: usize) -> Result<(), Refusal> {
-        let permits = u32::try_from(bytes).map_err(|_| self.too_large())?;
+        let permits = u32::try_from(bytes).map_err(|_| too_large(self.max_bytes))?;
         let more = Arc::clone(&self.free).try_acquire_many_owned(permits).map_err(|_| {
             let detail = "the bodies of requests under way take all the memory there is for them; try again";
             Refusal::new(Kind::TooManyRequests, detail).retry_soon()
@@ -92,11 +97,11 @@ impl Intake {
         }
         Ok(())
     }
+}
 
-    fn too_large(&self) -> Refusal {
-        let max = Size(self.max_bytes as u64);
-        Refusal::new(Kind::TooLarge, format_args!("a body can have {max}; send several smaller ones"))
-    }
+fn too_large(max: usize) -> Refusal {
+    let max = Size(max as u64);
+    Refusal::new(Kind::TooLarge, format_args!("a body can have {max} here; send less, or several smaller ones"))
 }
 
 /// Reads on without keeping anything. A client that is still sending when the connection is closed may never see the

@@ -134,7 +134,7 @@ impl Observed {
 
     /// As the API shows it.
     pub(super) fn status(&self) -> types::FunctionStatus {
-        let FunctionInfo { settings, digest, revision, breaker, .. } = &self.function;
+        let FunctionInfo { settings, digest, revision, breaker, paused, .. } = &self.function;
         let units: Vec<types::UnitStatus> = self.units.iter().map(|info| self.unit(info)).collect();
         let sum = |totals: fn(&UnitInfo) -> &Totals| self.units.iter().map(totals).fold(Totals::default(), plus);
         types::FunctionStatus {
@@ -143,6 +143,7 @@ impl Observed {
             component: digest.clone(),
             topics: settings.topics.iter().map(ToString::to_string).collect(),
             breaker: breaker_name(*breaker).to_owned(),
+            paused: *paused,
             totals: shown(sum(|info| &info.progress.source.totals)),
             redriven: shown(sum(|info| &info.progress.redrive.totals)),
             lag_records: self.units.iter().map(lag_records).sum(),

@@ -18,11 +18,13 @@ const LATER: Duration = Duration::from_secs(30);
 /// The kinds of problems.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
+    Conflict,
     DeadLetterNotOpen,
     ForeignHost,
     ForeignOrigin,
     Internal,
     InvalidEvent,
+    InvalidFunction,
     LogBusy,
     LogFailed,
     LogFull,
@@ -34,10 +36,12 @@ pub(super) enum Kind {
     ReservedTopic,
     TooLarge,
     TooManyRequests,
+    UnknownComponent,
     UnknownDeadLetter,
     UnknownFunction,
     UnknownPartition,
     UnknownPath,
+    UnknownRevision,
     UnknownTopic,
     UnsupportedMediaType,
 }
@@ -47,11 +51,13 @@ impl Kind {
     const fn parts(self) -> (&'static str, &'static str, StatusCode) {
         use StatusCode as S;
         match self {
+            Self::Conflict => ("conflict", "The function was changed meanwhile, or elsewhere", S::CONFLICT),
             Self::DeadLetterNotOpen => ("dead-letter-not-open", "The dead letter is not open", S::CONFLICT),
             Self::ForeignHost => ("foreign-host", "The request is meant for another host", S::FORBIDDEN),
             Self::ForeignOrigin => ("foreign-origin", "The request comes from a foreign web page", S::FORBIDDEN),
             Self::Internal => ("internal", "The runtime could not answer", S::INTERNAL_SERVER_ERROR),
             Self::InvalidEvent => ("invalid-event", "The event is not valid", S::BAD_REQUEST),
+            Self::InvalidFunction => ("invalid-function", "The function cannot be deployed", S::UNPROCESSABLE_ENTITY),
             Self::LogBusy => ("log-busy", "Too many writes are waiting", S::TOO_MANY_REQUESTS),
             Self::LogFailed => ("log-failed", "The log cannot go on", S::SERVICE_UNAVAILABLE),
             Self::LogFull => ("log-full", "The log is full", S::SERVICE_UNAVAILABLE),
@@ -63,10 +69,12 @@ impl Kind {
             Self::ReservedTopic => ("reserved-topic", "The topic belongs to the runtime", S::FORBIDDEN),
             Self::TooLarge => ("too-large", "The request is too large", S::PAYLOAD_TOO_LARGE),
             Self::TooManyRequests => ("too-many-requests", "Too many requests at once", S::TOO_MANY_REQUESTS),
+            Self::UnknownComponent => ("unknown-component", "There is no such component", S::NOT_FOUND),
             Self::UnknownDeadLetter => ("unknown-dead-letter", "There is no such dead letter", S::NOT_FOUND),
             Self::UnknownFunction => ("unknown-function", "There is no such function", S::NOT_FOUND),
             Self::UnknownPartition => ("unknown-partition", "There is no such partition", S::NOT_FOUND),
             Self::UnknownPath => ("unknown-path", "There is nothing at this path", S::NOT_FOUND),
+            Self::UnknownRevision => ("unknown-revision", "There is no such revision", S::NOT_FOUND),
             Self::UnknownTopic => ("unknown-topic", "There is no such topic", S::NOT_FOUND),
             Self::UnsupportedMediaType => {
                 ("unsupported-media-type", "The content type is not understood", S::UNSUPPORTED_MEDIA_TYPE)
@@ -112,6 +120,11 @@ impl Refusal {
 
     fn retry_later(self) -> Self {
         Self { retry_after: Some(LATER), ..self }
+    }
+
+    /// The same, with whom it is about.
+    pub(super) fn about(self, whom: &str) -> Self {
+        Self { detail: format!("{whom}: {}", self.detail), ..self }
     }
 
     /// The same, with more to say.

@@ -128,7 +128,7 @@ impl<B: Broker + Catalog> Server<B> {
         );
         let (manifest, _) = Manifest::parse(&manifest).unwrap();
         let settings = manifest.functions.into_iter().next().unwrap();
-        let deployment = Deployment { settings, digest: "c0ffee".to_owned(), revision: idle() };
+        let deployment = Deployment { settings, digest: "c0ffee".to_owned(), revision: idle(), paused: false };
         self.registry.activate(deployment).await.unwrap();
     }
 

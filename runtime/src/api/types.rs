@@ -2,6 +2,9 @@
 //!
 //! Instants are RFC 3339, durations seconds, sizes bytes.
 
+use std::collections::BTreeMap;
+
+use millrace_core::revision::Origin;
 use serde::{Deserialize, Serialize};
 
 use crate::broker::LetterStatus;
@@ -156,6 +159,9 @@ pub struct FunctionStatus {
     pub topics: Vec<String>,
     /// `closed`, `open` or `half-open`.
     pub breaker: String,
+    /// Whether an operator has paused it.
+    #[serde(default)]
+    pub paused: bool,
     /// Settlements by outcome, as committed.
     pub totals: Totals,
     /// The same for redriven events.
@@ -443,4 +449,139 @@ pub struct Problem {
     /// The place of the offending event in its batch, from 0.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub index: Option<usize>,
+}
+
+/// `PUT` and `GET /v1/components/{digest}`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Component {
+    /// Its SHA-256, in hex.
+    pub digest: String,
+    /// Whether it was not there before.
+    pub new: bool,
+}
+
+/// The body of `PUT /v1/functions/{function}`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DeployRequest {
+    /// The SHA-256 of its component, in hex, which was uploaded before.
+    pub component: String,
+    /// A manifest that holds the function.
+    pub manifest: String,
+    /// The number of the latest deployment that the sender knows, 0 for none. If there is another one by now, the answer is
+    /// `409`. Without it whatever is there is replaced.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub builds_on: Option<u64>,
+    /// Everything is checked, and nothing done.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// The body of `POST /v1/functions/{function}/rollback`.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RollbackRequest {
+    /// The revision that runs again; without it the one before the active one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<u64>,
+    /// As of a [`DeployRequest`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub builds_on: Option<u64>,
+    /// Everything is checked, and nothing done.
+    #[serde(default)]
+    pub dry_run: bool,
+}
+
+/// What was done to a function. Instances follow: [`Revisions`] tells how far they are.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Deployed {
+    /// `<application>.<function>`.
+    pub function: String,
+    /// The number of the deployment; in a dry run the one it would have.
+    pub number: u64,
+    /// The revision that is active by it, if one is.
+    pub revision: Option<u64>,
+    /// Whether it changes anything; if not, the deployment is an earlier one.
+    pub new: bool,
+}
+
+/// `GET /v1/functions/{function}/revisions`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Revisions {
+    /// `<application>.<function>`.
+    pub function: String,
+    /// `active`, `deleted`, or `unknown` if a newer version did something that this one does not know.
+    pub state: String,
+    /// The number of the latest deployment.
+    pub latest: u64,
+    /// The active revision.
+    pub active: Option<u64>,
+    /// The revision that a rollback goes to.
+    pub previous: Option<u64>,
+    /// Whether it handles no events until it is resumed.
+    pub paused: bool,
+    /// All of them, oldest first.
+    pub deployments: Vec<Deployment>,
+    /// What each instance says, if it said anything lately.
+    pub instances: Vec<Instance>,
+}
+
+/// Something that was done to a function.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Deployment {
+    /// Its number; that of the revision, if it brought one.
+    pub number: u64,
+    /// `deploy`, `rollback`, `pause`, `resume`, `delete`, or `unknown`.
+    pub action: String,
+    /// When.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub at: String,
+    /// Who, if that is known.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub by: String,
+    /// The SHA-256 of the component, of a `deploy`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub component: Option<String>,
+    /// The manifest in its canonical form, of a `deploy`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub manifest: Option<String>,
+    /// Where it comes from, of a `deploy`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub origin: Option<Origin>,
+    /// The revision that runs again, of a `rollback`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<u64>,
+}
+
+/// How a function does on one instance.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Instance {
+    /// The instance.
+    pub instance: String,
+    /// When it said so.
+    pub at: String,
+    /// What it said.
+    #[serde(flatten)]
+    pub here: FunctionHere,
+}
+
+/// What an instance tells the others of itself.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct InstanceReport {
+    /// By name.
+    pub functions: BTreeMap<String, FunctionHere>,
+}
+
+/// How a function does on an instance.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FunctionHere {
+    /// The revision that runs.
+    #[serde(default)]
+    pub revision: Option<u64>,
+    /// Whether it handles no events until it is resumed.
+    #[serde(default)]
+    pub paused: bool,
+    /// Why it does not run what it should.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
 }

@@ -15,13 +15,15 @@ use serde::de::DeserializeOwned;
 
 use super::error::{Error, Exit};
 use super::format;
-use crate::api::types::Problem;
+use crate::api::types::{Component, Problem};
 use crate::config::DEFAULT_LISTEN;
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long an answer may take, beyond what the request asks the server to wait.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// How long an answer may take for which the server compiles a component: seconds for a whole interpreter, on a fast machine.
+const COMPILE_TIMEOUT: Duration = Duration::from_secs(300);
 /// Largest answer that is read.
 const ANSWER_MAX_BYTES: usize = 256 << 20;
 /// Longest wait that a server can ask for.
@@ -201,6 +203,33 @@ impl Client {
     pub(crate) async fn post<T: DeserializeOwned>(&self, target: &Target, body: &impl Serialize) -> Result<T, Refusal> {
         let body = serde_json::to_vec(body).map_err(|e| self.foreign(&e))?;
         self.post_bytes(target, "application/json", body.into()).await
+    }
+
+    /// Puts a JSON document in a place.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub(crate) async fn put<T: DeserializeOwned>(&self, target: &Target, body: &impl Serialize) -> Result<T, Refusal> {
+        let body = serde_json::to_vec(body).map_err(|e| self.foreign(&e))?;
+        let request = Request::put(self.url(target)).header(CONTENT_TYPE, "application/json");
+        self.answer(request.body(Full::new(body.into())), COMPILE_TIMEOUT).await
+    }
+
+    /// Puts a component in its place, where it is compiled before the answer comes.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub(crate) async fn put_component(&self, target: &Target, component: Bytes) -> Result<Component, Refusal> {
+        let request = Request::put(self.url(target)).header(CONTENT_TYPE, "application/wasm");
+        self.answer(request.body(Full::new(component)), COMPILE_TIMEOUT).await
+    }
+
+    /// Deletes something.
+    ///
+    /// # Errors
+    /// As [`Client::get`].
+    pub(crate) async fn delete<T: DeserializeOwned>(&self, target: &Target) -> Result<T, Refusal> {
+        self.answer(Request::delete(self.url(target)).body(Full::default()), self.answer_timeout).await
     }
 
     /// Sends bytes of this media type.

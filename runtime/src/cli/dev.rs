@@ -18,7 +18,6 @@ use crate::server::Server;
 use crate::telemetry;
 use crate::worker::feed::{Feed, Logs, Reader};
 
-mod changes;
 mod follow;
 mod outcomes;
 mod watch;
@@ -85,6 +84,7 @@ pub(crate) async fn run(args: Args, context: &mut Context) -> Result<Exit, Error
     for name in retired.map_err(|e| Error::failed(e, "start again to recover"))? {
         tracing::warn!(function = %name, "It is no longer in the manifest; nothing is kept for it any more.");
     }
+    server.activate_uploaded().await.map_err(|e| Error::failed(e, "start again to recover"))?;
     for function in &application.manifest.functions {
         activate(&server, function, &places.directory, context).await?;
     }

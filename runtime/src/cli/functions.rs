@@ -6,19 +6,19 @@ use super::client::Target;
 use super::error::{Error, Exit};
 use super::format::{self, Cell, Side, Table};
 use super::output::Style;
-use super::{Context, status};
+use super::{Context, changes, status};
 use crate::api::types::{FunctionStatus, Status};
 
+mod revisions;
 mod skip;
 
 const EXAMPLES: &str = "\
 Examples:
   millrace functions
   millrace functions --json
+  millrace functions history shop.pay
+  millrace functions rollback shop.pay
   millrace functions skip shop.pay --dry-run";
-
-/// Characters of a component's digest that are shown: enough to tell two apart.
-const DIGEST_CHARS: usize = 12;
 
 /// Arguments of `millrace functions`.
 #[derive(Debug, clap::Args)]
@@ -30,6 +30,22 @@ pub(super) struct Args {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// List functions, as without a subcommand
+    List,
+    /// Show how a function stands, its settings, and what each instance runs
+    Show(revisions::Which),
+    /// List what was done to a function
+    History(revisions::Which),
+    /// Compare two revisions of a function
+    Diff(revisions::Diff),
+    /// Run an earlier revision again
+    Rollback(revisions::Rollback),
+    /// Let a function handle no events until it is resumed; they wait
+    Pause(revisions::Which),
+    /// Let a paused function go on
+    Resume(revisions::Which),
+    /// Stop a function that was uploaded; its position and its dead letters stay
+    Delete(revisions::Act),
     /// Let a function go on whose position no longer exists, and count what is gone as skipped
     #[command(after_help = skip::EXAMPLES)]
     Skip(skip::Args),
@@ -38,7 +54,14 @@ enum Command {
 /// Lists functions, or does what is asked.
 pub(super) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Error> {
     match &args.command {
-        None => list(context).await,
+        None | Some(Command::List) => list(context).await,
+        Some(Command::Show(which)) => revisions::show(which, context).await,
+        Some(Command::History(which)) => revisions::history(which, context).await,
+        Some(Command::Diff(args)) => revisions::diff(args, context).await,
+        Some(Command::Rollback(args)) => revisions::rollback(args, context).await,
+        Some(Command::Pause(which)) => revisions::pause(which, context).await,
+        Some(Command::Resume(which)) => revisions::resume(which, context).await,
+        Some(Command::Delete(args)) => revisions::delete(args, context).await,
         Some(Command::Skip(args)) => skip::run(args, context).await,
     }
 }
@@ -49,7 +72,9 @@ async fn list(context: &mut Context) -> Result<Exit, Error> {
     if console.is_json() {
         console.document(&functions)?;
     } else if functions.functions.is_empty() && functions.refused.is_empty() {
-        console.note("There are no functions. Start the server on an application with `millrace dev DIR`.")?;
+        console.note(
+            "There are no functions. Upload some with `millrace deploy DIR`, or start the server on an application.",
+        )?;
     } else {
         if !functions.functions.is_empty() {
             console.table(&table(&functions.functions))?;
@@ -72,7 +97,7 @@ fn table(functions: &[FunctionStatus]) -> Table {
         table.row(vec![
             Cell::styled(format::one_line(&f.name, 127), Style::Strong),
             f.revision.to_string().into(),
-            Cell::styled(f.component.chars().take(DIGEST_CHARS).collect::<String>(), Style::Faint),
+            Cell::styled(changes::short(&f.component), Style::Faint),
             Cell::styled(format::one_line(&f.breaker, 20), status::breaker_style(&f.breaker)),
             f.units.len().to_string().into(),
             format::one_line(&f.topics.join(", "), 500).into(),

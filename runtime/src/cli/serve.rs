@@ -1,4 +1,4 @@
-//! `millrace serve`: applications on Kafka, beside any number of other instances.
+//! `millrace serve`: applications and what was uploaded, on Kafka beside any number of other instances, or alone on an embedded log.
 
 use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
@@ -7,12 +7,14 @@ use std::time::Instant;
 
 use futures::stream::{self, TryStreamExt as _};
 use millrace_core::limits;
+use millrace_core::manifest::FILE_NAME;
 
 use super::Context;
 use super::application::Application;
 use super::dev::{read, stop_signal};
 use super::error::{Error, Exit};
-use crate::broker::kafka::KafkaLog;
+use super::format;
+use crate::broker::Log;
 use crate::config::{self, Flags};
 use crate::server::{Server, StageError, StartError};
 use crate::telemetry;
@@ -23,18 +25,25 @@ mod check;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  millrace serve                                           the application in this directory
+  millrace serve                                           the application in this directory, or only what was uploaded
   millrace serve shop billing                              two applications in one process
   millrace serve --set kafka.bootstrap=kafka-0:9092        on this cluster
   millrace serve --set kafka.properties.group.protocol=consumer
   millrace serve --check                                   what is missing in the cluster, and how to mend it
+  millrace serve --embedded                                one instance, without Kafka
+
+What was uploaded with `millrace deploy` runs on every instance, whatever directories it is given.
 
 SIGTERM lets what is being handled come to its end, and leaves the group. A second one ends the process at once, which
 loses nothing.")]
 pub(crate) struct Args {
-    /// Directories of applications, each with its millrace.toml and its components, which were built before
-    #[arg(default_value = ".", value_name = "DIR")]
+    /// Directories of applications, each with its millrace.toml and its components, which were built before. Without one it is
+    /// this directory, if there is a millrace.toml in it
+    #[arg(value_name = "DIR")]
     directories: Vec<PathBuf>,
+    /// Keep everything in an embedded log, in the data directory, instead of Kafka. There can be one instance then
+    #[arg(long, conflicts_with = "check")]
+    embedded: bool,
     /// Only compare what the applications need with what the cluster has and allows; nothing is changed. With --json for
     /// programs. Exits with 1 if something is wrong, with 3 if no broker answers
     #[arg(long)]
@@ -52,16 +61,26 @@ impl Args {
 
     /// The configuration is looked for beside the first application.
     fn directory(&self) -> Option<PathBuf> {
-        let given = self.directories.first()?.canonicalize().ok()?;
+        let here = PathBuf::from(".");
+        let given = self.directories.first().unwrap_or(&here).canonicalize().ok()?;
         if given.is_file() { given.parent().map(Path::to_owned) } else { Some(given) }
+    }
+
+    /// The directories of applications.
+    fn applications(&self) -> Vec<PathBuf> {
+        let here = Path::new(".");
+        if self.directories.is_empty() && here.join(FILE_NAME).is_file() {
+            return vec![here.to_owned()];
+        }
+        self.directories.clone()
     }
 }
 
 pub(crate) async fn run(args: Args, context: &mut Context) -> Result<Exit, Error> {
     let began = Instant::now();
-    let mut applications = Vec::with_capacity(args.directories.len());
-    for directory in &args.directories {
-        applications.push(read(directory, context)?);
+    let mut applications = Vec::new();
+    for directory in args.applications() {
+        applications.push(read(&directory, context)?);
     }
     let directory = args.directory().unwrap_or_default();
     let resolved = config::load(&args.flags, &directory)
@@ -69,14 +88,34 @@ pub(crate) async fn run(args: Args, context: &mut Context) -> Result<Exit, Error
     for warning in &resolved.warnings {
         context.console.note(format_args!("warning: {warning}"))?;
     }
-    telemetry::init(&resolved.config.log);
+    let config = resolved.config;
+    telemetry::init(&config.log);
     if args.check {
-        return check::run(&applications, resolved.config, context).await;
+        return check::run(&applications, config, context).await;
     }
-    let mut stop = Box::pin(stop_signal()?);
-    let server = Server::connect(resolved.config).await.map_err(|e| not_reached(Exit::Failed, &e))?;
+    let stop = stop_signal()?;
+    if args.embedded {
+        let place = format!("an embedded log in {}", config.data.display());
+        let server = Server::open(config).await.map_err(|e| Error::failed(e, "then start again"))?;
+        return serve(&server, &place, &applications, stop, began, context).await;
+    }
+    let place = format!("Kafka at {}", config.kafka.bootstrap);
+    let server = Server::connect(config).await.map_err(|e| not_reached(Exit::Failed, &e))?;
+    serve(&server, &place, &applications, stop, began, context).await
+}
+
+/// Runs what there is on a log, until told to stop.
+async fn serve<L: Log>(
+    server: &Server<L>,
+    place: &str,
+    applications: &[Application],
+    stop: impl Future<Output = ()> + Send,
+    began: Instant,
+    context: &mut Context,
+) -> Result<Exit, Error> {
+    let mut stop = Box::pin(stop);
     let started = tokio::select! {
-        started = start(&server, &applications) => started.map(|()| true),
+        started = start(server, applications) => started.map(|()| true),
         () = &mut stop => Ok(false),
     };
     if !matches!(started, Ok(true)) {
@@ -92,23 +131,32 @@ pub(crate) async fn run(args: Args, context: &mut Context) -> Result<Exit, Error
         .await
         .map_err(|e| Error::failed(e, "choose another address with --listen, or stop the other process"))?;
     let address = listener.local_addr().map_err(|e| Error::file("the address listened on", &e))?;
-    let names: Vec<&str> = applications.iter().map(|one| one.manifest.application.as_str()).collect();
-    let (names, took, bootstrap) = (names.join(", "), began.elapsed(), &server.config().kafka.bootstrap);
-    context
-        .console
-        .line(format_args!("{names} on Kafka at {bootstrap}, ready after {took:.1?} on http://{address}"))?;
+    let mut names: Vec<&str> = applications.iter().map(|one| one.manifest.application.as_str()).collect();
+    if names.is_empty() {
+        names.push("what is uploaded");
+    }
+    let (names, took) = (names.join(", "), began.elapsed());
+    context.console.line(format_args!("{names} on {place}, ready after {took:.1?} on http://{address}"))?;
+    if applications.is_empty() {
+        let active = server.registry().functions().len() as u64;
+        let server =
+            if address == config::DEFAULT_LISTEN { String::new() } else { format!(" --server http://{address}") };
+        let how = format!("`millrace deploy DIR{server}` uploads more");
+        context.console.line(format_args!("{} run; {how}", format::counted(active, "function")))?;
+    }
     context.console.flush()?;
     server.run(listener, stop).await.map_err(|e| Error::failed(e, "start again to recover"))?;
-    context.console.note("Stopped. Everything that was settled is committed; other instances go on.")?;
+    context.console.note("Stopped. Everything that was settled is committed.")?;
     Ok(Exit::Done)
 }
 
-/// Makes the topics of all applications, and starts their functions, some at a time.
-async fn start(server: &Server<KafkaLog>, applications: &[Application]) -> Result<(), Error> {
+/// Makes the topics of all applications, and starts their functions and the uploaded ones, some at a time.
+async fn start<L: Log>(server: &Server<L>, applications: &[Application]) -> Result<(), Error> {
     for application in applications {
         let made = server.make_topics(&application.manifest).await;
         made.map_err(|e| Error::failed(e, "then start again"))?;
     }
+    server.activate_uploaded().await.map_err(|e| Error::failed(e, "start again"))?;
     let functions = applications.iter().flat_map(|application| {
         let directory = &application.source.directory;
         application.manifest.functions.iter().map(move |function| Ok((function, directory)))
@@ -118,7 +166,15 @@ async fn start(server: &Server<KafkaLog>, applications: &[Application]) -> Resul
     let starting = stream::iter(functions).try_for_each_concurrent(
         limits::FUNCTIONS_STARTED_AT_ONCE,
         async |(function, directory)| {
-            let number = server.activate(function, directory).await?;
+            let number = match server.activate(function, directory).await {
+                Ok(number) => number,
+                // The others must run all the same.
+                Err(uploaded @ StageError::Uploaded { .. }) => {
+                    tracing::warn!("{uploaded}");
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            };
             let active = active.fetch_add(1, Ordering::Relaxed) + 1;
             tracing::info!(function = %function.name, number, active, all, "A revision is active.");
             Ok::<_, StageError>(())

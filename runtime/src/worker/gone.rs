@@ -7,7 +7,7 @@ use millrace_core::progress::Stream;
 use tokio::sync::oneshot;
 
 use super::status::Stopped;
-use super::{Command, Concluded, Exit, Owned, Revision, ended};
+use super::{Concluded, Exit, Owned, Revision, ended};
 use crate::broker::Partition;
 
 /// Records that were removed before a function read them.
@@ -54,7 +54,7 @@ impl<P: Partition, R: Revision> Owned<P, R> {
         let reply = tokio::select! {
             biased;
             _ = self.revoked.wait_for(|revoked| *revoked) => return Err(Exit::Revoked),
-            _ = command.wait_for(|command| *command != Command::Run) => return Ok(()),
+            _ = command.wait_for(|command| command.ends()) => return Ok(()),
             Some(reply) = self.skips.recv() => reply,
         };
         self.handle(Input::Gone { stream, earliest });

@@ -62,7 +62,7 @@ impl<'a> Fleet<'a> {
             function: self.settings.name.clone(),
             output: output(),
         };
-        let deployment = Deployment { settings: self.settings.clone(), digest: String::new(), revision };
+        let deployment = Deployment { settings: self.settings.clone(), digest: String::new(), revision, paused: false };
         registry.activate(deployment).await.expect("the simulated broker takes every subscription");
         let failure = registry.failure();
         self.instances.push(Instance { id, life, registry, failure, draining: false });

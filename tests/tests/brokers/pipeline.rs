@@ -46,7 +46,12 @@ async fn start_with<S: Subject>(
 ) -> (Arc<S::Log>, Registry<S::Log, Handler>) {
     let log = Arc::new(log);
     let registry = Registry::new(Arc::clone(&log), subject.clock());
-    let deployment = Deployment { settings: settings(subject, more), digest: String::new(), revision: handler.clone() };
+    let deployment = Deployment {
+        settings: settings(subject, more),
+        digest: String::new(),
+        revision: handler.clone(),
+        paused: false,
+    };
     within(registry.activate(deployment)).await.expect("the topics are there");
     (log, registry)
 }

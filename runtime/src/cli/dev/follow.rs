@@ -7,10 +7,10 @@ use millrace_core::manifest::Function;
 use tokio::sync::mpsc;
 
 use super::watch::{Places, Watching};
-use super::{activate, build, changes, short_name};
-use crate::cli::Context;
+use super::{activate, build, short_name};
 use crate::cli::application::{Application, Severity};
 use crate::cli::error::Error;
+use crate::cli::{Context, changes};
 use crate::config;
 use crate::server::Server;
 

@@ -1,0 +1,466 @@
+//! Revisions of functions: what each deployment in the log changes, and what follows from all of them.
+//!
+//! A function's deployments are numbered from 1 on, and every reader sees them in the same order, so that all instances
+//! come to the same conclusion. A revision has the number of the deployment that brought it.
+
+use std::collections::BTreeMap;
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::digest::Digest;
+use crate::manifest::{Function, Manifest};
+use crate::name::FunctionName;
+use crate::settings::Problem;
+use crate::time::Timestamp;
+
+/// Longest description of who did something, in bytes.
+pub const BY_MAX_BYTES: usize = 200;
+
+/// A deployment: what somebody did to a function.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Change {
+    /// What.
+    #[serde(flatten)]
+    pub action: Action,
+    /// When, as RFC 3339. For people; the order is that of the log.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub at: String,
+    /// Who, if that is known. For people.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub by: String,
+}
+
+/// What can be done to a function.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "action", rename_all = "kebab-case")]
+pub enum Action {
+    /// A new revision runs.
+    Deploy(Source),
+    /// This earlier revision runs again.
+    Rollback {
+        /// Its number.
+        to: u64,
+    },
+    /// It handles no events until it is resumed.
+    Pause,
+    /// It goes on.
+    Resume,
+    /// It does not run any more. Its progress and its dead letters stay, should it come back.
+    Delete,
+}
+
+/// What a revision is made of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Source {
+    /// Its component.
+    pub component: Digest,
+    /// Its part of the manifest, in the canonical form: an application with this function alone.
+    pub manifest: String,
+    /// Where it comes from.
+    pub origin: Origin,
+}
+
+/// Where a revision comes from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Origin {
+    /// From a directory beside a process, which alone can run it.
+    Directory,
+    /// It was uploaded, with its component, and every instance runs it.
+    Upload,
+}
+
+impl Source {
+    /// What an uploaded revision is made of. What says how the component is built stays with whoever builds it.
+    #[must_use]
+    pub fn uploaded(manifest: &Manifest, function: &Function, component: Digest) -> Self {
+        let component_text = format!("sha256:{component}");
+        let function = Function { build: None, component: component_text, watch: Vec::new(), ..function.clone() };
+        Self { component, manifest: alone(manifest, function).to_toml(), origin: Origin::Upload }
+    }
+
+    /// What a revision is made of that a process runs from a directory.
+    #[must_use]
+    pub fn of_directory(function: &Function, component: Digest) -> Self {
+        let application = function.name.application().to_owned();
+        let manifest = Manifest { application, topics: Vec::new(), functions: vec![function.clone()] };
+        Self { component, manifest: manifest.to_toml(), origin: Origin::Directory }
+    }
+
+    /// The manifest, read back: an application with the function alone.
+    ///
+    /// # Errors
+    /// If this version cannot read it.
+    pub fn read(&self, prefix: &str) -> Result<(Manifest, Function), Unreadable> {
+        let (manifest, _warnings) = Manifest::parse_with_prefix(&self.manifest, prefix).map_err(Unreadable)?;
+        let function = manifest.functions.first().cloned().ok_or_else(|| Unreadable(Vec::new()))?;
+        Ok((manifest, function))
+    }
+}
+
+/// The application as far as it concerns one function.
+fn alone(manifest: &Manifest, function: Function) -> Manifest {
+    let concerns =
+        |topic: &crate::name::Topic| function.topics.contains(topic) || function.grants.publish.contains(topic);
+    let topics = manifest.topics.iter().filter(|settings| concerns(&settings.name)).cloned().collect();
+    Manifest { application: function.name.application().to_owned(), topics, functions: vec![function] }
+}
+
+/// Why a stored manifest cannot be used.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Unreadable(pub Vec<Problem>);
+
+impl fmt::Display for Unreadable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("its stored manifest cannot be used by this version of Millrace")?;
+        self.0.iter().try_for_each(|problem| write!(f, "; {}: {}", problem.path, problem.message))
+    }
+}
+
+impl std::error::Error for Unreadable {}
+
+impl Change {
+    /// Something that somebody does now.
+    #[must_use]
+    pub fn new(action: Action, at: Timestamp, by: &str) -> Self {
+        let end = by.floor_char_boundary(BY_MAX_BYTES);
+        Self { action, at: at.to_rfc3339(), by: by[..end].to_owned() }
+    }
+
+    /// As the log keeps it.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+
+    /// Reads what the log keeps.
+    ///
+    /// # Errors
+    /// If this version does not know it, which says why.
+    pub fn decode(content: &[u8]) -> Result<Self, String> {
+        serde_json::from_slice(content).map_err(|e| e.to_string())
+    }
+}
+
+/// All deployments of one function, and what follows from them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct History {
+    changes: Vec<(u64, Result<Change, String>)>,
+    revisions: BTreeMap<u64, Source>,
+    state: State,
+}
+
+/// How a function stands.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum State {
+    /// It was never deployed, or was deleted.
+    #[default]
+    Absent,
+    /// It has an active revision.
+    Active {
+        /// Its number.
+        revision: u64,
+        /// Whether it handles no events until it is resumed.
+        paused: bool,
+    },
+    /// Something was done that this version does not know. What runs goes on.
+    Unknown {
+        /// Which deployment that is.
+        number: u64,
+    },
+}
+
+/// Why something cannot be done to a function. Says what to do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Impossible {
+    /// There is no such function.
+    Absent,
+    /// There is no such revision.
+    NoRevision {
+        /// The number that was asked for.
+        wanted: u64,
+        /// Those that there are.
+        there_are: Vec<u64>,
+    },
+    /// The revision came from a directory, so that its component is not in the log.
+    OfDirectory {
+        /// Its number.
+        revision: u64,
+    },
+    /// A newer version did something that this one does not know.
+    Unknown {
+        /// Which deployment that is.
+        number: u64,
+    },
+}
+
+impl fmt::Display for Impossible {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Absent => f.write_str("it is not deployed; `millrace deploy` deploys it"),
+            Self::NoRevision { wanted, there_are } => {
+                let numbers: Vec<String> = there_are.iter().map(ToString::to_string).collect();
+                write!(f, "it has no revision {wanted}; there are {}", numbers.join(", "))
+            }
+            Self::OfDirectory { revision } => write!(
+                f,
+                "revision {revision} was run from a directory and never uploaded; upload it with `millrace deploy`"
+            ),
+            Self::Unknown { number } => write!(
+                f,
+                "its deployment {number} was made by a newer version of Millrace; use that version, on this instance too"
+            ),
+        }
+    }
+}
+
+impl std::error::Error for Impossible {}
+
+impl History {
+    /// Takes in the next deployment.
+    pub fn apply(&mut self, number: u64, content: &[u8]) {
+        let change = Change::decode(content);
+        self.state = match &change {
+            Ok(change) => self.after(number, &change.action),
+            Err(_) => State::Unknown { number },
+        };
+        if let Ok(Change { action: Action::Deploy(source), .. }) = &change {
+            self.revisions.insert(number, source.clone());
+        }
+        self.changes.push((number, change));
+    }
+
+    /// Where an action leads. One that is not possible changes nothing.
+    fn after(&self, number: u64, action: &Action) -> State {
+        let paused = matches!(self.state, State::Active { paused: true, .. });
+        match (action, &self.state) {
+            (Action::Deploy(_), _) => State::Active { revision: number, paused },
+            (Action::Rollback { to }, _) if self.revisions.contains_key(to) => State::Active { revision: *to, paused },
+            (Action::Pause, State::Active { revision, .. }) => State::Active { revision: *revision, paused: true },
+            (Action::Resume, State::Active { revision, .. }) => State::Active { revision: *revision, paused: false },
+            (Action::Delete, _) => State::Absent,
+            (Action::Rollback { .. } | Action::Pause | Action::Resume, state) => state.clone(),
+        }
+    }
+
+    /// Whether an action is possible now. What would change nothing is possible.
+    ///
+    /// # Errors
+    /// If it is not.
+    pub fn check(&self, action: &Action) -> Result<(), Impossible> {
+        if let State::Unknown { number } = self.state {
+            return Err(Impossible::Unknown { number });
+        }
+        match action {
+            Action::Deploy(_) => Ok(()),
+            Action::Rollback { to } => match self.revisions.get(to) {
+                Some(Source { origin: Origin::Upload, .. }) => Ok(()),
+                Some(Source { origin: Origin::Directory, .. }) => Err(Impossible::OfDirectory { revision: *to }),
+                None if self.revisions.is_empty() => Err(Impossible::Absent),
+                None => {
+                    Err(Impossible::NoRevision { wanted: *to, there_are: self.revisions.keys().copied().collect() })
+                }
+            },
+            Action::Pause | Action::Resume | Action::Delete if self.state == State::Absent => Err(Impossible::Absent),
+            Action::Pause | Action::Resume | Action::Delete => Ok(()),
+        }
+    }
+
+    /// Whether an action would leave everything as it is.
+    #[must_use]
+    pub fn is_done(&self, action: &Action) -> bool {
+        match (action, &self.state) {
+            (Action::Deploy(source), State::Active { revision, .. }) => self.revisions.get(revision) == Some(source),
+            (Action::Deploy(_), _) => false,
+            (action, state) => self.after(self.latest() + 1, action) == *state,
+        }
+    }
+
+    /// The number of the latest deployment; 0 if there is none.
+    #[must_use]
+    pub fn latest(&self) -> u64 {
+        self.changes.last().map_or(0, |(number, _)| *number)
+    }
+
+    /// How the function stands.
+    #[must_use]
+    pub const fn state(&self) -> &State {
+        &self.state
+    }
+
+    /// The active revision with its number.
+    #[must_use]
+    pub fn active(&self) -> Option<(u64, &Source)> {
+        let State::Active { revision, .. } = self.state else { return None };
+        self.revisions.get(&revision).map(|source| (revision, source))
+    }
+
+    /// The revision that ran before the active one, and that a rollback without a number goes to: the newest that was
+    /// uploaded and is older.
+    #[must_use]
+    pub fn previous(&self) -> Option<u64> {
+        let (active, _) = self.active()?;
+        let older = self.revisions.range(..active).rev();
+        older.filter(|(_, source)| source.origin == Origin::Upload).map(|(number, _)| *number).next()
+    }
+
+    /// A revision.
+    #[must_use]
+    pub fn revision(&self, number: u64) -> Option<&Source> {
+        self.revisions.get(&number)
+    }
+
+    /// All deployments with their numbers, oldest first; what this version does not know, with the reason.
+    pub fn changes(&self) -> impl DoubleEndedIterator<Item = (u64, Result<&Change, &str>)> {
+        self.changes.iter().map(|(number, change)| (*number, change.as_ref().map_err(String::as_str)))
+    }
+}
+
+/// Histories by function.
+#[must_use]
+pub fn histories<'a>(
+    deployments: impl IntoIterator<Item = (&'a FunctionName, u64, &'a [u8])>,
+) -> BTreeMap<FunctionName, History> {
+    let mut all = BTreeMap::<FunctionName, History>::new();
+    for (function, number, content) in deployments {
+        all.entry(function.clone()).or_default().apply(number, content);
+    }
+    all
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const MANIFEST: &str = "application = \"shop\"\n[topics.orders]\npartitions = 3\n[topics.other]\n\
+        [functions.pay]\nbuild = \"make\"\ncomponent = \"pay.wasm\"\ntopics = [\"orders\"]\n\
+        [functions.ship]\ncomponent = \"ship.wasm\"\ntopics = [\"other\"]\n";
+
+    fn source(component: &[u8], origin: Origin) -> Source {
+        Source { component: Digest::of(component), manifest: String::new(), origin }
+    }
+
+    fn deploy(component: &[u8]) -> Action {
+        Action::Deploy(source(component, Origin::Upload))
+    }
+
+    fn after(actions: &[Action]) -> History {
+        let mut history = History::default();
+        for (number, action) in (1..).zip(actions) {
+            history.apply(number, &Change::new(action.clone(), Timestamp::EPOCH, "me").encode());
+        }
+        history
+    }
+
+    fn active(revision: u64, paused: bool) -> State {
+        State::Active { revision, paused }
+    }
+
+    #[test]
+    fn what_follows_from_deployments() {
+        let (a, b) = (deploy(b"a"), deploy(b"b"));
+        for (actions, expected, previous) in [
+            (vec![], State::Absent, None),
+            (vec![a.clone()], active(1, false), None),
+            (vec![a.clone(), b.clone()], active(2, false), Some(1)),
+            (vec![a.clone(), b.clone(), Action::Rollback { to: 1 }], active(1, false), None),
+            (vec![a.clone(), b.clone(), Action::Rollback { to: 7 }], active(2, false), Some(1)),
+            (vec![a.clone(), Action::Pause], active(1, true), None),
+            (vec![a.clone(), Action::Pause, b.clone()], active(3, true), Some(1)),
+            (vec![a.clone(), Action::Pause, Action::Resume], active(1, false), None),
+            (vec![a.clone(), Action::Delete], State::Absent, None),
+            (vec![a.clone(), Action::Delete, Action::Pause], State::Absent, None),
+            (vec![a.clone(), Action::Delete, Action::Rollback { to: 1 }], active(1, false), None),
+            (vec![a, Action::Pause, Action::Delete, b], active(4, false), Some(1)),
+        ] {
+            let history = after(&actions);
+            assert_eq!((history.state(), history.previous()), (&expected, previous), "{actions:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_possible_and_what_is_done_already() {
+        let directory = Action::Deploy(source(b"d", Origin::Directory));
+        let history = after(&[deploy(b"a"), directory, deploy(b"b")]);
+        for (action, expected, done) in [
+            (deploy(b"b"), Ok(()), true),
+            (deploy(b"a"), Ok(()), false),
+            (Action::Rollback { to: 1 }, Ok(()), false),
+            (Action::Rollback { to: 3 }, Ok(()), true),
+            (Action::Rollback { to: 2 }, Err(Impossible::OfDirectory { revision: 2 }), false),
+            (Action::Rollback { to: 9 }, Err(Impossible::NoRevision { wanted: 9, there_are: vec![1, 2, 3] }), true),
+            (Action::Pause, Ok(()), false),
+            (Action::Resume, Ok(()), true),
+            (Action::Delete, Ok(()), false),
+        ] {
+            assert_eq!((history.check(&action), history.is_done(&action)), (expected, done), "{action:?}");
+        }
+        for action in [Action::Pause, Action::Resume, Action::Delete, Action::Rollback { to: 1 }] {
+            assert_eq!(History::default().check(&action), Err(Impossible::Absent));
+        }
+    }
+
+    #[test]
+    fn what_a_newer_version_did_is_not_guessed_at() {
+        let mut history = after(&[deploy(b"a")]);
+        history.apply(2, br#"{"action":"freeze","share":5}"#);
+        assert_eq!(*history.state(), State::Unknown { number: 2 });
+        assert_eq!(history.check(&Action::Pause), Err(Impossible::Unknown { number: 2 }));
+        // A deployment that is known again says all there is to say.
+        history.apply(3, &Change::new(deploy(b"b"), Timestamp::EPOCH, "").encode());
+        assert_eq!(*history.state(), active(3, false));
+    }
+
+    #[test]
+    fn a_function_takes_along_what_concerns_it_and_reads_back() {
+        let (manifest, _) = Manifest::parse(MANIFEST).unwrap();
+        let pay = manifest.function("pay").unwrap();
+        let uploaded = Source::uploaded(&manifest, pay, Digest::of(b"pay"));
+        assert!(!uploaded.manifest.contains("make") && !uploaded.manifest.contains("ship"), "{}", uploaded.manifest);
+        let (read, function) = uploaded.read("millrace").unwrap();
+        let topics: Vec<&str> = read.topics.iter().map(|topic| topic.name.as_str()).collect();
+        assert_eq!((topics, read.topics[0].partitions), (vec!["orders"], Some(3)));
+        assert_eq!(Function { build: pay.build.clone(), component: pay.component.clone(), ..function }, *pay);
+        let (_, function) = Source::of_directory(pay, Digest::of(b"pay")).read("millrace").unwrap();
+        assert_eq!(function, *pay);
+        let error = Source { manifest: "application = 1".to_owned(), ..uploaded }.read("millrace").unwrap_err();
+        assert!(error.to_string().starts_with("its stored manifest cannot be used"), "{error}");
+    }
+
+    #[test]
+    fn the_layout_is_pinned() {
+        let at = Timestamp::from_millis(0);
+        let digest = Digest::of(b"abc");
+        let source = Source { component: digest, manifest: "x".to_owned(), origin: Origin::Upload };
+        for (action, expected) in [
+            (
+                Action::Deploy(source),
+                format!(
+                    r#"{{"action":"deploy","component":"{digest}","manifest":"x","origin":"upload","at":"1970-01-01T00:00:00Z","by":"me"}}"#
+                ),
+            ),
+            (
+                Action::Rollback { to: 3 },
+                r#"{"action":"rollback","to":3,"at":"1970-01-01T00:00:00Z","by":"me"}"#.to_owned(),
+            ),
+            (Action::Delete, r#"{"action":"delete","at":"1970-01-01T00:00:00Z","by":"me"}"#.to_owned()),
+        ] {
+            let change = Change::new(action, at, "me");
+            assert_eq!(String::from_utf8(change.encode()).unwrap(), expected);
+            assert_eq!(Change::decode(expected.as_bytes()), Ok(change));
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn foreign_bytes_never_panic(bytes: Vec<u8>, by: String) {
+            drop(Change::decode(&bytes));
+            History::default().apply(1, &bytes);
+            let change = Change::new(Action::Pause, Timestamp::EPOCH, &by);
+            prop_assert!(change.by.len() <= BY_MAX_BYTES && by.starts_with(&change.by));
+        }
+    }
+}

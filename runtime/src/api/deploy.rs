@@ -1,0 +1,341 @@
+//! Uploading components, deploying functions, and what else is done to them. Who decides is told by [`Deployer`].
+
+use std::fmt;
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
+use axum::http::{StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use millrace_core::digest::Digest;
+use millrace_core::limits;
+use millrace_core::manifest::Manifest;
+use millrace_core::name::FunctionName;
+use millrace_core::revision::{Action, Change, History, Impossible, Source, State as Stands};
+
+use super::problem::{Kind, Refusal};
+use super::request::{function_of, no_query};
+use super::{Shared, types};
+use crate::broker::{Broker, Catalog, CatalogError, Error, Report};
+use crate::worker::Revision;
+
+/// Decides about components and revisions, in agreement with all other instances.
+pub trait Deployer: fmt::Debug + Send + Sync + 'static {
+    /// Whether a component is in the log.
+    fn has_component(&self, digest: Digest) -> BoxFuture<'_, Result<bool, Error>>;
+
+    /// Puts a component into the log, if it can be a handler. Says whether it is new there. The content has this digest.
+    fn put_component(&self, digest: Digest, content: Bytes) -> BoxFuture<'_, Result<bool, Refused>>;
+
+    /// Does something to a function. With `builds_on` only if that is its latest deployment; in a rehearsal everything is
+    /// checked and nothing done.
+    fn change(
+        &self,
+        function: FunctionName,
+        action: Action,
+        builds_on: Option<u64>,
+        rehearsal: bool,
+    ) -> BoxFuture<'_, Result<Decided, Refused>>;
+
+    /// All that was done to a function, and what the instances say of themselves.
+    fn history(&self, function: FunctionName) -> BoxFuture<'_, Result<(History, Vec<Report>), Error>>;
+}
+
+/// What was decided.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Decided {
+    /// The number of the deployment.
+    pub number: u64,
+    /// The revision that is active by it; 0 if none is.
+    pub revision: u64,
+    /// Whether it changes anything.
+    pub new: bool,
+}
+
+/// Why a component or a change was not accepted.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum Refused {
+    /// The component or the manifest cannot be used. Says what to do.
+    #[error("{reason}")]
+    Invalid {
+        /// Why.
+        reason: String,
+    },
+    /// The component was not uploaded.
+    #[error("there is no component {digest}; upload it first, to /v1/components/{digest}")]
+    UnknownComponent {
+        /// Its digest.
+        digest: Digest,
+    },
+    /// Somebody else did something in between.
+    #[error(
+        "its latest deployment is {latest} by now, and this one builds on {expected}: {what}; look at it, then try again"
+    )]
+    Conflict {
+        /// The latest deployment.
+        latest: u64,
+        /// The one that was built on.
+        expected: u64,
+        /// What stands now.
+        what: String,
+    },
+    /// It does not fit what was done before.
+    #[error("{reason}")]
+    Impossible {
+        /// Why.
+        reason: Impossible,
+    },
+    /// A process runs it from a directory, and it was not uploaded.
+    #[error(
+        "revision {revision} runs from a directory; take the function out of the manifest there, and restart that instance"
+    )]
+    OfDirectory {
+        /// The active revision.
+        revision: u64,
+    },
+    /// It was uploaded, and a directory cannot take it back.
+    #[error("revision {revision} was uploaded and runs")]
+    Uploaded {
+        /// The active revision.
+        revision: u64,
+    },
+    /// The topics do not allow it, or the log could not act.
+    #[error(transparent)]
+    Catalog(#[from] CatalogError),
+    /// The log could not act.
+    #[error(transparent)]
+    Broker(#[from] Error),
+}
+
+impl From<Refused> for Refusal {
+    fn from(refused: Refused) -> Self {
+        let kind = match refused {
+            Refused::Invalid { .. } => Kind::InvalidFunction,
+            Refused::UnknownComponent { .. } => Kind::UnknownComponent,
+            Refused::Conflict { .. } | Refused::OfDirectory { .. } | Refused::Uploaded { .. } => Kind::Conflict,
+            Refused::Impossible { ref reason } => match reason {
+                Impossible::Absent => Kind::UnknownFunction,
+                Impossible::NoRevision { .. } => Kind::UnknownRevision,
+                Impossible::OfDirectory { .. } | Impossible::Unknown { .. } => Kind::Conflict,
+            },
+            Refused::Catalog(CatalogError::PartitionCount { .. }) => Kind::InvalidFunction,
+            Refused::Catalog(error) => return error.into(),
+            Refused::Broker(error) => return error.into(),
+        };
+        Self::new(kind, refused)
+    }
+}
+
+impl<B, R> Shared<B, R> {
+    fn deployer(&self) -> Result<&dyn Deployer, Refusal> {
+        let none = || Refusal::new(Kind::UnknownPath, "this server takes no deployments");
+        self.deployer.as_deref().ok_or_else(none)
+    }
+}
+
+fn digest_of(path: Result<Path<String>, PathRejection>) -> Result<Digest, Refusal> {
+    let Path(text) = path.map_err(|e| Refusal::new(Kind::UnknownComponent, e.body_text()))?;
+    text.parse().map_err(|e| Refusal::malformed(format_args!("`{text}`: {e}")))
+}
+
+/// `GET /v1/components/{digest}`
+pub(super) async fn component<B: Broker + Catalog, R: Revision>(
+    State(api): State<Arc<Shared<B, R>>>,
+    digest: Result<Path<String>, PathRejection>,
+) -> Result<Json<types::Component>, Refusal> {
+    let digest = digest_of(digest)?;
+    if api.deployer()?.has_component(digest).await? {
+        return Ok(Json(types::Component { digest: digest.to_string(), new: false }));
+    }
+    Err(Refused::UnknownComponent { digest }.into())
+}
+
+/// `PUT /v1/components/{digest}`
+pub(super) async fn put_component<B: Broker + Catalog, R: Revision>(
+    State(api): State<Arc<Shared<B, R>>>,
+    digest: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let digest = digest_of(digest)?;
+    let deployer = api.deployer()?;
+    let (head, body) = request.into_parts();
+    let received = api.bodies.read_up_to(&head.headers, body, limits::COMPONENT_MAX_BYTES).await?;
+    let content = received.bytes.clone();
+    let (content, is) = tokio::task::spawn_blocking(move || {
+        let is = Digest::of(&content);
+        (content, is)
+    })
+    .await
+    .map_err(|e| Refusal::new(Kind::Internal, e))?;
+    if is != digest {
+        return Err(Refusal::malformed(format_args!(
+            "what arrived has the digest {is}, and not the {digest} of the path; send it again"
+        )));
+    }
+    let new = deployer.put_component(digest, content).await?;
+    let status = if new { StatusCode::CREATED } else { StatusCode::OK };
+    Ok((status, Json(types::Component { digest: digest.to_string(), new })).into_response())
+}
+
+/// `PUT /v1/functions/{function}`
+pub(super) async fn deploy<B: Broker + Catalog, R: Revision>(
+    State(api): State<Arc<Shared<B, R>>>,
+    function: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Json<types::Deployed>, Refusal> {
+    let function = function_of(function)?;
+    let types::DeployRequest { component, manifest, builds_on, dry_run } = api.json_request(request).await?;
+    let component: Digest = component.parse().map_err(|e| Refusal::malformed(format_args!("`component`: {e}")))?;
+    let source = source(&function, component, &manifest, &api.prefix)?;
+    change(&api, function, Action::Deploy(source), builds_on, dry_run).await
+}
+
+/// What a manifest says of a function.
+fn source(function: &FunctionName, component: Digest, manifest: &str, prefix: &str) -> Result<Source, Refusal> {
+    let invalid = |reason: String| Refusal::new(Kind::InvalidFunction, reason);
+    let (manifest, _warnings) = Manifest::parse_with_prefix(manifest, prefix).map_err(|problems| {
+        let told = problems.iter().map(|problem| {
+            let (line, path) = (problem.line, &problem.path);
+            let help = if problem.help.is_empty() { String::new() } else { format!("; {}", problem.help) };
+            format!("line {line} ({path}): {}{help}", problem.message)
+        });
+        invalid(format!("the manifest cannot be used: {}", told.collect::<Vec<_>>().join("; ")))
+    })?;
+    let named = manifest.functions.iter().find(|one| one.name == *function).ok_or_else(|| {
+        let there_are: Vec<String> = manifest.functions.iter().map(|one| format!("`{}`", one.name)).collect();
+        invalid(format!("the manifest has no function `{function}`, only {}", there_are.join(", ")))
+    })?;
+    Ok(Source::uploaded(&manifest, named, component))
+}
+
+async fn change<B, R>(
+    api: &Shared<B, R>,
+    function: FunctionName,
+    action: Action,
+    builds_on: Option<u64>,
+    rehearsal: bool,
+) -> Result<Json<types::Deployed>, Refusal> {
+    let name = function.to_string();
+    let decided = api.deployer()?.change(function, action, builds_on, rehearsal).await;
+    let Decided { number, revision, new } = decided.map_err(|e| Refusal::from(e).about(&name))?;
+    Ok(Json(types::Deployed { function: name, number, revision: (revision > 0).then_some(revision), new }))
+}
+
+/// `POST /v1/functions/{function}/rollback`
+pub(super) async fn rollback<B: Broker + Catalog, R: Revision>(
+    State(api): State<Arc<Shared<B, R>>>,
+    function: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Json<types::Deployed>, Refusal> {
+    let function = function_of(function)?;
+    let types::RollbackRequest { to, builds_on, dry_run } = api.json_request(request).await?;
+    let to = match to {
+        Some(to) => to,
+        None => {
+            let (history, _) = api.deployer()?.history(function.clone()).await?;
+            history.previous().ok_or_else(|| {
+                let reason = format!("`{function}` has no earlier revision that was uploaded; name one with `to`");
+                Refusal::new(Kind::UnknownRevision, reason)
+            })?
+        }
+    };
+    change(&api, function, Action::Rollback { to }, builds_on, dry_run).await
+}
+
+/// `POST /v1/functions/{function}/pause`
+pub(super) async fn pause<B: Broker + Catalog, R: Revision>(
+    State(api): State<Arc<Shared<B, R>>>,
+    function: Result<Path<String>, PathRejection>,
+    uri: Uri,
+) -> Result<Json<types::Deployed>, Refusal> {
+    no_query(&uri, "a function is paused as a whole")?;
+    change(&api, function_of(function)?, Action::Pause, None, false).await
+}
+
+/// `POST /v1/functions/{function}/resume`
+pub(super) async fn resume<B: Broker + Catalog, R: Revision>(
+    State(api): State<Arc<Shared<B, R>>>,
+    function: Result<Path<String>, PathRejection>,
+    uri: Uri,
+) -> Result<Json<types::Deployed>, Refusal> {
+    no_query(&uri, "a function is resumed as a whole")?;
+    change(&api, function_of(function)?, Action::Resume, None, false).await
+}
+
+/// `DELETE /v1/functions/{function}`
+pub(super) async fn delete<B: Broker + Catalog, R: Revision>(
+    State(api): State<Arc<Shared<B, R>>>,
+    function: Result<Path<String>, PathRejection>,
+    uri: Uri,
+) -> Result<Json<types::Deployed>, Refusal> {
+    no_query(&uri, "a function is deleted as a whole")?;
+    change(&api, function_of(function)?, Action::Delete, None, false).await
+}
+
+/// `GET /v1/functions/{function}/revisions`
+pub(super) async fn revisions<B: Broker + Catalog, R: Revision>(
+    State(api): State<Arc<Shared<B, R>>>,
+    function: Result<Path<String>, PathRejection>,
+    uri: Uri,
+) -> Result<Json<types::Revisions>, Refusal> {
+    no_query(&uri, "all deployments of the function are shown")?;
+    let function = function_of(function)?;
+    let (history, reports) = api.deployer()?.history(function.clone()).await?;
+    if history.latest() == 0 {
+        return Err(Refusal::from(Refused::Impossible { reason: Impossible::Absent }).about(&function.to_string()));
+    }
+    let (state, active, paused) = match *history.state() {
+        Stands::Absent => ("deleted", None, false),
+        Stands::Active { revision, paused } => ("active", Some(revision), paused),
+        Stands::Unknown { .. } => ("unknown", None, false),
+    };
+    Ok(Json(types::Revisions {
+        function: function.to_string(),
+        state: state.to_owned(),
+        latest: history.latest(),
+        active,
+        previous: history.previous(),
+        paused,
+        deployments: history.changes().map(|(number, change)| deployment(number, change)).collect(),
+        instances: reports.iter().filter_map(|report| instance(report, &function)).collect(),
+    }))
+}
+
+fn deployment(number: u64, change: Result<&Change, &str>) -> types::Deployment {
+    let mut shown = types::Deployment { number, ..types::Deployment::default() };
+    let Change { action, at, by } = match change {
+        Ok(change) => change,
+        Err(_) => {
+            "unknown".clone_into(&mut shown.action);
+            return shown;
+        }
+    };
+    (shown.at, shown.by) = (at.clone(), by.clone());
+    let word = match action {
+        Action::Deploy(source) => {
+            shown.component = Some(source.component.to_string());
+            shown.manifest = Some(source.manifest.clone());
+            shown.origin = Some(source.origin);
+            "deploy"
+        }
+        Action::Rollback { to } => {
+            shown.to = Some(*to);
+            "rollback"
+        }
+        Action::Pause => "pause",
+        Action::Resume => "resume",
+        Action::Delete => "delete",
+    };
+    word.clone_into(&mut shown.action);
+    shown
+}
+
+/// What an instance says of one function, if it says anything that can be read.
+fn instance(report: &Report, function: &FunctionName) -> Option<types::Instance> {
+    let said: types::InstanceReport = serde_json::from_slice(&report.content).ok()?;
+    let here = said.functions.get(&function.to_string()).cloned().unwrap_or_default();
+    Some(types::Instance { instance: report.instance.clone(), at: report.at.to_rfc3339(), here })
+}

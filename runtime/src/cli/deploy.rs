@@ -1,0 +1,409 @@
+//! `millrace deploy`: uploads an application's functions to a running server.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+use millrace_core::digest::Digest;
+use millrace_core::manifest::Function;
+use millrace_core::revision::{Origin, Source};
+use serde::Serialize;
+use tokio::time::Instant;
+
+use super::application::{Application, Severity};
+use super::changes::{self, Setting};
+use super::client::{Client, Refusal, Target};
+use super::error::{Error, Exit};
+use super::output::{Console, Style};
+use super::{Context, format};
+use crate::api::types::{Component, DeployRequest, Deployed, Deployment, Revisions};
+use crate::server;
+
+pub(super) mod running;
+
+/// Arguments of `millrace deploy`.
+#[derive(Debug, clap::Args)]
+#[command(after_help = "\
+Examples:
+  millrace build shop && millrace deploy shop      shows what changes, and asks
+  millrace deploy shop --yes                       without asking, as in a pipeline
+  millrace deploy shop --dry-run                   only says what would change, and whether it would be taken
+  millrace deploy shop --function pay              one function of it
+  millrace deploy --server http://millrace:6455
+
+Every instance runs what was deployed, whatever directory it was started on. `millrace functions history` shows what was
+deployed, `millrace functions rollback` goes back.")]
+pub(crate) struct Args {
+    /// The application's directory, with its millrace.toml and its components, which were built before
+    #[arg(default_value = ".", value_name = "DIR")]
+    directory: PathBuf,
+    /// Only these functions, by their names in the manifest
+    #[arg(long = "function", value_name = "NAME")]
+    functions: Vec<String>,
+    /// Do not ask
+    #[arg(long, short)]
+    yes: bool,
+    /// Only say what would change, and whether the server would take it. Components are uploaded for that, and nothing runs
+    /// differently
+    #[arg(long, conflicts_with = "yes")]
+    dry_run: bool,
+    /// How long to wait until the instances run it; 0 does not wait
+    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    wait: u64,
+}
+
+/// One function of the application, beside what is deployed.
+struct Planned {
+    name: String,
+    component: Bytes,
+    source: Source,
+    /// What is deployed; none if nothing ever was.
+    there: Option<Revisions>,
+}
+
+/// What a function would become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum What {
+    New,
+    Changed,
+    Unchanged,
+}
+
+/// A function as it is shown.
+#[derive(Debug, Serialize)]
+struct Shown<'a> {
+    function: &'a str,
+    what: What,
+    active: Option<u64>,
+    component: String,
+    component_changed: bool,
+    settings: Vec<Setting>,
+    /// The revision that this makes; in a dry run the one it would make.
+    revision: Option<u64>,
+}
+
+impl Planned {
+    /// What the active revision is made of.
+    fn active(&self) -> Option<&Deployment> {
+        let there = self.there.as_ref()?;
+        there.deployments.iter().find(|one| Some(one.number) == there.active)
+    }
+
+    fn is_changed(&self) -> bool {
+        self.active().is_none_or(|active| {
+            active.origin != Some(Origin::Upload)
+                || active.manifest.as_deref() != Some(&self.source.manifest)
+                || self.component_changed()
+        })
+    }
+
+    fn component_changed(&self) -> bool {
+        self.active().and_then(|active| active.component.as_deref()) != Some(&self.source.component.to_string())
+    }
+
+    fn shown(&self) -> Shown<'_> {
+        let active = self.active();
+        let settings = active.and_then(|active| active.manifest.as_deref());
+        Shown {
+            function: &self.name,
+            what: match active {
+                None => What::New,
+                Some(_) if self.is_changed() => What::Changed,
+                Some(_) => What::Unchanged,
+            },
+            active: active.map(|active| active.number),
+            component: self.source.component.to_string(),
+            component_changed: self.component_changed(),
+            settings: settings.map(|old| changes::between(old, &self.source.manifest)).unwrap_or_default(),
+            revision: None,
+        }
+    }
+
+    fn request(&self, dry_run: bool) -> DeployRequest {
+        DeployRequest {
+            component: self.source.component.to_string(),
+            manifest: self.source.manifest.clone(),
+            builds_on: Some(self.there.as_ref().map_or(0, |there| there.latest)),
+            dry_run,
+        }
+    }
+}
+
+/// Deploys what has changed.
+pub(super) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Error> {
+    let client = context.client()?;
+    let console = &mut context.console;
+    let application = Application::open(&args.directory, console)?;
+    if !console.is_json() {
+        application.source.show(Severity::Warning, &application.warnings, console)?;
+    }
+    let mut planned = Vec::new();
+    for function in chosen(&application, &args.functions)? {
+        planned.push(plan(&application, function, &client).await?);
+    }
+    if !console.is_json() {
+        planned.iter().try_for_each(|one| show(one, console))?;
+        console.flush()?;
+    }
+    let changed: Vec<&Planned> = planned.iter().filter(|one| one.is_changed()).collect();
+    if changed.is_empty() {
+        return nothing(&planned, args, &client, console);
+    }
+    if !args.yes && !args.dry_run {
+        if !console.can_ask() {
+            return Err(Error::usage(
+                "nobody can be asked whether to deploy this",
+                "give --yes to deploy it, or --dry-run to only look",
+            ));
+        }
+        let many = format::counted(changed.len() as u64, "function");
+        if !console.confirm(format_args!("Deploy {many} to {}?", client.server())).await? {
+            console.note("Nothing was deployed.")?;
+            return Ok(Exit::Failed);
+        }
+    }
+    for one in &changed {
+        upload(one, &client, console).await?;
+    }
+    let mut deployed = rehearse(&changed, &client).await?;
+    if !args.dry_run {
+        deployed = deploy(&changed, &client).await?;
+        let until = Instant::now() + Duration::from_secs(args.wait);
+        for one in &deployed {
+            running::wait(&client, one, until, console).await?;
+        }
+    }
+    tell(&planned, &deployed, args, console)?;
+    Ok(Exit::Done)
+}
+
+fn chosen<'a>(application: &'a Application, names: &[String]) -> Result<Vec<&'a Function>, Error> {
+    let all = &application.manifest.functions;
+    if names.is_empty() {
+        return Ok(all.iter().collect());
+    }
+    let find = |name: &String| {
+        let found = all.iter().find(|function| function.name.function() == name || function.name.as_str() == name);
+        found.ok_or_else(|| {
+            let there_are: Vec<&str> = all.iter().map(|function| function.name.function()).collect();
+            let cause = format!("there is no function `{}` in the manifest", format::one_line(name, 130));
+            Error::usage(cause, format_args!("choose among {}", there_are.join(", ")))
+        })
+    };
+    names.iter().map(find).collect()
+}
+
+/// Reads a function's component, and asks what is deployed.
+async fn plan(application: &Application, function: &Function, client: &Client) -> Result<Planned, Error> {
+    let component = server::read_component(function, &application.source.directory).await;
+    let component = component.map_err(|e| Error::failed(e, ""))?;
+    let source = Source::uploaded(&application.manifest, function, Digest::of(&component));
+    let name = function.name.to_string();
+    let there = running::revisions(client, &name).await?;
+    Ok(Planned { name, component, source, there })
+}
+
+/// What happens to one function, for a person.
+fn show(one: &Planned, console: &mut Console) -> Result<(), Error> {
+    let name = console.paint(Style::Strong, &one.name);
+    let size = format::bytes(one.component.len() as u64);
+    let shown = one.shown();
+    let (digest, active) = (changes::short(&shown.component), one.active());
+    let from_directory = active.is_some_and(|active| active.origin == Some(Origin::Directory));
+    match shown.what {
+        What::New => {
+            console.line(format_args!("{name}: {}, component {digest} ({size})", console.paint(Style::Good, "new")))?;
+        }
+        What::Unchanged => {
+            console.line(format_args!("{name}: unchanged, revision {}", shown.active.unwrap_or_default()))?;
+        }
+        What::Changed => {
+            let changed = console.paint(Style::Notable, "changes");
+            let place = if from_directory { ", which runs from a directory: the upload takes its place" } else { "" };
+            console.line(format_args!("{name}: {changed} revision {}{place}", shown.active.unwrap_or_default()))?;
+            if shown.component_changed {
+                let before = active.and_then(|active| active.component.as_deref()).map_or("", changes::short);
+                console.line(format_args!("  component: {before} -> {digest} ({size})"))?;
+            }
+            shown.settings.iter().try_for_each(|setting| console.line(format_args!("  {setting}")))?;
+        }
+    }
+    if one.there.as_ref().is_some_and(|there| there.paused) {
+        console.line("  it is paused, and stays so")?;
+    }
+    Ok(())
+}
+
+fn nothing(planned: &[Planned], args: &Args, client: &Client, console: &mut Console) -> Result<Exit, Error> {
+    if console.is_json() {
+        tell(planned, &[], args, console)?;
+    } else {
+        console.note(format_args!("Nothing to deploy: {} has it all.", client.server()))?;
+    }
+    Ok(Exit::Done)
+}
+
+/// Sends a component, unless it is there.
+async fn upload(one: &Planned, client: &Client, console: &mut Console) -> Result<(), Error> {
+    let digest = one.source.component.to_string();
+    let target = Target::new(["v1", "components", &digest]);
+    match client.get::<Component>(&target).await {
+        Ok(_there) => return Ok(()),
+        Err(Refusal::Problem { problem, .. }) if problem.status == 404 => {}
+        Err(refusal) => return Err(refusal.into()),
+    }
+    console.progress(format_args!("uploading {} ({})", one.name, format::bytes(one.component.len() as u64)))?;
+    client.put_component(&target, one.component.clone()).await?;
+    Ok(())
+}
+
+/// Has everything checked before anything is changed.
+async fn rehearse(changed: &[&Planned], client: &Client) -> Result<Vec<Deployed>, Error> {
+    let mut rehearsed = Vec::with_capacity(changed.len());
+    for one in changed {
+        rehearsed.push(client.put(&Target::new(["v1", "functions", &one.name]), &one.request(true)).await?);
+    }
+    Ok(rehearsed)
+}
+
+async fn deploy(changed: &[&Planned], client: &Client) -> Result<Vec<Deployed>, Error> {
+    let mut deployed: Vec<Deployed> = Vec::with_capacity(changed.len());
+    for one in changed {
+        let answer = client.put(&Target::new(["v1", "functions", &one.name]), &one.request(false)).await;
+        deployed.push(answer.map_err(|refusal| {
+            let names: Vec<&str> = deployed.iter().map(|one| one.function.as_str()).collect();
+            match Error::from(refusal) {
+                Error::Told { exit, cause, fix } if !names.is_empty() => {
+                    Error::new(exit, format_args!("{cause}; already deployed: {}", names.join(", ")), fix)
+                }
+                error => error,
+            }
+        })?);
+    }
+    Ok(deployed)
+}
+
+fn tell(planned: &[Planned], deployed: &[Deployed], args: &Args, console: &mut Console) -> Result<(), Error> {
+    let revision = |name: &str| deployed.iter().find(|one| one.function == name).and_then(|one| one.revision);
+    if console.is_json() {
+        let shown = planned.iter().map(|one| Shown { revision: revision(&one.name), ..one.shown() });
+        let functions: Vec<Shown<'_>> = shown.collect();
+        return console.document(&serde_json::json!({ "dry_run": args.dry_run, "functions": functions }));
+    }
+    if args.dry_run {
+        let many = format::counted(deployed.len() as u64, "function");
+        return console.note(format_args!("{many} would be deployed; the server takes them. Nothing was done."));
+    }
+    for one in deployed {
+        let name = console.paint(Style::Strong, &one.function);
+        let runs = if args.wait == 0 { "is deployed" } else { "runs" };
+        console.line(format_args!("{name}: revision {} {runs}", one.revision.unwrap_or_default()))?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use millrace_core::manifest::Manifest;
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::cli::testing::{Answer, Server};
+    use crate::clock::Clock;
+
+    const MANIFEST: &str = "application = \"shop\"\n[functions.pay]\ncomponent = \"pay.wasm\"\ntopics = [\"orders\"]\n";
+    const COMPONENT: &str = "not looked at by the client";
+
+    fn application(manifest: &str) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        fs::write(directory.path().join("millrace.toml"), manifest).unwrap();
+        fs::write(directory.path().join("pay.wasm"), COMPONENT).unwrap();
+        directory
+    }
+
+    fn revisions(manifest: &str, latest: u64) -> Value {
+        let (manifest, _) = Manifest::parse(manifest).unwrap();
+        let source = Source::uploaded(&manifest, &manifest.functions[0], Digest::of(COMPONENT.as_bytes()));
+        json!({
+            "function": "shop.pay", "state": "active", "latest": latest, "active": latest, "previous": null, "paused": false,
+            "deployments": [{"number": latest, "action": "deploy", "component": source.component,
+                "manifest": source.manifest, "origin": "upload"}],
+            "instances": [{"instance": "a", "at": Clock::system().now().to_rfc3339(), "revision": latest, "paused": false}],
+        })
+    }
+
+    async fn server(there: Answer, deployed: Answer) -> Server {
+        let mut deployments = 0;
+        Server::scripted(move |asked| match asked.line.split(' ').collect::<Vec<_>>()[..] {
+            ["GET", path] if path.ends_with("/revisions") && deployments == 0 => there.clone(),
+            ["GET", path] if path.ends_with("/revisions") => Answer::json(&revisions(MANIFEST, 2)),
+            ["GET", _] => Answer::problem(404, "there is no component"),
+            ["PUT", path] if path.contains("/components/") => Answer::json(&json!({"digest": "d", "new": true})),
+            ["PUT", _] => {
+                deployments += u32::from(asked.body.contains("\"dry_run\":false"));
+                deployed.clone()
+            }
+            _ => Answer::problem(500, &asked.line),
+        })
+        .await
+    }
+
+    fn deployed() -> Answer {
+        Answer::json(&json!({"function": "shop.pay", "number": 2, "revision": 2, "new": true}))
+    }
+
+    #[tokio::test]
+    async fn what_changed_is_shown_checked_uploaded_and_deployed_in_this_order() {
+        let directory = application(MANIFEST);
+        let before = format!("{MANIFEST}limits = {{ time = \"9s\" }}\n");
+        let server = server(Answer::json(&revisions(&before, 1)), deployed()).await;
+        let ran = server.run(&["deploy", &directory.path().to_string_lossy(), "--yes"]).await;
+        let expected = "shop.pay: changes revision 1\n  limits.time: \"9s\" -> \"5s\"\nshop.pay: revision 2 runs\n";
+        assert_eq!(ran.done(), expected);
+        let digest = Digest::of(COMPONENT.as_bytes());
+        let asked = server.asked();
+        let lines: Vec<&str> = asked.iter().map(|asked| asked.line.as_str()).collect();
+        let (component, function) = (format!("/v1/components/{digest}"), "/v1/functions/shop.pay");
+        let expected = [
+            format!("GET {function}/revisions"),
+            format!("GET {component}"),
+            format!("PUT {component}"),
+            format!("PUT {function}"),
+            format!("PUT {function}"),
+            format!("GET {function}/revisions"),
+        ];
+        assert_eq!(lines, expected);
+        assert_eq!(asked[2].body, COMPONENT);
+        let request: Value = serde_json::from_str(&asked[4].body).unwrap();
+        assert_eq!((&request["builds_on"], &request["component"]), (&json!(1), &json!(digest)));
+    }
+
+    #[tokio::test]
+    async fn nothing_is_deployed_that_is_there_or_that_nobody_agreed_to() {
+        let directory = application(MANIFEST);
+        let path = directory.path().to_string_lossy().into_owned();
+        let same = server(Answer::json(&revisions(MANIFEST, 1)), deployed()).await;
+        assert_eq!(same.run(&["deploy", &path]).await.done(), "shop.pay: unchanged, revision 1\n");
+        let none = server(Answer::problem(404, "it is not deployed"), deployed()).await;
+        let refused = none.run(&["deploy", &path]).await.refused(Exit::Usage);
+        assert!(refused.contains("give --yes to deploy it"), "{refused}");
+        assert_eq!(none.asked().len(), 1, "nothing was uploaded");
+        let dry = none.run(&["deploy", &path, "--dry-run"]).await;
+        assert!(dry.err.contains("1 function would be deployed"), "{}", dry.err);
+        assert!(none.asked().iter().all(|asked| !asked.body.contains("\"dry_run\":false")));
+        let unknown = none.run(&["deploy", &path, "--yes", "--function", "ship"]).await.refused(Exit::Usage);
+        assert!(unknown.contains("choose among pay"), "{unknown}");
+    }
+
+    #[tokio::test]
+    async fn what_the_server_says_no_to_is_told() {
+        let directory = application(MANIFEST);
+        let conflict = Answer::problem(409, "shop.pay: its latest deployment is 3 by now");
+        let server = server(Answer::json(&revisions(&format!("{MANIFEST}ordering = \"none\"\n"), 1)), conflict).await;
+        let ran = server.run(&["deploy", &directory.path().to_string_lossy(), "--yes"]).await;
+        assert!(ran.refused(Exit::Failed).contains("its latest deployment is 3 by now"));
+    }
+}

@@ -1,0 +1,129 @@
+//! Waiting until the instances run what was decided.
+
+use std::time::Duration;
+
+use millrace_core::time::Timestamp;
+use tokio::time::Instant;
+
+use crate::api::types::{Deployed, Instance, Revisions};
+use crate::cli::client::{Client, Refusal, Target};
+use crate::cli::error::{Error, Exit};
+use crate::cli::format;
+use crate::cli::output::Console;
+use crate::clock::Clock;
+
+/// An instance that has said nothing for so long is not waited for: it is down.
+const LIVE_FOR: Duration = Duration::from_secs(15);
+/// Pause between two looks.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// What was deployed of a function; none if nothing ever was.
+pub(crate) async fn revisions(client: &Client, function: &str) -> Result<Option<Revisions>, Error> {
+    match client.get(&Target::new(["v1", "functions", function, "revisions"])).await {
+        Ok(revisions) => Ok(Some(revisions)),
+        Err(Refusal::Problem { problem, .. }) if problem.status == 404 => Ok(None),
+        Err(refusal) => Err(refusal.into()),
+    }
+}
+
+/// How far an instance is.
+#[derive(Debug, PartialEq, Eq)]
+enum Far {
+    Done,
+    Behind,
+    Failed(String),
+}
+
+/// Waits until all live instances do what a deployment says, or something else was deployed since.
+pub(crate) async fn wait(
+    client: &Client,
+    deployed: &Deployed,
+    until: Instant,
+    console: &mut Console,
+) -> Result<(), Error> {
+    loop {
+        let Some(revisions) = revisions(client, &deployed.function).await? else { return Ok(()) };
+        if revisions.latest != deployed.number {
+            return Ok(());
+        }
+        let live: Vec<&Instance> = revisions.instances.iter().filter(|one| is_live(one)).collect();
+        let far: Vec<Far> = live.iter().map(|one| far(one, &revisions)).collect();
+        for (one, far) in live.iter().zip(&far) {
+            if let Far::Failed(problem) = far {
+                let goes_on = one.here.revision.map_or_else(
+                    || "it does not run there".to_owned(),
+                    |revision| format!("revision {revision} goes on there"),
+                );
+                let (instance, problem) = (format::one_line(&one.instance, 100), format::one_line(problem, 1000));
+                let cause = format!("{} on instance {instance}: {problem}; {goes_on}", deployed.function);
+                let fix = format!("`millrace functions rollback {}` goes back everywhere", deployed.function);
+                return Err(Error::failed(cause, fix));
+            }
+        }
+        let done = far.iter().filter(|far| **far == Far::Done).count();
+        if done == far.len() && done > 0 {
+            return Ok(());
+        }
+        if Instant::now() >= until {
+            // Whoever waits for nothing has been told that it is deployed.
+            if until.elapsed() > Duration::ZERO && done == 0 && far.is_empty() {
+                return Ok(());
+            }
+            let cause = format!("{}: {done} of {} instances are that far", deployed.function, far.len());
+            let fix = format!("it is deployed; see `millrace functions show {}`", deployed.function);
+            return Err(Error::new(Exit::TimedOut, cause, fix));
+        }
+        console.progress(format_args!("{}: {done} of {} instances are that far", deployed.function, far.len()))?;
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+fn is_live(instance: &Instance) -> bool {
+    let said = Timestamp::parse_rfc3339(&instance.at);
+    said.is_ok_and(|at| Clock::system().now().since(at) < LIVE_FOR)
+}
+
+fn far(instance: &Instance, wanted: &Revisions) -> Far {
+    let here = &instance.here;
+    if here.revision == wanted.active && (here.paused == wanted.paused || wanted.active.is_none()) {
+        return Far::Done;
+    }
+    here.problem.clone().map_or(Far::Behind, Far::Failed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::types::FunctionHere;
+
+    #[test]
+    fn an_instance_is_done_once_it_does_what_is_wanted() {
+        let wanted = |active, paused| Revisions {
+            function: "shop.pay".to_owned(),
+            state: "active".to_owned(),
+            latest: 3,
+            active,
+            previous: None,
+            paused,
+            deployments: Vec::new(),
+            instances: Vec::new(),
+        };
+        let at = |revision, paused, problem: Option<&str>| Instance {
+            instance: "a".to_owned(),
+            at: String::new(),
+            here: FunctionHere { revision, paused, problem: problem.map(str::to_owned) },
+        };
+        for (instance, wanted, expected) in [
+            (at(Some(3), false, None), wanted(Some(3), false), Far::Done),
+            (at(Some(2), false, None), wanted(Some(3), false), Far::Behind),
+            (at(Some(2), false, Some("no")), wanted(Some(3), false), Far::Failed("no".to_owned())),
+            (at(None, false, None), wanted(Some(3), false), Far::Behind),
+            (at(Some(3), false, None), wanted(Some(3), true), Far::Behind),
+            (at(Some(3), true, None), wanted(Some(3), true), Far::Done),
+            (at(None, false, None), wanted(None, false), Far::Done),
+            (at(Some(3), true, None), wanted(None, false), Far::Behind),
+        ] {
+            assert_eq!(far(&instance, &wanted), expected, "{instance:?}");
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! Revisions of functions: made ready here, and agreed on with all other instances through the log.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use millrace_core::digest::Digest;
+use millrace_core::manifest::Function;
+use millrace_core::name::FunctionName;
+use millrace_core::revision::{Action, Change, History, Origin, Source, State, histories};
+
+use super::stage::{self, StageError, Staged, function_options, intake, read_component};
+use super::topics::Topics;
+use crate::api::{Decided, Deployer, Refused};
+use crate::broker::{DeployError, Error, Log, Report};
+use crate::clock::Clock;
+use crate::registry::{Deployment, Registry, lock};
+use crate::sandbox::{self, Component, Engine, FunctionOptions};
+
+/// How often a proposal is made anew because somebody else was quicker, where that does not matter.
+const PROPOSALS_MAX: u32 = 20;
+
+/// What all users of revisions share. Cheap to clone.
+pub(super) struct Revisions<L> {
+    pub(super) log: Arc<L>,
+    pub(super) engine: Engine,
+    pub(super) registry: Registry<L, Staged>,
+    pub(super) clock: Clock,
+    /// Names of topics with it belong to the runtime.
+    pub(super) prefix: String,
+    pub(super) topics: Topics<L>,
+    /// What was read of the log last.
+    pub(super) known: Arc<Mutex<BTreeMap<FunctionName, History>>>,
+    pub(super) here: Arc<Mutex<Here>>,
+}
+
+/// What of the uploaded functions became of them here.
+#[derive(Debug, Default)]
+pub(super) struct Here {
+    /// Those that run, with their revisions.
+    pub(super) uploaded: BTreeMap<FunctionName, u64>,
+    /// Revisions that do not run although they should, with the reason.
+    pub(super) failed: BTreeMap<FunctionName, (u64, String)>,
+}
+
+impl<L> fmt::Debug for Revisions<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Revisions").field("here", &self.here).finish_non_exhaustive()
+    }
+}
+
+impl<L> Clone for Revisions<L> {
+    fn clone(&self) -> Self {
+        Self {
+            log: Arc::clone(&self.log),
+            engine: self.engine.clone(),
+            registry: self.registry.clone(),
+            clock: self.clock,
+            prefix: self.prefix.clone(),
+            topics: self.topics.clone(),
+            known: Arc::clone(&self.known),
+            here: Arc::clone(&self.here),
+        }
+    }
+}
+
+impl<L: Log> Revisions<L> {
+    /// Reads all deployments that there are.
+    pub(super) async fn refresh(&self) -> Result<(), Error> {
+        let deployed = self.log.deployments(None).await?;
+        let read = deployed.deployments.iter().map(|one| (&one.function, one.number, &one.content[..]));
+        *lock(&self.known) = histories(read);
+        Ok(())
+    }
+
+    /// All deployments of a function, as they were read last.
+    pub(super) fn history(&self, function: &FunctionName) -> History {
+        lock(&self.known).get(function).cloned().unwrap_or_default()
+    }
+
+    /// Whether the function runs what was uploaded, wherever it runs.
+    pub(super) fn is_uploaded(&self, function: &FunctionName) -> bool {
+        lock(&self.known)
+            .get(function)
+            .and_then(History::active)
+            .is_some_and(|(_, source)| source.origin == Origin::Upload)
+    }
+
+    /// Runs a function of a directory in place of the revision that ran before. Answers with the revision's number.
+    pub(super) async fn activate(&self, function: &Function, directory: &Path) -> Result<u64, StageError> {
+        let intake = intake(function)?;
+        let component = self.load(function, directory).await?;
+        let staged = self.stage(function, &component)?;
+        let action = Action::Deploy(Source::of_directory(function, component.digest()));
+        let decided = self.propose(&function.name, action, None).await.map_err(|refused| match refused {
+            Refused::Broker(reason) => StageError::Broker { function: function.name.clone(), reason },
+            Refused::Uploaded { revision } => StageError::Uploaded { function: function.name.clone(), revision },
+            other => StageError::Undecided { function: function.name.clone(), reason: other.to_string() },
+        })?;
+        let paused = self.is_paused(&function.name);
+        let revision =
+            Staged { number: decided.revision, intake, keeps_state: function.grants.state, function: staged };
+        self.run(function.clone(), component.digest(), revision, paused).await?;
+        Ok(decided.revision)
+    }
+
+    /// Whether it should handle no events.
+    pub(super) fn is_paused(&self, function: &FunctionName) -> bool {
+        matches!(self.history(function).state(), State::Active { paused: true, .. })
+    }
+
+    /// Runs a staged revision.
+    pub(super) async fn run(
+        &self,
+        settings: Function,
+        digest: Digest,
+        revision: Staged,
+        paused: bool,
+    ) -> Result<(), StageError> {
+        let function = settings.name.clone();
+        let deployment = Deployment { settings, digest: digest.to_string(), revision, paused };
+        let activated = self.registry.activate(deployment).await;
+        activated.map_err(|reason| StageError::Broker { function, reason })
+    }
+
+    async fn load(&self, function: &Function, directory: &Path) -> Result<Component, StageError> {
+        self.compile(&function.name, read_component(function, directory).await?).await
+    }
+
+    pub(super) async fn compile(&self, function: &FunctionName, bytes: Bytes) -> Result<Component, StageError> {
+        let loaded = self.engine.load(bytes).await;
+        loaded.map_err(|reason| StageError::Refused { function: function.clone(), reason })
+    }
+
+    /// Puts a function and its component together.
+    pub(super) fn stage(&self, function: &Function, component: &Component) -> Result<sandbox::Function, StageError> {
+        let options = FunctionOptions { known_topics: self.topics.are_known(), ..function_options(function) };
+        sandbox::Function::new(&self.engine, component, options)
+            .map_err(|reason| StageError::Refused { function: function.name.clone(), reason })
+    }
+
+    /// Writes into the log that something is done to a function, unless it is done already. With `builds_on` only if nothing
+    /// else was done since that deployment.
+    pub(super) async fn propose(
+        &self,
+        function: &FunctionName,
+        action: Action,
+        builds_on: Option<u64>,
+    ) -> Result<Decided, Refused> {
+        for _ in 0..PROPOSALS_MAX {
+            self.refresh().await?;
+            let history = self.history(function);
+            if let Some(expected) = builds_on.filter(|number| *number != history.latest()) {
+                return Err(conflict(&history, expected));
+            }
+            let decided = |number| Decided { number, revision: revision_after(&history, &action, number), new: false };
+            may(&history, &action)?;
+            if history.is_done(&action) {
+                return Ok(decided(history.latest()));
+            }
+            let change = Change::new(action.clone(), self.clock.now(), "").encode();
+            match self.log.append_deployment(function.clone(), history.latest(), change.into()).await {
+                Ok(number) => {
+                    self.refresh().await?;
+                    return Ok(Decided { new: true, ..decided(number) });
+                }
+                // Somebody else was quicker: what is there now is looked at first.
+                Err(DeployError::Conflict { .. }) => {}
+                Err(DeployError::Broker(error)) => return Err(error.into()),
+            }
+        }
+        let reason = format!("others deploy `{function}` all the time; try again later");
+        Err(Refused::Broker(Error::Transient(reason)))
+    }
+
+    /// Checks an uploaded source as far as this instance can, and makes the topics that it needs unless this is a rehearsal.
+    async fn examine(&self, function: &FunctionName, source: &Source, rehearsal: bool) -> Result<(), Refused> {
+        let invalid = |reason: String| Refused::Invalid { reason };
+        let (manifest, settings) = source.read(&self.prefix).map_err(|e| invalid(e.to_string()))?;
+        if settings.name != *function {
+            return Err(invalid(format!("the manifest is of `{}`, not of `{function}`", settings.name)));
+        }
+        let bytes = self.log.component(source.component).await?;
+        let bytes = bytes.ok_or(Refused::UnknownComponent { digest: source.component })?;
+        let unfit = |error: StageError| match error {
+            StageError::Broker { reason, .. } => Refused::Broker(reason),
+            error => invalid(stage::without_name(&error, function)),
+        };
+        intake(&settings).map_err(unfit)?;
+        let component = self.compile(function, bytes).await.map_err(unfit)?;
+        self.stage(&settings, &component).map_err(unfit)?;
+        if rehearsal {
+            self.topics.missing(&manifest).await?;
+        } else {
+            self.topics.make(&manifest).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Whether an action is allowed, beyond being possible: what runs from a directory is that directory's.
+fn may(history: &History, action: &Action) -> Result<(), Refused> {
+    history.check(action).map_err(|reason| Refused::Impossible { reason })?;
+    let (active, origin) = match history.active() {
+        Some((revision, source)) => (revision, source.origin),
+        None => return Ok(()),
+    };
+    match (origin, action) {
+        (Origin::Upload, Action::Deploy(Source { origin: Origin::Directory, .. })) => {
+            Err(Refused::Uploaded { revision: active })
+        }
+        (Origin::Directory, Action::Delete) => Err(Refused::OfDirectory { revision: active }),
+        _ => Ok(()),
+    }
+}
+
+/// Somebody else was there in between.
+fn conflict(history: &History, expected: u64) -> Refused {
+    let what = match history.active() {
+        Some((revision, _)) => format!("revision {revision} is active"),
+        None => "it is not deployed".to_owned(),
+    };
+    Refused::Conflict { latest: history.latest(), expected, what }
+}
+
+/// The active revision once this is done; 0 if there is none then.
+fn revision_after(history: &History, action: &Action, number: u64) -> u64 {
+    match action {
+        Action::Deploy(_) if history.is_done(action) => history.active().map_or(number, |(revision, _)| revision),
+        Action::Deploy(_) => number,
+        Action::Rollback { to } => *to,
+        Action::Pause | Action::Resume => history.active().map_or(0, |(revision, _)| revision),
+        Action::Delete => 0,
+    }
+}
+
+impl<L: Log> Deployer for Revisions<L> {
+    fn has_component(&self, digest: Digest) -> BoxFuture<'_, Result<bool, Error>> {
+        self.log.has_component(digest).boxed()
+    }
+
+    fn put_component(&self, digest: Digest, content: Bytes) -> BoxFuture<'_, Result<bool, Refused>> {
+        async move {
+            let loaded = self.engine.load(content.clone()).await;
+            loaded.map_err(|refusal| Refused::Invalid { reason: refusal.to_string() })?;
+            if self.log.has_component(digest).await? {
+                return Ok(false);
+            }
+            self.log.put_component(digest, content).await?;
+            Ok(true)
+        }
+        .boxed()
+    }
+
+    fn change(
+        &self,
+        function: FunctionName,
+        action: Action,
+        builds_on: Option<u64>,
+        rehearsal: bool,
+    ) -> BoxFuture<'_, Result<Decided, Refused>> {
+        async move {
+            self.refresh().await?;
+            let history = self.history(&function);
+            if let Some(expected) = builds_on.filter(|number| *number != history.latest()) {
+                return Err(conflict(&history, expected));
+            }
+            may(&history, &action)?;
+            let done = history.is_done(&action);
+            if let Action::Deploy(source) = &action
+                && !done
+            {
+                self.examine(&function, source, rehearsal).await?;
+            }
+            if rehearsal {
+                let number = history.latest() + u64::from(!done);
+                return Ok(Decided { number, revision: revision_after(&history, &action, number), new: !done });
+            }
+            self.propose(&function, action, builds_on).await
+        }
+        .boxed()
+    }
+
+    fn history(&self, function: FunctionName) -> BoxFuture<'_, Result<(History, Vec<Report>), Error>> {
+        async move {
+            self.refresh().await?;
+            Ok((Self::history(self, &function), self.log.reports().await?))
+        }
+        .boxed()
+    }
+}

@@ -1,0 +1,92 @@
+//! Topics that functions need: made before they run, and known to whoever emits.
+
+use std::collections::HashSet;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use millrace_core::manifest::{self, Manifest};
+use millrace_core::name::Topic;
+
+use crate::broker::{CatalogError, Log, Retention};
+use crate::config;
+
+/// The topics of a log. Cheap to clone.
+#[derive(Debug)]
+pub(super) struct Topics<L> {
+    log: Arc<L>,
+    /// For what a manifest does not say.
+    defaults: config::Topics,
+    /// Those that exist, for whoever asks in the middle of an invocation.
+    known: Arc<RwLock<HashSet<Topic>>>,
+}
+
+impl<L> Clone for Topics<L> {
+    fn clone(&self) -> Self {
+        Self { log: Arc::clone(&self.log), defaults: self.defaults.clone(), known: Arc::clone(&self.known) }
+    }
+}
+
+impl<L: Log> Topics<L> {
+    pub(super) fn new(log: Arc<L>, defaults: config::Topics) -> Self {
+        Self { log, defaults, known: Arc::default() }
+    }
+
+    /// Compares what a manifest says with what there is. Answers with the topics that would have to be made, and what was
+    /// looked at.
+    pub(super) async fn missing(&self, manifest: &Manifest) -> Result<Vec<Topic>, CatalogError> {
+        let existing = self.log.partition_counts().await?;
+        let mut missing = Vec::new();
+        for topic in manifest.mentioned_topics() {
+            let wanted = settings(manifest, topic).and_then(|settings| settings.partitions);
+            match (existing.get(topic.as_str()).copied(), wanted) {
+                (Some(existing), Some(wanted)) if wanted != existing => {
+                    return Err(CatalogError::PartitionCount { topic: topic.clone(), existing, wanted });
+                }
+                (Some(_), _) => {}
+                (None, _) => missing.push(topic.clone()),
+            }
+        }
+        Ok(missing)
+    }
+
+    /// Makes the topics that a manifest mentions, and gives each its retention; answers with those that are new. Nothing is
+    /// done if one of them exists with another number of partitions.
+    pub(super) async fn make(&self, manifest: &Manifest) -> Result<Vec<String>, CatalogError> {
+        let missing = self.missing(manifest).await?;
+        let existing = self.log.partition_counts().await?;
+        for topic in manifest.mentioned_topics() {
+            let settings = settings(manifest, topic);
+            let wanted = settings.and_then(|settings| settings.partitions);
+            let partitions = existing.get(topic.as_str()).copied().or(wanted);
+            let own = settings.map(|settings| settings.retention).unwrap_or_default();
+            // What it does not say is the configuration's to say.
+            let retention = if own == manifest::Retention::default() {
+                Retention::default()
+            } else {
+                Retention {
+                    max_age: own.age.or(Some(self.defaults.retention_age)),
+                    max_bytes: own.size_bytes.or(Some(self.defaults.retention_bytes)),
+                }
+            };
+            self.log.make_topic(topic.clone(), partitions.unwrap_or(self.defaults.partitions), retention).await?;
+        }
+        self.look().await?;
+        Ok(missing.iter().map(ToString::to_string).collect())
+    }
+
+    /// Looks which topics there are by now.
+    pub(super) async fn look(&self) -> Result<(), CatalogError> {
+        let topics = self.log.partition_counts().await?.into_keys().filter_map(|name| Topic::new(name).ok()).collect();
+        *self.known.write().unwrap_or_else(PoisonError::into_inner) = topics;
+        Ok(())
+    }
+
+    /// Whether a topic exists, as was seen last.
+    pub(super) fn are_known(&self) -> Arc<dyn Fn(&Topic) -> bool + Send + Sync> {
+        let known = Arc::clone(&self.known);
+        Arc::new(move |topic| known.read().unwrap_or_else(PoisonError::into_inner).contains(topic))
+    }
+}
+
+fn settings<'a>(manifest: &'a Manifest, topic: &Topic) -> Option<&'a manifest::TopicSettings> {
+    manifest.topics.iter().find(|settings| settings.name == *topic)
+}

@@ -1,0 +1,360 @@
+//! Functions that are uploaded to a running server: staged, swapped, taken back, on both logs.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use hyper::{Method, StatusCode};
+use millrace_tests::process::{Api, Dev, Kafka, application, assert_accounts_balance, program, revised_application};
+use serde_json::{Value, json};
+
+/// How often one revision takes the place of the other under load.
+const SWAPS: usize = 1000;
+/// The same on Kafka, where each is a record that others must read.
+const SWAPS_ON_KAFKA: usize = 100;
+/// After so many swaps an event is published of which is known which revision must handle it.
+const CHECK_EVERY: usize = 25;
+/// How often a process is killed while somebody deploys.
+const KILLS: u32 = 20;
+const FUNCTION: &str = "shop.pay";
+/// Longer than anything here takes, by far.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+const MANIFEST: &str = "application = \"shop\"\n[topics.orders]\npartitions = 4\n[topics.payments]\npartitions = 4\n\
+    [functions.pay]\ncomponent = \"guest.wasm\"\ntopics = [\"orders\"]\n\
+    grants = { publish = [\"payments\"] }\n";
+
+/// A server that was given nothing but a place for its data.
+fn embedded(directory: &Path) -> Dev {
+    Dev::started(
+        Command::new(program())
+            .args(["serve", "--embedded", "--listen", "127.0.0.1:0", "--log-level", "error", "--data"])
+            .arg(directory.join("data"))
+            .current_dir(directory),
+    )
+}
+
+/// An instance that was given nothing but the broker's address.
+fn on_kafka(directory: &Path, instance: &str, bootstrap: &str) -> Dev {
+    let data = directory.join(instance);
+    std::fs::create_dir_all(&data).expect("a directory");
+    Dev::started(
+        Command::new(program())
+            .args(["serve", "--listen", "127.0.0.1:0", "--log-level", "error", "--data"])
+            .arg(&data)
+            .args(["--set", &format!("kafka.bootstrap={bootstrap}"), "--set", &format!("kafka.instance={instance}")])
+            .args(["--set", "kafka.properties.session.timeout.ms=6000"])
+            .current_dir(&data),
+    )
+}
+
+fn millrace(url: &str, arguments: &[&str]) -> Output {
+    Command::new(program()).args(["--server", url]).args(arguments).output().expect("the binary can be started")
+}
+
+/// Runs a command that must do what it is asked, and answers with what it says.
+fn done(url: &str, arguments: &[&str]) -> String {
+    let ran = millrace(url, arguments);
+    let (out, err) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
+    assert!(ran.status.success(), "{arguments:?}: {out}\n{err}");
+    out.into_owned()
+}
+
+/// Two directories with the same application, whose handlers emit events of type `emitted` and `omitted`.
+fn two_versions(directory: &Path) -> [String; 2] {
+    let [one, other] = ["one", "other"].map(|name| directory.join(name));
+    for path in [&one, &other] {
+        std::fs::create_dir_all(path).expect("a directory");
+    }
+    application(&one, MANIFEST);
+    revised_application(&other, MANIFEST);
+    [one, other].map(|path| path.to_string_lossy().into_owned())
+}
+
+fn order(id: &str, key: usize) -> String {
+    json!({"specversion": "1.0", "id": id, "source": "/shop", "type": "E.order.placed",
+        "subject": "payments", "data": {"n": 1}, "partitionkey": format!("k{key}")})
+    .to_string()
+}
+
+async fn revisions(url: &str) -> Value {
+    Api::default().get(&format!("{url}/v1/functions/{FUNCTION}/revisions")).await
+}
+
+/// Waits until as many instances run this revision.
+async fn run_everywhere(url: &str, revision: u64, instances: usize) {
+    let began = Instant::now();
+    loop {
+        let there = revisions(url).await;
+        let told = there["instances"].as_array().expect("instances");
+        if told.iter().filter(|one| one["revision"] == revision).count() >= instances {
+            return;
+        }
+        assert!(began.elapsed() < PATIENCE, "they never run revision {revision}: {there:#}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+async fn roll_back(url: &str, to: usize) {
+    let path = format!("{url}/v1/functions/{FUNCTION}/rollback");
+    let answer = Api::default().send(Method::POST, &path, "application/json", json!({ "to": to }).to_string()).await;
+    let (status, body) = answer.expect("the server answers");
+    assert!(status.is_success(), "{status} {body}");
+}
+
+/// The types of the emitted events, by the event that they come from: each event was handled once.
+async fn handled(url: &str) -> BTreeMap<String, String> {
+    let mut handled = BTreeMap::new();
+    for record in Api::default().records(url, "payments").await.iter().flatten() {
+        let event = &record["event"];
+        let cause = event["causationid"].as_str().expect("a cause").to_owned();
+        let before = handled.insert(cause, event["type"].as_str().expect("a type").to_owned());
+        assert!(before.is_none(), "{event} was handled twice");
+    }
+    handled
+}
+
+/// Publishes one batch after the other.
+#[derive(Default)]
+struct Load {
+    /// Events that were published.
+    published: AtomicUsize,
+    held: AtomicBool,
+    ended: AtomicBool,
+}
+
+impl Load {
+    async fn run(self: Arc<Self>, url: String) {
+        let api = Api::default();
+        while !self.ended.load(Ordering::Relaxed) {
+            let first = self.published.load(Ordering::Relaxed);
+            let batch: Vec<String> = (first..first + 20).map(|n| order(&format!("o-{n}"), n % 50)).collect();
+            if !self.held.load(Ordering::Relaxed)
+                && api.publish(&url, "orders", &batch).await == Some(StatusCode::ACCEPTED)
+            {
+                self.published.store(first + 20, Ordering::Relaxed);
+            }
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+/// Swaps two revisions while events come; each event is handled once, and none that was published after a swap by the revision
+/// before it.
+async fn swap_under_load(urls: &[String], swaps: usize) {
+    let (url, api, load) = (&urls[0], Api::default(), Arc::new(Load::default()));
+    let loading = tokio::spawn(Arc::clone(&load).run(url.clone()));
+    let mut marks = BTreeMap::new();
+    for swap in 0..swaps {
+        let to = 1 + swap % 2;
+        roll_back(url, to).await;
+        if swap % CHECK_EVERY == 0 {
+            run_everywhere(url, to as u64, urls.len()).await;
+            load.held.store(true, Ordering::Relaxed);
+            let ids: Vec<String> = (0..8).map(|n| format!("mark-{swap}-{n}")).collect();
+            let batch: Vec<String> = ids.iter().enumerate().map(|(n, id)| order(id, 100 + n)).collect();
+            assert_eq!(api.publish(url, "orders", &batch).await, Some(StatusCode::ACCEPTED));
+            // The next swap must not come before them.
+            api.settled(url).await;
+            load.held.store(false, Ordering::Relaxed);
+            marks.extend(ids.into_iter().map(|id| (id, ["emitted", "omitted"][to - 1])));
+        }
+    }
+    load.ended.store(true, Ordering::Relaxed);
+    loading.await.expect("it ends");
+    let status = api.settled(url).await;
+    let handled = handled(url).await;
+    let events = load.published.load(Ordering::Relaxed);
+    assert!(events > swaps, "only {events} events were published meanwhile");
+    assert_eq!(handled.len(), events + marks.len(), "an event is lost");
+    for (id, word) in &marks {
+        assert_eq!(handled.get(id).map(String::as_str), Some(*word), "{id}");
+    }
+    for word in ["emitted", "omitted"] {
+        let many = handled.values().filter(|kind| *kind == word).count();
+        assert!(many > events / 20, "{many} of {events} events were handled by the revision that says `{word}`");
+    }
+    assert_accounts_balance(&api, url, &status).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_swaps_lose_and_double_nothing() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let server = embedded(directory.path());
+    let [one, other] = two_versions(directory.path());
+    done(&server.url, &["deploy", &one, "--yes"]);
+    done(&server.url, &["deploy", &other, "--yes"]);
+    swap_under_load(std::slice::from_ref(&server.url), SWAPS).await;
+    let history = revisions(&server.url).await;
+    assert_eq!(history["latest"], 2 + SWAPS, "each swap is on record");
+    assert!(server.stop());
+}
+
+/// Whenever somebody is interrupted in a deployment, or the server is, either the old revision runs or the new one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deployment_that_is_interrupted_leaves_the_old_revision_or_the_new_one() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let versions = two_versions(directory.path());
+    let (mut published, mut before) = (0, 0);
+    let mut random = 88_172_645_463_325_252u64;
+    for kill in 0..KILLS {
+        let server = embedded(directory.path());
+        if before == 0 {
+            done(&server.url, &["deploy", &versions[0], "--yes"]);
+        }
+        let there = revisions(&server.url).await;
+        let active = there["active"].as_u64().expect("one is active");
+        assert!(active >= before && active <= before + 1, "{there:#}");
+        run_everywhere(&server.url, active, 1).await;
+        let batch: Vec<String> = (published..published + 10).map(|n| order(&format!("o-{n}"), n)).collect();
+        assert_eq!(Api::default().publish(&server.url, "orders", &batch).await, Some(StatusCode::ACCEPTED));
+        published += 10;
+        before = active;
+        let next = &versions[(kill as usize + 1) % 2];
+        let mut client = Command::new(program())
+            .args(["--server", &server.url, "deploy", next, "--yes"])
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the binary can be started");
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        tokio::time::sleep(Duration::from_millis(random % 60)).await;
+        if kill % 2 == 0 {
+            server.kill();
+        } else {
+            client.kill().expect("it was started");
+        }
+        drop(client.kill());
+        client.wait().expect("it was started");
+    }
+    let server = embedded(directory.path());
+    let status = Api::default().settled(&server.url).await;
+    assert_eq!(handled(&server.url).await.len(), published);
+    assert_accounts_balance(&Api::default(), &server.url, &status).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_who_deploy_at_once_one_is_told_of_the_other() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let server = embedded(directory.path());
+    let [one, other] = two_versions(directory.path());
+    done(&server.url, &["deploy", &one, "--yes"]);
+    done(&server.url, &["deploy", &other, "--yes"]);
+    let (url, api) = (&server.url, Api::default());
+    let there = revisions(url).await;
+    let manifest = there["deployments"][0]["manifest"].as_str().expect("a manifest");
+    let ask = |component: &Value, builds_on: u64| {
+        let body = json!({"component": component, "manifest": manifest, "builds_on": builds_on}).to_string();
+        let api = api.clone();
+        async move {
+            let path = format!("{url}/v1/functions/{FUNCTION}");
+            api.send(Method::PUT, &path, "application/json", body).await.expect("the server answers")
+        }
+    };
+    let first = there["deployments"][0]["component"].clone();
+    let late = ask(&first, 1).await;
+    assert_eq!(late.0, StatusCode::CONFLICT);
+    let detail = late.1["detail"].as_str().expect("a reason");
+    assert!(detail.contains("latest deployment is 2") && detail.contains("revision 2 is active"), "{detail}");
+    let both = tokio::join!(ask(&first, 2), ask(&first, 2));
+    let mut statuses = [both.0.0.as_u16(), both.1.0.as_u16()];
+    statuses.sort_unstable();
+    assert_eq!(statuses, [200, 409], "{both:?}");
+    // What runs already is no new revision, and a component that nobody uploaded cannot run.
+    assert_eq!(ask(&first, 3).await.1["new"], false);
+    let unknown = ask(&json!("0".repeat(64)), 3).await;
+    assert_eq!(
+        (unknown.0, &unknown.1["type"]),
+        (StatusCode::NOT_FOUND, &json!("https://millrace.dev/problems/unknown-component"))
+    );
+}
+
+/// A paused function handles nothing, whoever deploys meanwhile, and goes on where it is; a deleted one too, once it is back.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_function_is_paused_deleted_and_brought_back_without_losing_an_event() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let server = embedded(directory.path());
+    let [one, other] = two_versions(directory.path());
+    let (url, api) = (server.url.clone(), Api::default());
+    done(&url, &["deploy", &one, "--yes"]);
+    let publish = async |id: &str| {
+        assert_eq!(Api::default().publish(&url, "orders", &[order(id, 1)]).await, Some(StatusCode::ACCEPTED));
+    };
+    publish("before").await;
+    api.settled(&url).await;
+    assert!(done(&url, &["functions", "pause", "pay"]).contains("shop.pay: paused"));
+    publish("paused").await;
+    done(&url, &["deploy", &other, "--yes"]);
+    let status = api.get(&format!("{url}/v1/functions/{FUNCTION}")).await;
+    assert_eq!((&status["paused"], &status["lag_records"], &status["revision"]), (&json!(true), &json!(1), &json!(3)));
+    drop(server);
+    let server = embedded(directory.path());
+    let url = server.url.clone();
+    let status = api.get(&format!("{url}/v1/functions/{FUNCTION}")).await;
+    assert_eq!((&status["paused"], &status["lag_records"]), (&json!(true), &json!(1)), "it is paused still");
+    done(&url, &["functions", "resume", "pay"]);
+    api.settled(&url).await;
+    done(&url, &["functions", "delete", "pay", "--yes"]);
+    let path = format!("{url}/v1/functions/{FUNCTION}");
+    let answer = api.send(Method::GET, &path, "text/plain", String::new()).await.expect("the server answers");
+    assert_eq!(answer.0, StatusCode::NOT_FOUND);
+    assert_eq!(api.publish(&url, "orders", &[order("deleted", 1)]).await, Some(StatusCode::ACCEPTED));
+    done(&url, &["functions", "rollback", FUNCTION, "--to", "1", "--yes"]);
+    api.settled(&url).await;
+    let expected = [("before", "emitted"), ("deleted", "emitted"), ("paused", "omitted")];
+    let expected = expected.map(|(id, word)| (id.to_owned(), word.to_owned()));
+    assert_eq!(handled(&url).await, BTreeMap::from(expected));
+    let said = done(&url, &["functions", "history", FUNCTION]);
+    for action in ["deploy", "pause", "resume", "delete", "rollback to 1"] {
+        assert!(said.contains(action), "{action} is missing: {said}");
+    }
+}
+
+/// What cannot run is refused with a reason before anything is changed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_cannot_run_is_refused_and_what_runs_goes_on() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let server = embedded(directory.path());
+    let [one, other] = two_versions(directory.path());
+    let url = &server.url;
+    done(url, &["deploy", &one, "--yes"]);
+    let guest = std::fs::read(Path::new(&other).join("guest.wasm")).expect("a file");
+    let component = |bytes: &[u8]| std::fs::write(Path::new(&other).join("guest.wasm"), bytes).expect("a file");
+    let manifest = |text: &str| std::fs::write(Path::new(&other).join("millrace.toml"), text).expect("a file");
+    for (bytes, reason) in [
+        (&b""[..], "empty"),
+        (b"(component)", "text"),
+        (b"\0asm\x01\0\0\0", "core module"),
+        (&guest[..guest.len() / 2], "cut short"),
+    ] {
+        component(bytes);
+        let ran = millrace(url, &["deploy", &other, "--yes"]);
+        let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+        assert!(ran.status.code() == Some(1) && said.contains(reason), "{reason}: {said}");
+    }
+    component(&guest);
+    for (text, reason) in [
+        (
+            MANIFEST.replace("partitions = 4\n[functions", "partitions = 5\n[functions"),
+            "a count cannot be changed later",
+        ),
+        (MANIFEST.replace("[functions.pay]", "[functions.pay]\nfilter = \"event.\""), "filter"),
+        (MANIFEST.replace("topics = [", "topic = ["), "2 errors"),
+    ] {
+        manifest(&text);
+        let ran = millrace(url, &["deploy", &other, "--yes"]);
+        let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+        assert!(ran.status.code() == Some(1) && said.contains(reason), "{reason}: {said}");
+    }
+    manifest(MANIFEST);
+    let ran = millrace(url, &["deploy", &other]);
+    assert_eq!(ran.status.code(), Some(2), "nobody can be asked");
+    assert_eq!(revisions(url).await["latest"], 1);
+    done(url, &["deploy", &other, "--dry-run"]);
+    assert_eq!(revisions(url).await["latest"], 1, "a dry run changes nothing");
+}
