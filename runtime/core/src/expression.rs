@@ -34,10 +34,12 @@ use crate::units::rounded;
 
 mod compile;
 mod data;
+mod direct;
 mod scope;
 #[cfg(test)]
 mod tests;
 
+use direct::Direct;
 use scope::Scope;
 
 /// Longest source text of an expression.
@@ -65,7 +67,11 @@ impl std::error::Error for ExpressionError {}
 
 /// An expression that says which events a function handles. Compile once, use for every event, from any thread.
 #[derive(Debug)]
-pub struct Filter(IdedExpr);
+pub struct Filter {
+    whole: IdedExpr,
+    /// What needs no interpreter: most filters only look at the type.
+    direct: Direct,
+}
 
 impl Filter {
     /// Compiles an expression.
@@ -73,7 +79,7 @@ impl Filter {
     /// # Errors
     /// If it is longer than [`EXPRESSION_MAX_BYTES`], does not parse, is too deep, or names what does not exist.
     pub fn compile(source: &str) -> Result<Self, ExpressionError> {
-        compile::compile(source).map(Self)
+        compile::compile(source).map(|whole| Self { direct: Direct::of(&whole), whole })
     }
 
     /// Whether the function handles this event; `key` is its ordering key.
@@ -81,7 +87,14 @@ impl Filter {
     /// # Errors
     /// [`Category::Invalid`] if the expression cannot be evaluated for this event, or answers anything but true or false.
     pub fn matches(&self, event: &Event, key: Option<&Bytes>) -> Result<bool, Failure> {
-        evaluate("filter", &self.0, event, key, |answer| match answer.downcast_ref::<CelBool>() {
+        if let Some(answer) = self.direct.answer(event) {
+            return Ok(answer);
+        }
+        self.interpret(event, key)
+    }
+
+    fn interpret(&self, event: &Event, key: Option<&Bytes>) -> Result<bool, Failure> {
+        evaluate("filter", &self.whole, event, key, |answer| match answer.downcast_ref::<CelBool>() {
             Some(answer) => Ok(*answer.inner()),
             None => Err(format!("answers with a {}, not with true or false", answer.get_type().name())),
         })

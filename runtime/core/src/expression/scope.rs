@@ -3,6 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use bytestring::ByteString;
 use cel::ExecutionError;
 use cel::common::traits::Indexer;
 use cel::common::types::{CelBytes, CelString, DYN_TYPE, Type};
@@ -33,20 +34,15 @@ impl<'a> Scope<'a> {
     where
         'a: 'v,
     {
-        let event = self.event;
-        let text = match name {
-            "id" => Some(&event.id),
-            "source" => Some(&event.source),
-            "type" => Some(&event.ty),
-            "subject" => event.subject.as_ref(),
-            "datacontenttype" => event.datacontenttype.as_ref(),
-            "dataschema" => event.dataschema.as_ref(),
-            "time" => return event.time.ok_or_else(|| absent(name)).and_then(timestamp),
-            "key" => return self.key(),
-            "data" => return self.data(),
-            _ => event.extension(name),
-        };
-        text.map(|text| CowVal::owned(CelString::from(&**text))).ok_or_else(|| absent(name))
+        match name {
+            "time" => self.event.time.ok_or_else(|| absent(name)).and_then(timestamp),
+            "key" => self.key(),
+            "data" => self.data(),
+            _ => {
+                let text = text(self.event, name).map(|text| CowVal::owned(CelString::from(&**text)));
+                text.ok_or_else(|| absent(name))
+            }
+        }
     }
 
     fn key<'b, 'v>(&'b self) -> Result<CowVal<'b, 'v>, ExecutionError>
@@ -68,6 +64,20 @@ impl<'a> Scope<'a> {
             Ok(value) => Ok(CowVal::Borrowed(&**value)),
             Err(error) => Err(error.clone()),
         }
+    }
+}
+
+/// The attribute of this name, if the event has it and keeps it as a text. The ordering key is not the event's.
+pub(super) fn text<'a>(event: &'a Event, name: &str) -> Option<&'a ByteString> {
+    match name {
+        "id" => Some(&event.id),
+        "source" => Some(&event.source),
+        "type" => Some(&event.ty),
+        "subject" => event.subject.as_ref(),
+        "datacontenttype" => event.datacontenttype.as_ref(),
+        "dataschema" => event.dataschema.as_ref(),
+        "time" | "key" | "data" => None,
+        _ => event.extension(name),
     }
 }
 

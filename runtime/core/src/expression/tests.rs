@@ -26,7 +26,10 @@ fn order() -> Event {
 
 fn matches(source: &str, event: &Event) -> Result<bool, String> {
     let filter = Filter::compile(source).unwrap_or_else(|e| panic!("{source}: {e}"));
-    filter.matches(event, Some(&Bytes::from_static(b"k1"))).map_err(|failure| {
+    let key = Bytes::from_static(b"k1");
+    let answer = filter.matches(event, Some(&key));
+    assert_eq!(answer, filter.interpret(event, Some(&key)), "{source}");
+    answer.map_err(|failure| {
         assert_eq!(failure.category, Category::Invalid);
         failure.reason.to_string()
     })
@@ -71,9 +74,41 @@ fn a_filter_reads_attributes_key_and_data() {
         ("{'order.placed': 1, 'order.paid': 2}[event.type] == 1 && event.type in {'order.placed': 0}", true),
         ("type(event.data.order) == int && type(event.time) == google.protobuf.Timestamp", true),
         ("event.absent == 'x' || event.id == '7'", true),
+        ("has(event.subject) == 'order-7'", false),
     ] {
         assert_eq!(matches(source, &order()), Ok(expected), "{source}");
     }
+}
+
+#[test]
+fn conditions_are_joined_as_the_interpreter_joins_them() {
+    let parts = [
+        ("event.id == '7'", Some(true)),
+        ("event.id in ['6', '8']", Some(false)),
+        ("event.tenant != 'acme'", Some(false)),
+        ("event.absent in ['7']", None),
+        ("event.key == 'k1'", Some(true)),
+        ("event.data.order == 1", Some(false)),
+        ("event.data.nothing == 1", None),
+    ];
+    for ((left, left_answer), (right, right_answer)) in parts.iter().flat_map(|l| parts.iter().map(move |r| (l, r))) {
+        for (joint, decisive) in [("&&", false), ("||", true)] {
+            let expected = match (left_answer, right_answer) {
+                (Some(left), Some(right)) if *left == *right => Some(*left),
+                (Some(answer), _) | (_, Some(answer)) if *answer == decisive => Some(decisive),
+                _ => None,
+            };
+            let source = format!("{left} {joint} {right}");
+            assert_eq!(matches(&source, &order()).ok(), expected, "{source}");
+            assert_eq!(matches(&format!("!({source})"), &order()).ok(), expected.map(|answer| !answer), "!({source})");
+        }
+    }
+}
+
+#[test]
+fn an_extension_does_not_hide_the_ordering_key() {
+    let event = Event { extensions: vec![("key".into(), "other".into())], ..order() };
+    assert_eq!(matches("event.key == 'k1'", &event), Ok(true));
 }
 
 #[test]
@@ -112,6 +147,7 @@ fn an_evaluation_that_fails_says_why() {
         ("event[1] == 1", "the filter"),
         ("event.data[1] == 1", "the filter"),
         ("event.id.nothing == 1", "the filter"),
+        ("type.id == '7'", "the filter"),
     ] {
         let failure = matches(source, &order()).expect_err(source);
         assert!(failure.contains(reason), "{source}: {failure}");
