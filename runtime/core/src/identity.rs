@@ -20,7 +20,7 @@ pub fn emitted_id(function: &FunctionName, topic: &Topic, idempotency_key: &str,
         hash.update(part);
     }
     hash.update(index.to_le_bytes());
-    hexadecimal(first_128_bits(hash))
+    hexadecimal(first_128_bits(hash.finalize()))
 }
 
 /// 32 lower-case digits.
@@ -41,14 +41,12 @@ impl KeyHash {
     /// The hash of an idempotency key: the first 128 bits of its SHA-256.
     #[must_use]
     pub fn of(idempotency_key: &str) -> Self {
-        Self(first_128_bits(Sha256::new_with_prefix(idempotency_key)))
+        Self(first_128_bits(Sha256::digest(idempotency_key)))
     }
 }
 
-fn first_128_bits(hash: Sha256) -> u128 {
-    let digest: [u8; 32] = hash.finalize().into();
-    let (high, _) = digest.split_at(16);
-    high.iter().fold(0, |bits, &byte| bits << 8 | u128::from(byte))
+fn first_128_bits(digest: impl Into<[u8; 32]>) -> u128 {
+    u128::from_be_bytes(*digest.into().first_chunk().expect("32 bytes begin with 16"))
 }
 
 /// The idempotency key of an event when the manifest gives no expression: its source, a space, its id. Spaces and
