@@ -146,6 +146,9 @@ impl Context {
 /// Runs the command line of this process.
 #[must_use]
 pub fn main() -> ExitCode {
+    if let Some(compiled) = crate::sandbox::compile_if_asked() {
+        return compiled;
+    }
     crate::allocator::keep_free_memory();
     let cli = Cli::parse();
     let context =

@@ -18,6 +18,7 @@ use millrace_core::time::Timestamp;
 mod artifact;
 mod bindings;
 mod cache;
+mod compiler;
 mod emission;
 mod engine;
 mod failure;
@@ -33,6 +34,7 @@ mod state;
 mod ticker;
 
 pub use artifact::Component;
+pub use compiler::{Compiler, compile_if_asked};
 pub use emission::KnownTopics;
 pub use engine::{Engine, EngineOptions};
 pub use function::{Function, FunctionOptions};

@@ -17,7 +17,7 @@ use crate::broker::{self, CatalogError, Log, Retention};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::registry::{Registry, lock};
-use crate::sandbox::{self, Engine, EngineOptions};
+use crate::sandbox::{self, Compiler, Engine, EngineOptions};
 use crate::telemetry::{self, Exporter};
 use crate::worker::feed::Feed;
 
@@ -132,7 +132,8 @@ impl<L: Log> Server<L> {
         clock: Clock,
         open: impl FnOnce() -> Result<L, StartError> + Send + 'static,
     ) -> Result<Self, StartError> {
-        let engine = EngineOptions { cache_dir: Some(config.data.join("compiled")), ..EngineOptions::default() };
+        let cache_dir = Some(config.data.join("compiled"));
+        let engine = EngineOptions { cache_dir, compiler: Compiler::apart(), ..EngineOptions::default() };
         let opening = tokio::task::spawn_blocking(move || Ok::<_, StartError>((open()?, Engine::new(engine)?)));
         let (log, engine) = opening.await.map_err(|e| broker::Error::Fatal(e.to_string()))??;
         let log = Arc::new(log);

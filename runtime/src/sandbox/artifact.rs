@@ -8,6 +8,7 @@ use millrace_core::digest::Digest;
 use wasmtime::component;
 
 use super::bindings::FunctionPre;
+use super::compiler::{self, Compiler};
 use super::engine::{Engine, Inner};
 use super::host::State;
 use super::keyvalue;
@@ -106,13 +107,29 @@ impl Inner {
     }
 
     fn compile(&self, digest: &Digest, bytes: &[u8]) -> Result<component::Component, Refusal> {
+        if let Compiler::Apart(program) = &self.options.compiler {
+            return self.compiled_apart(digest, &compiler::compile_apart(program, bytes)?);
+        }
         let compiled = component::Component::from_binary(&self.wasmtime, bytes);
-        let component = compiled.map_err(|e| Refusal::Invalid(refusal::quoted(&format!("{e:#}"))))?;
+        let component = compiled.map_err(|e| Refusal::Invalid(quoted_error(&e)))?;
         if let Some(cache) = &self.cache {
             match component.serialize() {
                 Ok(artifact) => cache.write(digest, &artifact),
                 Err(error) => tracing::warn!(%digest, %error, "a compiled component cannot be kept"),
             }
+        }
+        Ok(component)
+    }
+
+    #[expect(unsafe_code, reason = "there is no safe way to read a compiled component")]
+    fn compiled_apart(&self, digest: &Digest, artifact: &[u8]) -> Result<component::Component, Refusal> {
+        // SAFETY: the bytes must come from `Engine::precompile_component`, unchanged. A process of this very program has made
+        // them with that function and handed them over through a pipe that nobody else has; it was given no code but the
+        // component. Its configuration is this engine's, which is tested, and wasmtime refuses what is of another one.
+        let component = unsafe { component::Component::deserialize(&self.wasmtime, artifact) };
+        let component = component.map_err(|e| Refusal::Compiler(quoted_error(&e)))?;
+        if let Some(cache) = &self.cache {
+            cache.write(digest, artifact);
         }
         Ok(component)
     }
@@ -124,12 +141,13 @@ impl Inner {
             refusal::check_import(import)?;
         }
         refusal::check_exports(ty.exports(&self.wasmtime).map(|(export, _)| export))?;
-        let pre = self
-            .linker
-            .instantiate_pre(component)
-            .map_err(|e| Refusal::Mismatch(refusal::quoted(&format!("{e:#}"))))?;
-        FunctionPre::new(pre).map_err(|e| Refusal::Mismatch(refusal::quoted(&format!("{e:#}"))))
+        let pre = self.linker.instantiate_pre(component).map_err(|e| Refusal::Mismatch(quoted_error(&e)))?;
+        FunctionPre::new(pre).map_err(|e| Refusal::Mismatch(quoted_error(&e)))
     }
+}
+
+fn quoted_error(error: &wasmtime::Error) -> String {
+    refusal::quoted(&format!("{error:#}"))
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use wasmtime::{Config, InstanceAllocationStrategy, WasmBacktraceDetails};
 use super::Error;
 use super::artifact::Loaded;
 use super::cache::ArtifactCache;
+use super::compiler::Compiler;
 use super::host::{self, State};
 use super::pool::{self, Pool};
 use super::ticker::Ticker;
@@ -39,6 +40,8 @@ pub struct EngineOptions {
     pub tick: Duration,
     /// The largest component that is accepted, in bytes.
     pub component_max_bytes: usize,
+    /// Where components are compiled.
+    pub compiler: Compiler,
 }
 
 impl Default for EngineOptions {
@@ -51,6 +54,7 @@ impl Default for EngineOptions {
             memory_keep_resident_bytes: 8 * MIB,
             tick: Duration::from_millis(2),
             component_max_bytes: 64 * MIB,
+            compiler: Compiler::default(),
         }
     }
 }
@@ -100,9 +104,15 @@ impl std::fmt::Debug for Engine {
 }
 
 fn config(options: &EngineOptions) -> Config {
+    let mut config = compiler_config();
+    config.allocation_strategy(InstanceAllocationStrategy::Pooling(pool::config(options)));
+    config
+}
+
+/// All that compiled code depends on.
+pub(super) fn compiler_config() -> Config {
     let mut config = Config::new();
     config
-        .allocation_strategy(InstanceAllocationStrategy::Pooling(pool::config(options)))
         .epoch_interruption(true)
         // Without it a call costs a third less. Handlers are synchronous.
         .concurrency_support(false)
@@ -118,4 +128,23 @@ fn config(options: &EngineOptions) -> Config {
         .wasm_backtrace_details(WasmBacktraceDetails::Disable)
         .wasm_backtrace_max_frames(NonZeroUsize::new(64));
     config
+}
+
+#[cfg(test)]
+mod tests {
+    use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+    use super::*;
+
+    #[test]
+    fn what_is_compiled_elsewhere_fits_this_engine() {
+        let hash = |config: &Config| {
+            let engine = wasmtime::Engine::new(config).unwrap();
+            let mut hasher = DefaultHasher::new();
+            engine.precompile_compatibility_hash().hash(&mut hasher);
+            hasher.finish()
+        };
+        let options = EngineOptions { max_instances: 1, ..EngineOptions::default() };
+        assert_eq!(hash(&config(&options)), hash(&compiler_config()));
+    }
 }

@@ -76,6 +76,11 @@ pub enum Refusal {
     /// It needs more than its limits allow.
     #[error("{0}")]
     Limits(String),
+    /// It cannot be compiled within the bounds of that.
+    #[error(
+        "compiling the component takes more than {0}: make it smaller, or split what it does over several functions"
+    )]
+    TooCostly(String),
     /// Our compiler failed.
     #[error("the compiler failed, which is a bug in the runtime: {0}")]
     Compiler(String),
