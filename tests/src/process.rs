@@ -264,9 +264,22 @@ impl Dev {
     /// If it has ended.
     #[must_use]
     pub fn peak_mib(&self) -> f64 {
+        self.memory_mib("VmHWM:")
+    }
+
+    /// The memory that it has now, in MiB.
+    ///
+    /// # Panics
+    /// If it has ended.
+    #[must_use]
+    pub fn resident_mib(&self) -> f64 {
+        self.memory_mib("VmRSS:")
+    }
+
+    fn memory_mib(&self, figure: &str) -> f64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it is running");
-        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.strip_suffix(" kB"));
-        peak.and_then(|kibibytes| kibibytes.trim().parse::<f64>().ok()).expect("Linux says so") / 1024.0
+        let found = status.lines().find_map(|line| line.strip_prefix(figure)?.strip_suffix(" kB"));
+        found.and_then(|kibibytes| kibibytes.trim().parse::<f64>().ok()).expect("Linux says so") / 1024.0
     }
 
     /// Starts what a command of [`Dev::serving`] says, and waits until it is ready.

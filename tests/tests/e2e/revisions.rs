@@ -358,3 +358,87 @@ async fn what_cannot_run_is_refused_and_what_runs_goes_on() {
     done(url, &["deploy", &other, "--dry-run"]);
     assert_eq!(revisions(url).await["latest"], 1, "a dry run changes nothing");
 }
+
+/// Compiling these takes long, or much memory, and they are no handlers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_made_to_be_costly_is_refused_and_the_memory_is_back() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let server = embedded(directory.path());
+    let [one, other] = two_versions(directory.path());
+    let url = &server.url;
+    done(url, &["deploy", &one, "--yes"]);
+    let before = server.resident_mib();
+    let deep = format!("(component (core module (func {}{})))", "(block ".repeat(30_000), ")".repeat(30_000));
+    let long = "(drop (i32.mul (local.get 0) (i32.const 7)))".repeat(100_000);
+    let long = format!("(component (core module (func (param i32) {long})))");
+    let many = format!("(component (core module {}))", "(func)".repeat(200_000));
+    for text in [deep, long, many] {
+        let bytes = wat::parse_str(text).expect("a component");
+        std::fs::write(Path::new(&other).join("guest.wasm"), bytes).expect("a file");
+        let ran = millrace(url, &["deploy", &other, "--yes"]);
+        let said = String::from_utf8_lossy(&ran.stderr).into_owned();
+        assert!(ran.status.code() == Some(1) && said.contains("exports no `millrace:function/handler"), "{said}");
+    }
+    let after = server.resident_mib();
+    assert!(after < before + 64.0, "{before:.0} MiB became {after:.0}");
+    Api::default().publish(url, "orders", &[order("o-1", 1)]).await.expect("the server answers");
+    Api::default().settled(url).await;
+    assert_eq!(handled(url).await.len(), 1, "what runs goes on");
+}
+
+/// Three instances that know nothing but the broker run what is uploaded to one of them, as does one that was down meanwhile, and
+/// one that starts later.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_kafka_every_instance_runs_what_was_uploaded_to_one() {
+    let Some(kafka) = Kafka::start() else { return };
+    let directory = tempfile::tempdir().expect("a directory");
+    let versions = two_versions(directory.path());
+    let start = |name: &str| on_kafka(directory.path(), name, &kafka.bootstrap);
+    let (first, second, third) = (start("a"), start("b"), start("c"));
+    let api = Api::default();
+    done(&first.url, &["deploy", &versions[0], "--yes"]);
+    run_everywhere(&second.url, 1, 3).await;
+    let batch = |from: usize| (from..from + 200).map(|n| order(&format!("o-{n}"), n)).collect::<Vec<_>>();
+    assert_eq!(api.publish(&second.url, "orders", &batch(0)).await, Some(StatusCode::ACCEPTED));
+    third.kill();
+    done(&second.url, &["deploy", &versions[1], "--yes", "--wait", "0"]);
+    run_everywhere(&first.url, 2, 2).await;
+    let third = start("c");
+    run_everywhere(&third.url, 2, 3).await;
+    // Two proposals that build on the same, made to two instances: exactly one counts, and all say so.
+    let there = revisions(&first.url).await;
+    let request = |at: usize| {
+        let deployment = &there["deployments"][at];
+        json!({"component": deployment["component"], "manifest": deployment["manifest"], "builds_on": 2}).to_string()
+    };
+    let ask = async |url: &str, body: String| {
+        let path = format!("{url}/v1/functions/{FUNCTION}");
+        Api::default().send(Method::PUT, &path, "application/json", body).await.expect("the server answers").0.as_u16()
+    };
+    let both = tokio::join!(ask(&first.url, request(0)), ask(&second.url, request(0)));
+    assert!(both == (200, 409) || both == (409, 200), "{both:?}");
+    let late = start("d");
+    run_everywhere(&late.url, 3, 4).await;
+    assert_eq!(api.publish(&late.url, "orders", &batch(200)).await, Some(StatusCode::ACCEPTED));
+    let status = api.settled(&late.url).await;
+    assert_eq!(handled(&late.url).await.len(), 400);
+    assert_accounts_balance(&api, &late.url, &status).await;
+    let histories = [&first, &second, &third, &late].map(|instance| instance.url.clone());
+    let mut told = Vec::new();
+    for url in histories {
+        told.push(revisions(&url).await["deployments"].clone());
+    }
+    assert!(told.windows(2).all(|pair| pair[0] == pair[1]), "{told:#?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn on_kafka_swaps_lose_and_double_nothing() {
+    let Some(kafka) = Kafka::start() else { return };
+    let directory = tempfile::tempdir().expect("a directory");
+    let [one, other] = two_versions(directory.path());
+    let instances = ["a", "b"].map(|name| on_kafka(directory.path(), name, &kafka.bootstrap));
+    let urls = instances.each_ref().map(|instance| instance.url.clone());
+    done(&urls[0], &["deploy", &one, "--yes"]);
+    done(&urls[0], &["deploy", &other, "--yes"]);
+    swap_under_load(&urls, SWAPS_ON_KAFKA).await;
+}
