@@ -63,7 +63,7 @@ impl FromStr for Digest {
     type Err = InvalidDigest;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let digit = |digit: u8| DIGITS.iter().position(|known| *known == digit).map(|value| value as u8);
+        let digit = |digit: u8| DIGITS.iter().zip(0..).find(|(known, _)| **known == digit).map(|(_, value)| value);
         let mut bytes = [0; 32];
         if text.len() != 2 * bytes.len() {
             return Err(InvalidDigest);

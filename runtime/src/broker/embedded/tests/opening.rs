@@ -148,7 +148,8 @@ async fn deployments_are_numbered_and_the_first_to_build_on_one_wins() {
 #[tokio::test]
 async fn components_are_kept_as_large_as_they_may_be_until_they_are_removed() {
     let (dir, log) = orders().await;
-    let large = Bytes::from((0..limits::COMPONENT_MAX_BYTES).map(|n| (n >> 8) as u8 ^ n as u8).collect::<Vec<_>>());
+    let large =
+        Bytes::from((0..limits::COMPONENT_MAX_BYTES).map(|n| (n ^ n >> 8).to_le_bytes()[0]).collect::<Vec<_>>());
     let (small, missing) = (Bytes::from_static(b"wasm"), Digest::of(b""));
     for content in [&large, &small, &small] {
         log.put_component(Digest::of(content), content.clone()).await.unwrap();
