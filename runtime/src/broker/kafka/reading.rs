@@ -1,7 +1,8 @@
 //! Reading a partition outside of any group: for people, and for what is kept in topics of ours.
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use millrace_core::record::Record;
 use rdkafka::consumer::Consumer;
@@ -18,6 +19,8 @@ use crate::broker::Error;
 const READ_MAX_BYTES: usize = 4 * 1024 * 1024;
 /// Records read at once of a topic that is read as a whole.
 const PAGE_RECORDS: usize = 1000;
+/// Open transactions are waited out for so long; brokers end ours long before.
+const OPEN_AT_MOST: Duration = Duration::from_secs(60);
 
 /// One consumer for all reads of the process, one after the other.
 pub(super) struct Reading {
@@ -42,10 +45,10 @@ impl Reading {
         clients::bounds(&reader, topic, partition)
     }
 
-    /// Waits until no transaction is open below `end`. Blocks.
+    /// Waits until no transaction is open below `end`, though not for ever: a topic that was made anew may end before. Blocks.
     pub(super) fn wait_until_stable(&self, topic: &str, partition: u32, end: u64) -> Result<(), Error> {
-        let reader = Arc::clone(&*lock(&self.reader));
-        restore::wait_until_stable(&reader, topic, partition, end, || true)
+        let (reader, began) = (Arc::clone(&*lock(&self.reader)), Instant::now());
+        restore::wait_until_stable(&reader, topic, partition, end, || began.elapsed() < OPEN_AT_MOST)
     }
 
     /// Records from an offset, or the oldest one there is, on; none at the end. Blocks.
@@ -106,18 +109,29 @@ pub(super) fn goes_on_after(error: &KafkaError) -> bool {
 }
 
 /// Reads a topic of one partition up to its end, and answers with the offset to go on from.
-pub(super) fn read_on(
+pub(super) fn read_on(log: &KafkaLog, topic: &str, from: u64, each: impl FnMut(u64, &Record)) -> Result<u64, Error> {
+    let end = log.end(topic, 0)?;
+    read_between(log, topic, from..end, each)
+}
+
+/// Reads a topic of one partition from an offset to an end that was asked for, and answers with the offset to go on from.
+pub(super) fn read_between(
     log: &KafkaLog,
     topic: &str,
-    from: u64,
+    offsets: Range<u64>,
     mut each: impl FnMut(u64, &Record),
 ) -> Result<u64, Error> {
-    let end = log.end(topic, 0)?;
-    log.reading().wait_until_stable(topic, 0, end)?;
-    let mut next = from;
+    let Range { start: mut next, end } = offsets;
+    if next < end {
+        log.reading().wait_until_stable(topic, 0, end)?;
+    }
     while next < end {
         let page = log.reading().page(topic, 0, next, PAGE_RECORDS)?;
         page.records.iter().for_each(|(offset, record)| each(*offset, record));
+        if page.next <= next {
+            let reason = "a transaction in it is open for long, or it was made anew";
+            return Err(Error::Transient(format!("topic `{topic}` cannot be read beyond {next}: {reason}")));
+        }
         next = page.next;
     }
     Ok(next)
