@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use millrace_core::name::{FunctionName, Topic};
+use millrace_core::name::{FunctionName, InvalidName, Topic};
 use rdkafka::admin::AdminClient;
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 pub use self::audit::{Finding, Plan, PlannedFunction, Verdict};
 use self::clients::{Clients, Quiet, REQUEST_TIMEOUT, Shared, check_property, lock, partition_counts};
 use self::growth::Growth;
+use self::kept::Kept;
 use self::letters::Letters;
 use self::member::Joining;
 use self::member::commit::{Twin, choose};
@@ -27,6 +28,7 @@ use self::publisher::Publisher;
 use self::reading::Reading;
 use self::record::Placed;
 use self::redrive::Redrives;
+use self::registry::Registry;
 use super::{
     Assignment, Broker, CatalogError, Error, GroupFigures, Log, Outgoing, Placement, PublishError, Retention,
     Subscription,
@@ -39,6 +41,7 @@ mod catalog;
 mod clients;
 mod connection;
 mod growth;
+mod kept;
 mod keys;
 mod letters;
 mod member;
@@ -116,6 +119,7 @@ struct Inner {
     running: Mutex<BTreeMap<FunctionName, Running>>,
     twin: Twin,
     letters: Mutex<BTreeMap<FunctionName, Arc<Mutex<Letters>>>>,
+    registry: Mutex<Kept<Registry>>,
     /// What the process must stop for.
     failure: watch::Sender<Option<Error>>,
     /// Each thread of a function has a copy, so that their end can be waited for.
@@ -152,6 +156,8 @@ impl KafkaLog {
         connection::establish(&clients)?;
         let observer = Arc::new(clients.observer()?);
         let (ending, ended) = mpsc::channel(1);
+        let valid = |topic: Result<Topic, _>| topic.map_err(|e: InvalidName| Error::Fatal(e.to_string()));
+        let registry = valid(clients.names.registry())?;
         Ok(Self(Arc::new(Inner {
             reading: Reading::new(&clients)?,
             admin: Arc::new(clients.admin()?),
@@ -164,6 +170,7 @@ impl KafkaLog {
             running: Mutex::default(),
             twin: Twin::default(),
             letters: Mutex::default(),
+            registry: Mutex::new(Kept::new(registry)),
             failure: watch::Sender::new(None),
             ending: Mutex::new(Some(ending)),
             ended: tokio::sync::Mutex::new(ended),
@@ -248,6 +255,14 @@ impl KafkaLog {
             placed.push(Placed { topic, partition, record });
         }
         Ok(placed)
+    }
+
+    /// Does something that waits for the broker, which alone can be at fault.
+    async fn asking<T: Send + 'static>(
+        &self,
+        action: impl FnOnce(&Self) -> Result<T, Error> + Send + 'static,
+    ) -> Result<T, Error> {
+        self.blocking(move |log| Ok(action(log)?)).await.map_err(CatalogError::into_broker)
     }
 
     /// The sources of a subscription with their partitions. Blocks.

@@ -110,7 +110,7 @@ impl KafkaLog {
                 found.push(self.own_topic(needed, &existing).await);
             }
         }
-        let registry = topics::Needed::registry(Topic::new(self.clients().names.registry()).map_err(|e| invalid(&e))?);
+        let registry = topics::Needed::registry(self.registry_topic()?);
         needs.insert(registry.name.clone(), Allowed { read: true, write: true });
         found.push(self.own_topic(registry, &existing).await);
         let functions: Vec<_> = plan.functions.iter().map(|one| (one.name.clone(), one.sources.clone())).collect();
@@ -168,10 +168,6 @@ impl KafkaLog {
             Err(error) => Finding::wrong(subject, "it is not there, and cannot be made", error.to_string()),
         }
     }
-}
-
-fn invalid(error: &millrace_core::name::InvalidName) -> Error {
-    Error::Fatal(error.to_string())
 }
 
 fn counted(partitions: u32) -> String {

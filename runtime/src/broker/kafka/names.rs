@@ -19,9 +19,9 @@ impl Names {
         &self.instance
     }
 
-    /// `<prefix>.registry`: deployments of functions.
-    pub(super) fn registry(&self) -> String {
-        format!("{}.registry", self.prefix)
+    /// `<prefix>.registry`, of one partition: deployments of functions.
+    pub(super) fn registry(&self) -> Result<Topic, InvalidName> {
+        Topic::new(format!("{}.registry", self.prefix))
     }
 
     /// The consumer group of a function.
@@ -118,6 +118,7 @@ mod tests {
         assert_eq!(names.group(&function), "millrace.shop.pay");
         assert_eq!(names.transactional_id(&function), "millrace.shop.pay.a1");
         assert_eq!(names.publisher_id(), "millrace.publish.a1");
+        assert_eq!(names.registry().unwrap().as_str(), "millrace.registry");
         assert_eq!(names.dead_letters(&function).unwrap().as_str(), "millrace.shop.pay.dead-letter");
         assert_eq!(names.statuses(&function).unwrap().as_str(), "millrace.shop.pay.dead-letter-status");
         assert_eq!(names.keys(&function, &orders).unwrap().as_str(), "millrace.shop.pay.keys.orders");

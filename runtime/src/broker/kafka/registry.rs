@@ -1,30 +1,36 @@
-//! Deployments of functions, as records of one topic of one partition that keeps everything. Key: the function's name; value:
-//! frame (version, checksum) around the number that the deployment builds on, and its content.
-//!
-//! Of two that build on the same number, the first in the log counts, and every reader sees that; so whoever writes one reads
+//! Deployments of functions, as records of one topic of one partition that keeps everything. Key: the function's name; value: frame (version, checksum) around the number that the deployment builds on, and its
+//! content. Of two that build on the same number, the first in the log counts, and every reader sees that; so whoever writes one reads
 //! up to it before he answers.
+//!
+//! What was read is kept, so that whoever follows what runs asks for the topic's end now and then, and reads what is new.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
-use millrace_core::name::{FunctionName, Topic};
+use millrace_core::digest::Digest;
+use millrace_core::name::{FunctionName, InvalidName, Topic};
 use millrace_core::record::Record;
 
 use super::KafkaLog;
+use super::clients::lock;
+use super::kept::Fold;
 use super::member::commit::plain;
 use super::record::Placed;
-use super::{reading, topics};
+use super::topics::{self, Needed};
 use crate::broker::frame::{Corrupt, Decoder, Encoder};
-use crate::broker::{CatalogError, DeployError, Deployment, Error};
+use crate::broker::{DeployError, Deployed, Deployment, Deployments, Error, Report};
 
 const KIND: &str = "a deployment";
 const VERSION: u8 = 1;
+/// Between two looks for another deployment.
+const LOOK_AGAIN: Duration = Duration::from_millis(400);
 
-fn encode(function: &FunctionName, previous: u64, content: &[u8]) -> Vec<u8> {
+fn encode(function: &FunctionName, previous: u64, content: &[u8]) -> Bytes {
     let mut encoder = Encoder::new(VERSION);
     encoder.varint(previous);
     encoder.raw(content);
-    encoder.seal(function.as_str().as_bytes()).into()
+    encoder.seal(function.as_str().as_bytes())
 }
 
 fn decode(function: &FunctionName, value: &[u8]) -> Result<(u64, Bytes), Corrupt> {
@@ -33,89 +39,122 @@ fn decode(function: &FunctionName, value: &[u8]) -> Result<(u64, Bytes), Corrupt
     Ok((previous, Bytes::copy_from_slice(decoder.remainder())))
 }
 
-/// The deployments that count, in the order of the log.
+/// What counts of the registry's records.
 #[derive(Debug, Default)]
-struct Deployments {
+pub(super) struct Registry {
     latest: BTreeMap<FunctionName, u64>,
-    all: Vec<Deployment>,
-    /// The record that was looked for, if it counts.
-    found: Option<u64>,
+    /// By the offsets of their records.
+    deployments: BTreeMap<u64, Deployment>,
+    /// How often there were other deployments since the process began.
+    changes: u64,
 }
 
-impl Deployments {
-    fn take(&mut self, offset: u64, record: &Record, looked_for: Option<u64>) {
+impl Fold for Registry {
+    fn take(&mut self, offset: u64, record: &Record) {
         let key = record.key.as_deref().map(String::from_utf8_lossy).unwrap_or_default();
-        let read = key.parse::<FunctionName>().map_err(|e| e.to_string()).and_then(|function| {
-            let value = record.value.as_deref().unwrap_or_default();
-            decode(&function, value).map(|read| (function, read)).map_err(|e| e.to_string())
-        });
-        let (function, (previous, content)) = match read {
-            Ok(read) => read,
-            Err(error) => return tracing::error!(offset, error, "A deployment cannot be read and is left out."),
-        };
+        let value = record.value.as_deref().unwrap_or_default();
+        if let Err(error) = self.take_deployment(offset, &key, value) {
+            tracing::error!(offset, key = &*key, error, "A record of the registry cannot be read and is left out.");
+        }
+    }
+
+    fn begin_anew(&mut self) {
+        *self = Self { changes: self.changes + 1, ..Self::default() };
+    }
+}
+
+impl Registry {
+    fn take_deployment(&mut self, offset: u64, key: &str, value: &[u8]) -> Result<(), String> {
+        let function = key.parse::<FunctionName>().map_err(|e| e.to_string())?;
+        let (previous, content) = decode(&function, value).map_err(|e| e.to_string())?;
         let latest = self.latest.entry(function.clone()).or_default();
         if *latest == previous {
             *latest += 1;
-            if looked_for == Some(offset) {
-                self.found = Some(*latest);
+            self.changes += 1;
+            self.deployments.insert(offset, Deployment { function, number: *latest, content });
+        }
+        Ok(())
+    }
+
+    fn deployed(&self) -> Deployed {
+        let mut deployments: Vec<_> = self.deployments.values().cloned().collect();
+        deployments.sort_by(|a, b| (&a.function, a.number).cmp(&(&b.function, b.number)));
+        Deployed { seen: self.changes, deployments }
+    }
+
+    /// What became of a record that proposed a deployment.
+    fn decided(&self, offset: u64, function: FunctionName, previous: u64) -> Result<u64, DeployError> {
+        match self.deployments.get(&offset) {
+            Some(deployment) if deployment.function == function => Ok(deployment.number),
+            _ => {
+                let latest = self.latest.get(&function).copied().unwrap_or_default();
+                Err(DeployError::Conflict { function, expected: previous, latest })
             }
-            self.all.push(Deployment { function, number: *latest, content });
         }
     }
+}
+
+fn valid(topic: Result<Topic, InvalidName>) -> Result<Topic, Error> {
+    topic.map_err(|e| Error::Fatal(e.to_string()))
 }
 
 impl KafkaLog {
-    /// All deployments of all functions, by function and number. Blocks.
-    fn read_deployments(&self, looked_for: Option<u64>) -> Result<Deployments, Error> {
-        let mut deployments = Deployments::default();
-        let topic = self.clients().names.registry();
-        if self.partition_count(&topic)?.is_some() {
-            reading::read_on(self, &topic, 0, |offset, record| deployments.take(offset, record, looked_for))?;
+    pub(super) fn registry_topic(&self) -> Result<Topic, Error> {
+        valid(self.clients().names.registry())
+    }
+
+    /// Looks at the registry as it is now.
+    pub(super) async fn with_registry<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&Registry) -> T + Send + 'static,
+    ) -> Result<T, Error> {
+        self.asking(move |log| {
+            let mut registry = lock(&log.0.registry);
+            registry.catch_up(log)?;
+            Ok(look(&registry.fold))
+        })
+        .await
+    }
+
+    /// Makes a topic of all instances, unless it is there with settings that lose nothing.
+    pub(super) async fn make_own(&self, needed: Needed) -> Result<(), Error> {
+        let name = needed.name.clone();
+        let count = self.asking(move |log| log.partition_count(name.as_str())).await?;
+        let existing = count.map(|count| (needed.name.to_string(), count)).into_iter().collect();
+        let made = topics::make(self.admin(), self.replication(), std::slice::from_ref(&needed), &existing).await;
+        // What runs can go on all the same.
+        made.map_err(|e| Error::Transient(e.to_string()))?;
+        match count {
+            None => self.asking(move |log| log.wait_for_topics(&[needed.name])).await,
+            Some(_) => Ok(()),
         }
-        Ok(deployments)
+    }
+
+    /// Writes records of topics that are for all instances, all or nothing. Says where they are.
+    pub(super) async fn write_own(&self, what: &str, records: Vec<Placed>) -> Result<Vec<u64>, Error> {
+        let placed = self.publisher().publish(records).await;
+        let placed = placed.map_err(|e| Error::Transient(format!("{what} cannot be written: {e}")))?;
+        Ok(placed.into_iter().map(|place| place.offset).collect())
     }
 }
 
-impl super::super::Deployments for KafkaLog {
-    async fn deployments(&self, seen: Option<u64>) -> Result<crate::broker::Deployed, Error> {
+impl Deployments for KafkaLog {
+    async fn deployments(&self, seen: Option<u64>) -> Result<Deployed, Error> {
+        let mut is_told = false;
         loop {
-            let read = self.blocking(|log| Ok(log.read_deployments(None)?)).await;
-            let mut deployments = read.map_err(CatalogError::into_broker)?.all;
-            if seen != Some(deployments.len() as u64) {
-                let seen = deployments.len() as u64;
-                deployments.sort_by(|a, b| (&a.function, a.number).cmp(&(&b.function, b.number)));
-                return Ok(crate::broker::Deployed { seen, deployments });
+            let others = move |registry: &Registry| (seen != Some(registry.changes)).then(|| registry.deployed());
+            match self.with_registry(others).await {
+                Ok(Some(deployed)) => return Ok(deployed),
+                Ok(None) => is_told = false,
+                Err(error) if seen.is_none() || !error.is_transient() => return Err(error),
+                Err(error) => {
+                    if !std::mem::replace(&mut is_told, true) {
+                        tracing::warn!(%error, "Kafka does not tell of deployments; it is asked until it does.");
+                    }
+                }
             }
-            tokio::time::sleep(std::time::Duration::from_millis(500)).await;
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
-    }
-
-    async fn put_component(&self, _: millrace_core::digest::Digest, _: Bytes) -> Result<(), Error> {
-        Err(Error::Transient("not yet".to_owned()))
-    }
-
-    async fn has_component(&self, _: millrace_core::digest::Digest) -> Result<bool, Error> {
-        Ok(false)
-    }
-
-    async fn component(&self, _: millrace_core::digest::Digest) -> Result<Option<Bytes>, Error> {
-        Ok(None)
-    }
-
-    async fn components(&self) -> Result<Vec<millrace_core::digest::Digest>, Error> {
-        Ok(Vec::new())
-    }
-
-    async fn remove_component(&self, _: millrace_core::digest::Digest) -> Result<(), Error> {
-        Ok(())
-    }
-
-    async fn report(&self, _: Bytes) -> Result<(), Error> {
-        Ok(())
-    }
-
-    async fn reports(&self) -> Result<Vec<crate::broker::Report>, Error> {
-        Ok(Vec::new())
     }
 
     async fn append_deployment(
@@ -124,30 +163,53 @@ impl super::super::Deployments for KafkaLog {
         previous: u64,
         content: Bytes,
     ) -> Result<u64, DeployError> {
-        let topic = Topic::new(self.clients().names.registry()).map_err(|e| Error::Fatal(e.to_string()))?;
-        let name = topic.clone();
-        topics::make_registry(self.admin(), self.replication(), name.clone())
-            .await
-            .map_err(CatalogError::into_broker)?;
-        let known = self.blocking(move |log| Ok(log.wait_for_topics(&[name])?)).await;
-        known.map_err(CatalogError::into_broker)?;
+        let topic = self.registry_topic()?;
+        self.make_own(Needed::registry(topic.clone())).await?;
         let value = encode(&function, previous, &content);
-        let record =
-            plain(self.clock().now(), Some(Bytes::copy_from_slice(function.as_str().as_bytes())), value.into());
-        let placed = self.publisher().publish(vec![Placed { topic, partition: 0, record }]).await;
-        let placed = placed.map_err(|e| Error::Transient(format!("a deployment cannot be written: {e}")))?;
-        let offset = placed.first().map(|place| place.offset);
-        let read = self.blocking(move |log| Ok(log.read_deployments(offset)?)).await;
-        let read = read.map_err(CatalogError::into_broker)?;
-        read.found.ok_or_else(|| {
-            let latest = read.latest.get(&function).copied().unwrap_or_default();
-            DeployError::Conflict { function, expected: previous, latest }
-        })
+        let record = plain(self.clock().now(), Some(Bytes::copy_from_slice(function.as_str().as_bytes())), value);
+        let offsets = self.write_own("a deployment", vec![Placed { topic, partition: 0, record }]).await?;
+        let untold = || Error::Transient("Kafka does not tell where a deployment is".to_owned());
+        let offset = offsets.first().copied().ok_or_else(untold)?;
+        let decided = self.asking(move |log| {
+            let mut registry = lock(&log.0.registry);
+            registry.catch_up_beyond(log, offset)?;
+            Ok(registry.fold.decided(offset, function, previous))
+        });
+        decided.await?
+    }
+
+    async fn put_component(&self, _: Digest, _: Bytes) -> Result<(), Error> {
+        Err(Error::Transient("not yet".to_owned()))
+    }
+
+    async fn has_component(&self, _: Digest) -> Result<bool, Error> {
+        Ok(false)
+    }
+
+    async fn component(&self, _: Digest) -> Result<Option<Bytes>, Error> {
+        Ok(None)
+    }
+
+    async fn components(&self) -> Result<Vec<Digest>, Error> {
+        Ok(Vec::new())
+    }
+
+    async fn remove_component(&self, _: Digest) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn report(&self, _: Bytes) -> Result<(), Error> {
+        Ok(())
+    }
+
+    async fn reports(&self) -> Result<Vec<Report>, Error> {
+        Ok(Vec::new())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use millrace_core::time::Timestamp;
     use proptest::prelude::*;
 
     use super::*;
@@ -156,28 +218,44 @@ mod tests {
         "shop.pay".parse().unwrap()
     }
 
-    fn record(previous: u64, content: &'static str) -> Record {
+    fn record(previous: u64, content: &str) -> Record {
         let value = encode(&function(), previous, content.as_bytes());
-        plain(millrace_core::time::Timestamp::EPOCH, Some(Bytes::from_static(b"shop.pay")), value.into())
+        plain(Timestamp::EPOCH, Some(Bytes::from_static(b"shop.pay")), value)
     }
 
     #[test]
     fn of_two_that_build_on_the_same_the_first_counts() {
-        let mut deployments = Deployments::default();
+        let mut registry = Registry::default();
         for (offset, previous, content) in [(0, 0, "a"), (2, 1, "b"), (4, 1, "c"), (6, 2, "d"), (8, 9, "e")] {
-            deployments.take(offset, &record(previous, content), Some(4));
+            registry.take(offset, &record(previous, content));
         }
-        let all: Vec<_> = deployments.all.iter().map(|one| (one.number, &one.content[..])).collect();
-        assert_eq!(all, [(1, &b"a"[..]), (2, b"b"), (3, b"d")]);
-        assert_eq!(deployments.found, None, "the one at offset 4 came too late");
+        let Deployed { seen, deployments } = registry.deployed();
+        let all: Vec<_> = deployments.iter().map(|one| (one.number, &one.content[..])).collect();
+        assert_eq!((seen, &all[..]), (3, &[(1, &b"a"[..]), (2, b"b"), (3, b"d")][..]));
+        assert_eq!(registry.decided(2, function(), 1).unwrap(), 2);
+        let late = registry.decided(4, function(), 1).unwrap_err();
+        assert!(matches!(late, DeployError::Conflict { expected: 1, latest: 3, .. }), "{late}");
+    }
+
+    #[test]
+    fn a_topic_that_was_made_anew_has_other_deployments_even_if_they_are_as_many() {
+        let mut registry = Registry::default();
+        registry.take(0, &record(0, "a"));
+        let seen = registry.deployed().seen;
+        registry.begin_anew();
+        registry.take(0, &record(0, "b"));
+        let now = registry.deployed();
+        assert_ne!(now.seen, seen);
+        assert_eq!(
+            now.deployments.iter().map(|one| (one.number, &one.content[..])).collect::<Vec<_>>(),
+            [(1, &b"b"[..])]
+        );
     }
 
     #[test]
     fn the_layout_is_pinned() {
-        assert_eq!(encode(&function(), 3, b"x"), PINNED);
+        assert_eq!(encode(&function(), 3, b"x")[..], [1, 216, 183, 215, 188, 3, 120]);
     }
-
-    const PINNED: [u8; 7] = [1, 216, 183, 215, 188, 3, 120];
 
     proptest! {
         #[test]
@@ -187,10 +265,12 @@ mod tests {
         }
 
         #[test]
-        fn foreign_bytes_never_panic(key: Vec<u8>, bytes: Vec<u8>) {
+        fn foreign_bytes_never_panic(key in prop_oneof![any::<Vec<u8>>(), "component:[0-9a-f]{64}".prop_map(String::into_bytes)], bytes: Vec<u8>) {
             drop(decode(&function(), &bytes));
-            let record = plain(millrace_core::time::Timestamp::EPOCH, Some(key.into()), bytes.into());
-            Deployments::default().take(0, &record, None);
+            let record = plain(Timestamp::EPOCH, Some(key.into()), bytes.into());
+            let mut registry = Registry::default();
+            registry.take(0, &record);
+            prop_assert_eq!(registry.deployed().deployments, []);
         }
     }
 }

@@ -24,7 +24,7 @@ pub(super) struct Needed {
     pub(super) partitions: u32,
     /// It follows its source when that gets more partitions.
     pub(super) grows: bool,
-    settings: Vec<(&'static str, String)>,
+    settings: Vec<Setting>,
 }
 
 impl Needed {
@@ -56,25 +56,20 @@ pub(super) fn needed(
 ) -> Result<Vec<Needed>, Error> {
     let invalid = |e: millrace_core::name::InvalidName| Error::Fatal(e.to_string());
     let names = &clients.names;
-    let takes = |bytes: usize| ("max.message.bytes", bytes.to_string());
-    let (largest, largest_value) = (takes(dead_letter_bytes(source_bytes)), takes(dead_letter_bytes(0)));
-    let with = |mut settings: Vec<_>, more: &(&'static str, String)| {
-        settings.push(more.clone());
-        settings
-    };
+    let largest = || takes(dead_letter_bytes(source_bytes));
     let letters = names.dead_letters(function).map_err(invalid)?;
     let statuses = names.statuses(function).map_err(invalid)?;
     let mut needed = vec![
-        Needed { name: letters, partitions: 1, grows: false, settings: with(kept_for_ever(), &largest) },
+        Needed { name: letters, partitions: 1, grows: false, settings: with(kept_for_ever(), largest()) },
         Needed { name: statuses, partitions: 1, grows: false, settings: kept_for_ever() },
     ];
     for (source, partitions) in sources {
         let (redrive, keys) = (names.redrive(function, source), names.keys(function, source));
         let state = names.state(function, source).map_err(invalid)?;
         for (name, settings) in [
-            (redrive.map_err(invalid)?, with(kept_for_ever(), &largest)),
+            (redrive.map_err(invalid)?, with(kept_for_ever(), largest())),
             (keys.map_err(invalid)?, expiring(window)),
-            (state, with(compacted(), &largest_value)),
+            (state, with(compacted(), takes(dead_letter_bytes(0)))),
         ] {
             needed.push(Needed { name, partitions: *partitions, grows: true, settings });
         }
@@ -82,8 +77,21 @@ pub(super) fn needed(
     Ok(needed)
 }
 
+/// A setting.
+type Setting = (&'static str, String);
+
+/// The most that a topic takes at once.
+fn takes(bytes: usize) -> Setting {
+    ("max.message.bytes", bytes.to_string())
+}
+
+fn with(mut settings: Vec<Setting>, more: Setting) -> Vec<Setting> {
+    settings.push(more);
+    settings
+}
+
 /// Segments must end for anything in them to be removed.
-fn expiring(window: Duration) -> Vec<(&'static str, String)> {
+fn expiring(window: Duration) -> Vec<Setting> {
     let segment = (window / 8).clamp(Duration::from_secs(60), Duration::from_secs(24 * 3600));
     vec![
         ("cleanup.policy", "delete".to_owned()),
@@ -95,7 +103,7 @@ fn expiring(window: Duration) -> Vec<(&'static str, String)> {
 }
 
 /// The newest value of each key is kept. Segments must end, and not be too clean, for older ones to be removed.
-fn compacted() -> Vec<(&'static str, String)> {
+fn compacted() -> Vec<Setting> {
     const HOUR: Duration = Duration::from_secs(3600);
     vec![
         ("cleanup.policy", "compact".to_owned()),
@@ -278,16 +286,7 @@ pub(super) async fn make_for_events(
     create(admin, replication, &[Needed { settings, ..Needed::for_events(name, partitions) }]).await
 }
 
-/// Makes the topic of deployments, if it is missing.
-pub(super) async fn make_registry(
-    admin: &AdminClient<Quiet>,
-    replication: i32,
-    name: Topic,
-) -> Result<(), CatalogError> {
-    create(admin, replication, &[Needed::registry(name)]).await
-}
-
-fn kept_for_ever() -> Vec<(&'static str, String)> {
+fn kept_for_ever() -> Vec<Setting> {
     vec![
         ("cleanup.policy", "delete".to_owned()),
         ("retention.ms", KEPT_FOR_EVER.to_owned()),
