@@ -39,6 +39,7 @@ mod audit;
 mod base64;
 mod catalog;
 mod clients;
+mod components;
 mod connection;
 mod growth;
 mod kept;
@@ -281,8 +282,11 @@ impl KafkaLog {
 
 /// Enough to tell instances apart.
 fn random_instance() -> String {
-    let number = std::hash::RandomState::new().build_hasher().finish();
-    format!("{number:016x}")
+    format!("{:016x}", random_number())
+}
+
+fn random_number() -> u64 {
+    std::hash::RandomState::new().build_hasher().finish()
 }
 
 impl Broker for KafkaLog {

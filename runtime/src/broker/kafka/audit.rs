@@ -110,9 +110,12 @@ impl KafkaLog {
                 found.push(self.own_topic(needed, &existing).await);
             }
         }
-        let registry = topics::Needed::registry(self.registry_topic()?);
-        needs.insert(registry.name.clone(), Allowed { read: true, write: true });
-        found.push(self.own_topic(registry, &existing).await);
+        for shared in
+            [topics::Needed::registry(self.registry_topic()?), topics::Needed::components(self.components_topic()?)]
+        {
+            needs.insert(shared.name.clone(), Allowed { read: true, write: true });
+            found.push(self.own_topic(shared, &existing).await);
+        }
         let functions: Vec<_> = plan.functions.iter().map(|one| (one.name.clone(), one.sources.clone())).collect();
         let permissions = self.blocking(move |log| Ok(permissions(log, &needs, &existing, &functions)?)).await;
         found.extend(permissions.map_err(CatalogError::into_broker)?);

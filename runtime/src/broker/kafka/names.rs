@@ -19,9 +19,14 @@ impl Names {
         &self.instance
     }
 
-    /// `<prefix>.registry`, of one partition: deployments of functions.
+    /// `<prefix>.registry`, of one partition: deployments of functions, and where components are.
     pub(super) fn registry(&self) -> Result<Topic, InvalidName> {
         Topic::new(format!("{}.registry", self.prefix))
+    }
+
+    /// `<prefix>.components`, of one partition: components in chunks.
+    pub(super) fn components(&self) -> Result<Topic, InvalidName> {
+        Topic::new(format!("{}.components", self.prefix))
     }
 
     /// The consumer group of a function.
@@ -118,7 +123,8 @@ mod tests {
         assert_eq!(names.group(&function), "millrace.shop.pay");
         assert_eq!(names.transactional_id(&function), "millrace.shop.pay.a1");
         assert_eq!(names.publisher_id(), "millrace.publish.a1");
-        assert_eq!(names.registry().unwrap().as_str(), "millrace.registry");
+        let shared = [names.registry(), names.components()].map(Result::unwrap);
+        assert_eq!(shared.each_ref().map(Topic::as_str), ["millrace.registry", "millrace.components"]);
         assert_eq!(names.dead_letters(&function).unwrap().as_str(), "millrace.shop.pay.dead-letter");
         assert_eq!(names.statuses(&function).unwrap().as_str(), "millrace.shop.pay.dead-letter-status");
         assert_eq!(names.keys(&function, &orders).unwrap().as_str(), "millrace.shop.pay.keys.orders");

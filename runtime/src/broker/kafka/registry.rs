@@ -1,4 +1,7 @@
-//! Deployments of functions, as records of one topic of one partition that keeps everything. Key: the function's name; value: frame (version, checksum) around the number that the deployment builds on, and its
+//! What runs, as records of one topic of one partition that keeps everything: deployments of functions, and where components are
+//! (`components.rs`).
+//!
+//! A deployment. Key: the function's name; value: frame (version, checksum) around the number that the deployment builds on, and its
 //! content. Of two that build on the same number, the first in the log counts, and every reader sees that; so whoever writes one reads
 //! up to it before he answers.
 //!
@@ -14,6 +17,7 @@ use millrace_core::record::Record;
 
 use super::KafkaLog;
 use super::clients::lock;
+use super::components::{self, Stored};
 use super::kept::Fold;
 use super::member::commit::plain;
 use super::record::Placed;
@@ -45,6 +49,7 @@ pub(super) struct Registry {
     latest: BTreeMap<FunctionName, u64>,
     /// By the offsets of their records.
     deployments: BTreeMap<u64, Deployment>,
+    components: BTreeMap<Digest, Stored>,
     /// How often there were other deployments since the process began.
     changes: u64,
 }
@@ -53,7 +58,11 @@ impl Fold for Registry {
     fn take(&mut self, offset: u64, record: &Record) {
         let key = record.key.as_deref().map(String::from_utf8_lossy).unwrap_or_default();
         let value = record.value.as_deref().unwrap_or_default();
-        if let Err(error) = self.take_deployment(offset, &key, value) {
+        let taken = match components::digest_of(&key) {
+            Some(digest) => self.take_component(digest, value),
+            None => self.take_deployment(offset, &key, value),
+        };
+        if let Err(error) = taken {
             tracing::error!(offset, key = &*key, error, "A record of the registry cannot be read and is left out.");
         }
     }
@@ -74,6 +83,18 @@ impl Registry {
             self.deployments.insert(offset, Deployment { function, number: *latest, content });
         }
         Ok(())
+    }
+
+    fn take_component(&mut self, digest: Result<Digest, String>, value: &[u8]) -> Result<(), String> {
+        let digest = digest?;
+        let said = components::decode(&digest, value).map_err(|e| e.to_string())?;
+        components::apply(&mut self.components, digest, said);
+        Ok(())
+    }
+
+    /// Where a component is, if it is there.
+    pub(super) fn component(&self, digest: &Digest) -> Option<&Stored> {
+        self.components.get(digest)
     }
 
     fn deployed(&self) -> Deployed {
@@ -101,6 +122,10 @@ fn valid(topic: Result<Topic, InvalidName>) -> Result<Topic, Error> {
 impl KafkaLog {
     pub(super) fn registry_topic(&self) -> Result<Topic, Error> {
         valid(self.clients().names.registry())
+    }
+
+    pub(super) fn components_topic(&self) -> Result<Topic, Error> {
+        valid(self.clients().names.components())
     }
 
     /// Looks at the registry as it is now.
@@ -178,24 +203,24 @@ impl Deployments for KafkaLog {
         decided.await?
     }
 
-    async fn put_component(&self, _: Digest, _: Bytes) -> Result<(), Error> {
-        Err(Error::Transient("not yet".to_owned()))
+    async fn put_component(&self, digest: Digest, content: Bytes) -> Result<(), Error> {
+        self.upload_unless_there(digest, content).await
     }
 
-    async fn has_component(&self, _: Digest) -> Result<bool, Error> {
-        Ok(false)
+    async fn has_component(&self, digest: Digest) -> Result<bool, Error> {
+        self.with_registry(move |registry| registry.component(&digest).is_some()).await
     }
 
-    async fn component(&self, _: Digest) -> Result<Option<Bytes>, Error> {
-        Ok(None)
+    async fn component(&self, digest: Digest) -> Result<Option<Bytes>, Error> {
+        self.asking(move |log| log.read_component(&digest)).await
     }
 
     async fn components(&self) -> Result<Vec<Digest>, Error> {
-        Ok(Vec::new())
+        self.with_registry(|registry| registry.components.keys().copied().collect()).await
     }
 
-    async fn remove_component(&self, _: Digest) -> Result<(), Error> {
-        Ok(())
+    async fn remove_component(&self, digest: Digest) -> Result<(), Error> {
+        self.remove_upload(digest).await
     }
 
     async fn report(&self, _: Bytes) -> Result<(), Error> {

@@ -33,9 +33,14 @@ impl Needed {
         Self { name, partitions, grows: false, settings: Vec::new() }
     }
 
-    /// The topic of deployments.
+    /// The topic of deployments, and of where components are.
     pub(super) fn registry(name: Topic) -> Self {
         Self { name, partitions: 1, grows: false, settings: kept_for_ever() }
+    }
+
+    /// The topic of chunks of components.
+    pub(super) fn components(name: Topic) -> Self {
+        Self { name, partitions: 1, grows: false, settings: with(compacted(), takes(dead_letter_bytes(0))) }
     }
 
     fn as_new(&self, replication: i32) -> NewTopic<'_> {

@@ -1,19 +1,23 @@
-//! Deployments, as several instances see them.
+//! What runs, as several instances see it: deployments and components.
 
 use std::time::Duration;
 
 use bytes::Bytes;
+use millrace_core::digest::Digest;
+use millrace_core::limits;
 use millrace_core::name::Topic;
-use rdkafka::ClientConfig;
-use rdkafka::admin::AdminOptions;
+use millrace_core::record::Record;
+use rdkafka::admin::{AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::producer::{BaseProducer, Producer};
+use rdkafka::{ClientConfig, TopicPartitionList};
 
-use super::super::clients::{Deliveries, REQUEST_TIMEOUT};
+use super::super::clients::{Deliveries, REQUEST_TIMEOUT, at};
 use super::super::member::commit::plain;
 use super::super::record::Placed;
+use super::super::topics::Needed;
 use super::super::{KafkaLog, native};
 use super::support::*;
-use crate::broker::{DeployError, Deployed, Deployments};
+use crate::broker::{Catalog, DeployError, Deployed, Deployments, Error};
 
 /// Short for what must not come, and longer than it takes if it does.
 const A_WHILE: Duration = Duration::from_millis(1500);
@@ -34,8 +38,60 @@ fn contents(deployed: &Deployed) -> Vec<(u64, &[u8])> {
     deployed.deployments.iter().map(|one| (one.number, &one.content[..])).collect()
 }
 
+/// Bytes of a component that has so many, no two chunks of which are the same.
+fn component(bytes: usize) -> Bytes {
+    (0..bytes).map(|n| (n ^ n >> 8 ^ n >> 16).to_le_bytes()[0]).collect::<Vec<_>>().into()
+}
+
+async fn put(log: &KafkaLog, content: &Bytes) -> Digest {
+    let digest = Digest::of(content);
+    within(log.put_component(digest, content.clone())).await.unwrap();
+    digest
+}
+
+async fn get(log: &KafkaLog, digest: Digest) -> Result<Option<Bytes>, Error> {
+    within(log.component(digest)).await
+}
+
+/// Whether a component can be read that has this content.
+async fn reads(log: &KafkaLog, content: &Bytes) -> bool {
+    get(log, Digest::of(content)).await.unwrap().is_some_and(|found| found == content)
+}
+
+/// Why a component cannot be read.
+async fn unreadable(log: &KafkaLog, digest: Digest) -> String {
+    get(log, digest).await.map(|found| found.map(|found| found.len())).unwrap_err().to_string()
+}
+
+/// Whether a component is there, in whichever way that is asked.
+async fn is_there(log: &KafkaLog, digest: Digest) -> bool {
+    let has = within(log.has_component(digest)).await.unwrap();
+    assert_eq!(within(log.components()).await.unwrap().contains(&digest), has);
+    has
+}
+
+/// Records of a topic of the runtime's, with their offsets.
+async fn records(log: &KafkaLog, topic: &Topic) -> Vec<(u64, Record)> {
+    let (mut found, mut next) = (Vec::new(), 0);
+    loop {
+        let page = within(log.read(topic, 0, next, 1000)).await.unwrap();
+        if page.records.is_empty() {
+            return found;
+        }
+        next = page.next;
+        found.extend(page.records);
+    }
+}
+
 fn admin_options() -> AdminOptions {
     AdminOptions::new().operation_timeout(Some(REQUEST_TIMEOUT)).request_timeout(Some(REQUEST_TIMEOUT))
+}
+
+async fn set(log: &KafkaLog, topic: &Topic, settings: &[(&str, &str)]) {
+    let altered = AlterConfig::new(ResourceSpecifier::Topic(topic.as_str()));
+    let altered = settings.iter().fold(altered, |altered, (name, value)| altered.set(name, value));
+    let altered = log.admin().alter_configs([&altered], &admin_options()).await.unwrap();
+    altered.into_iter().for_each(|altered| drop(altered.unwrap()));
 }
 
 async fn delete(log: &KafkaLog, topic: &Topic) {
@@ -54,7 +110,8 @@ async fn whoever_follows_deployments_wakes_when_another_instance_deploys() {
     assert_eq!(deploy(&first, 0, "one").await.unwrap(), 1);
     let one = within(following).await.unwrap();
     assert_eq!(contents(&one), [(1, &b"one"[..])]);
-    // Whoever gives up waiting does no harm.
+    // A component is none of them, and whoever gives up waiting does no harm.
+    put(&first, &component(1)).await;
     let early = tokio::time::timeout(A_WHILE, second.deployments(Some(one.seen))).await;
     assert!(early.is_err(), "{early:?}");
     assert_eq!(deploy(&second, 1, "two").await.unwrap(), 2);
@@ -119,7 +176,217 @@ async fn a_registry_that_is_made_anew_is_read_from_its_beginning() {
     assert_eq!(contents(&within(following).await.unwrap()), [(1, &b"new"[..])]);
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn components_of_every_size_are_read_by_another_instance() {
+    let Some(cluster) = Cluster::find() else { return };
+    let (first, second) = (cluster.open().await, cluster.open().await);
+    assert!(!is_there(&second, Digest::of(b"")).await);
+    assert_eq!(get(&second, Digest::of(b"")).await.unwrap(), None);
+    let chunk = 512 * limits::KIB;
+    for bytes in [0, 1, chunk, 3 * chunk + 12_345, limits::COMPONENT_MAX_BYTES] {
+        let content = component(bytes);
+        let digest = put(&first, &content).await;
+        assert!(is_there(&second, digest).await);
+        assert!(reads(&second, &content).await, "{bytes} bytes");
+    }
+    let topic = first.components_topic().unwrap();
+    let written =
+        |log: KafkaLog, topic: Topic| tokio::task::spawn_blocking(move || log.end(topic.as_str(), 0).unwrap());
+    let before = written(first.clone(), topic.clone()).await.unwrap();
+    put(&second, &component(1)).await;
+    assert_eq!(written(first.clone(), topic).await.unwrap(), before, "nothing is written that is there");
+    let large = Bytes::from(vec![0; limits::COMPONENT_MAX_BYTES + 1]);
+    let refused = within(first.put_component(Digest::of(&large), large)).await.unwrap_err();
+    assert!(refused.to_string().contains("is too large"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_instances_that_upload_the_same_leave_one_whole() {
+    let Some(cluster) = Cluster::find() else { return };
+    let (first, second) = (cluster.open().await, cluster.open().await);
+    let content = component(9 * limits::MIB + 7);
+    let (digest, _) = tokio::join!(put(&first, &content), put(&second, &content));
+    for log in [&first, &second] {
+        assert!(reads(log, &content).await);
+    }
+    // What remains after compaction: the newest of each key, and nothing of those that are empty.
+    let topic = first.components_topic().unwrap();
+    let mut newest = std::collections::BTreeMap::new();
+    for (_, record) in records(&first, &topic).await {
+        newest.insert(record.key.unwrap(), record.value.is_some());
+    }
+    let remaining = newest.values().filter(|is_chunk| **is_chunk).count();
+    assert_eq!(remaining, 19, "one upload of 18 full chunks and one more is left");
+    within(second.remove_component(digest)).await.unwrap();
+    assert!(!is_there(&first, digest).await);
+}
+
+/// An instance under another prefix, whose topic of components has what that of another one has, changed. So few chunks are at
+/// the same offsets.
+async fn with_chunks_of(log: &KafkaLog, change: impl Fn(usize, &mut Record)) -> KafkaLog {
+    let other = Cluster::find().unwrap().open().await;
+    let topic = other.components_topic().unwrap();
+    other.make_own(Needed::components(topic.clone())).await.unwrap();
+    let mut chunks = Vec::new();
+    for (index, (_, mut record)) in records(log, &log.components_topic().unwrap()).await.into_iter().enumerate() {
+        change(index, &mut record);
+        chunks.push(Placed { topic: topic.clone(), partition: 0, record });
+    }
+    within(other.write_own("chunks", chunks)).await.unwrap();
+    other
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn half_an_upload_is_not_there_and_a_new_one_completes_it() {
+    let Some(cluster) = Cluster::find() else { return };
+    let first = cluster.open().await;
+    let content = component(2 * limits::MIB + 1);
+    let digest = put(&first, &content).await;
+    // All of its chunks, but not that they are there: so an instance leaves it that is killed.
+    let half = with_chunks_of(&first, |_, _| ()).await;
+    assert!(!is_there(&half, digest).await);
+    assert_eq!(get(&half, digest).await.unwrap(), None);
+    put(&half, &content).await;
+    assert!(reads(&half, &content).await);
+    assert_eq!(records(&half, &half.components_topic().unwrap()).await.len(), 10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chunk_that_is_not_what_was_written_is_told_and_put_anew() {
+    let Some(cluster) = Cluster::find() else { return };
+    let first = cluster.open().await;
+    let content = component(2 * limits::MIB + 1);
+    let digest = put(&first, &content).await;
+    let damage = |index, record: &mut Record| {
+        if index == 3 {
+            let mut value = record.value.clone().unwrap().to_vec();
+            value[1000] ^= 1;
+            record.value = Some(value.into());
+        }
+    };
+    let damaged = with_chunks_of(&first, damage).await;
+    let registry = damaged.registry_topic().unwrap();
+    damaged.make_own(Needed::registry(registry.clone())).await.unwrap();
+    let told = records(&first, &first.registry_topic().unwrap()).await.into_iter();
+    let told = told.map(|(_, record)| Placed { topic: registry.clone(), partition: 0, record });
+    within(damaged.write_own("that it is there", told.collect())).await.unwrap();
+    assert!(is_there(&damaged, digest).await);
+    let told = unreadable(&damaged, digest).await;
+    let expected = "chunk 4 of 5: a chunk of a component is damaged (its checksum does not match); upload it again";
+    assert!(told.contains(expected), "{told}");
+    put(&damaged, &content).await;
+    assert!(reads(&damaged, &content).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_component_that_is_removed_is_gone_and_can_be_put_again() {
+    let Some(cluster) = Cluster::find() else { return };
+    let (first, second) = (cluster.open().await, cluster.open().await);
+    let content = component(limits::MIB + 3);
+    let other = put(&first, &component(5)).await;
+    let digest = Digest::of(&content);
+    within(first.remove_component(digest)).await.unwrap();
+    for _ in 0..2 {
+        put(&first, &content).await;
+        assert!(is_there(&second, digest).await);
+        within(second.remove_component(digest)).await.unwrap();
+        for log in [&first, &second] {
+            assert!(!is_there(log, digest).await && is_there(log, other).await);
+            assert_eq!(get(log, digest).await.unwrap(), None);
+        }
+    }
+    put(&second, &content).await;
+    assert!(reads(&first, &content).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_component_with_a_chunk_missing_is_told_and_put_anew() {
+    let Some(cluster) = Cluster::find() else { return };
+    let (first, second) = (cluster.open().await, cluster.open().await);
+    let content = component(6 * limits::MIB);
+    let digest = put(&first, &content).await;
+    let topic = first.components_topic().unwrap();
+    // Somebody has given the topic a retention, and the first five records are gone.
+    set(&first, &topic, &[("cleanup.policy", "compact,delete")]).await;
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(topic.as_str(), 0, at(5)).unwrap();
+    let removed = first.admin().delete_records(&list, &admin_options()).await.unwrap();
+    removed.elements().iter().for_each(|element| element.error().unwrap());
+    let expected =
+        format!("component {digest} cannot be read from topic `{topic}`: chunk 1 of 12 is not there; upload it again");
+    assert_eq!(unreadable(&second, digest).await, expected);
+    let refused = within(second.put_component(digest, content.clone())).await.unwrap_err();
+    assert!(refused.is_transient() && refused.to_string().contains("cleanup.policy=compact"), "{refused}");
+    set(&first, &topic, &[("cleanup.policy", "compact")]).await;
+    put(&second, &content).await;
+    assert!(reads(&first, &content).await);
+    // Nor when all of them are.
+    delete(&first, &topic).await;
+    within(async {
+        while get(&second, digest).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let told = unreadable(&second, digest).await;
+    assert!(told.contains("chunk 12 of 12 is not there; upload it again"), "{told}");
+    within(async {
+        // Until all of the old one is removed, the broker can refuse another one.
+        while let Err(error) = first.put_component(digest, content.clone()).await {
+            assert!(error.is_transient(), "{error}");
+        }
+    })
+    .await;
+    assert!(reads(&second, &content).await);
+    // What is gone with its topic can be removed.
+    delete(&first, &topic).await;
+    within(async {
+        while get(&second, digest).await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    within(second.remove_component(digest)).await.unwrap();
+    assert!(!is_there(&first, digest).await);
+}
+
 /// Two uploads of one component are interleaved, and another one is removed, in a topic that is compacted at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn compaction_takes_what_was_removed_and_nothing_that_is_there() {
+    let Some(cluster) = Cluster::find() else { return };
+    let (first, second) = (cluster.open().await, cluster.open().await);
+    let topic = first.components_topic().unwrap();
+    first.make_own(Needed::components(topic.clone())).await.unwrap();
+    let hurried = [
+        ("cleanup.policy", "compact"),
+        ("min.cleanable.dirty.ratio", "0"),
+        ("max.compaction.lag.ms", "1"),
+        ("delete.retention.ms", "0"),
+        ("segment.bytes", "1048576"),
+        ("segment.ms", "1000"),
+        ("max.message.bytes", "1179648"),
+    ];
+    set(&first, &topic, &hurried).await;
+    let [content, removed, more] = [9, 3, 2].map(|mebibytes| component(mebibytes * limits::MIB + 7));
+    tokio::join!(put(&first, &content), put(&second, &content));
+    let gone = put(&first, &removed).await;
+    within(second.remove_component(gone)).await.unwrap();
+    put(&second, &more).await;
+    let began_with = format!("{gone}/");
+    within(async {
+        // A segment is compacted once there is another one.
+        while records(&first, &topic).await.iter().any(|(_, record)| {
+            record.value.is_some() && record.key.as_ref().is_some_and(|key| key.starts_with(began_with.as_bytes()))
+        }) {
+            tokio::time::sleep(A_WHILE).await;
+        }
+    })
+    .await;
+    let third = cluster.open().await;
+    assert!(reads(&third, &content).await && reads(&third, &more).await);
+    assert!(!is_there(&third, gone).await);
+}
+
 /// An instance is killed while it writes: what it leaves holds back nobody for longer than the broker takes to end it.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_open_in_the_registry_is_waited_for() {
