@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, watch};
 pub use self::audit::{Finding, Plan, PlannedFunction, Verdict};
 use self::clients::{Clients, Quiet, REQUEST_TIMEOUT, Shared, check_property, lock, partition_counts};
 use self::growth::Growth;
+use self::instances::Instances;
 use self::kept::Kept;
 use self::letters::Letters;
 use self::member::Joining;
@@ -42,6 +43,7 @@ mod clients;
 mod components;
 mod connection;
 mod growth;
+mod instances;
 mod kept;
 mod keys;
 mod letters;
@@ -121,6 +123,7 @@ struct Inner {
     twin: Twin,
     letters: Mutex<BTreeMap<FunctionName, Arc<Mutex<Letters>>>>,
     registry: Mutex<Kept<Registry>>,
+    instances: Mutex<Kept<Instances>>,
     /// What the process must stop for.
     failure: watch::Sender<Option<Error>>,
     /// Each thread of a function has a copy, so that their end can be waited for.
@@ -158,7 +161,7 @@ impl KafkaLog {
         let observer = Arc::new(clients.observer()?);
         let (ending, ended) = mpsc::channel(1);
         let valid = |topic: Result<Topic, _>| topic.map_err(|e: InvalidName| Error::Fatal(e.to_string()));
-        let registry = valid(clients.names.registry())?;
+        let (registry, instances) = (valid(clients.names.registry())?, valid(clients.names.instances())?);
         Ok(Self(Arc::new(Inner {
             reading: Reading::new(&clients)?,
             admin: Arc::new(clients.admin()?),
@@ -172,6 +175,7 @@ impl KafkaLog {
             twin: Twin::default(),
             letters: Mutex::default(),
             registry: Mutex::new(Kept::new(registry)),
+            instances: Mutex::new(Kept::new(instances)),
             failure: watch::Sender::new(None),
             ending: Mutex::new(Some(ending)),
             ended: tokio::sync::Mutex::new(ended),

@@ -110,9 +110,11 @@ impl KafkaLog {
                 found.push(self.own_topic(needed, &existing).await);
             }
         }
-        for shared in
-            [topics::Needed::registry(self.registry_topic()?), topics::Needed::components(self.components_topic()?)]
-        {
+        for shared in [
+            topics::Needed::registry(self.registry_topic()?),
+            topics::Needed::components(self.components_topic()?),
+            topics::Needed::instances(self.instances_topic()?),
+        ] {
             needs.insert(shared.name.clone(), Allowed { read: true, write: true });
             found.push(self.own_topic(shared, &existing).await);
         }

@@ -29,6 +29,11 @@ impl Names {
         Topic::new(format!("{}.components", self.prefix))
     }
 
+    /// `<prefix>.instances`, of one partition: what each instance says of itself.
+    pub(super) fn instances(&self) -> Result<Topic, InvalidName> {
+        Topic::new(format!("{}.instances", self.prefix))
+    }
+
     /// The consumer group of a function.
     pub(super) fn group(&self, function: &FunctionName) -> String {
         format!("{}.{function}", self.prefix)
@@ -123,8 +128,11 @@ mod tests {
         assert_eq!(names.group(&function), "millrace.shop.pay");
         assert_eq!(names.transactional_id(&function), "millrace.shop.pay.a1");
         assert_eq!(names.publisher_id(), "millrace.publish.a1");
-        let shared = [names.registry(), names.components()].map(Result::unwrap);
-        assert_eq!(shared.each_ref().map(Topic::as_str), ["millrace.registry", "millrace.components"]);
+        let shared = [names.registry(), names.components(), names.instances()].map(Result::unwrap);
+        assert_eq!(
+            shared.each_ref().map(Topic::as_str),
+            ["millrace.registry", "millrace.components", "millrace.instances"]
+        );
         assert_eq!(names.dead_letters(&function).unwrap().as_str(), "millrace.shop.pay.dead-letter");
         assert_eq!(names.statuses(&function).unwrap().as_str(), "millrace.shop.pay.dead-letter-status");
         assert_eq!(names.keys(&function, &orders).unwrap().as_str(), "millrace.shop.pay.keys.orders");

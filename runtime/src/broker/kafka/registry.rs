@@ -128,6 +128,10 @@ impl KafkaLog {
         valid(self.clients().names.components())
     }
 
+    pub(super) fn instances_topic(&self) -> Result<Topic, Error> {
+        valid(self.clients().names.instances())
+    }
+
     /// Looks at the registry as it is now.
     pub(super) async fn with_registry<T: Send + 'static>(
         &self,
@@ -223,12 +227,12 @@ impl Deployments for KafkaLog {
         self.remove_upload(digest).await
     }
 
-    async fn report(&self, _: Bytes) -> Result<(), Error> {
-        Ok(())
+    async fn report(&self, content: Bytes) -> Result<(), Error> {
+        self.speak(content).await
     }
 
     async fn reports(&self) -> Result<Vec<Report>, Error> {
-        Ok(Vec::new())
+        self.heard().await
     }
 }
 

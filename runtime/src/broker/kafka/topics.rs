@@ -43,6 +43,11 @@ impl Needed {
         Self { name, partitions: 1, grows: false, settings: with(compacted(), takes(dead_letter_bytes(0))) }
     }
 
+    /// The topic of what instances say of themselves.
+    pub(super) fn instances(name: Topic) -> Self {
+        Self { name, partitions: 1, grows: false, settings: with(compacted(), takes(dead_letter_bytes(0))) }
+    }
+
     fn as_new(&self, replication: i32) -> NewTopic<'_> {
         let (name, partitions) = (self.name.as_str(), super::clients::signed(self.partitions));
         let new = NewTopic::new(name, partitions, TopicReplication::Fixed(replication));

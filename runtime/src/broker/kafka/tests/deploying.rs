@@ -1,4 +1,4 @@
-//! What runs, as several instances see it: deployments and components.
+//! What runs, as several instances see it: deployments, components, and what each instance says of itself.
 
 use std::time::Duration;
 
@@ -7,6 +7,7 @@ use millrace_core::digest::Digest;
 use millrace_core::limits;
 use millrace_core::name::Topic;
 use millrace_core::record::Record;
+use millrace_core::time::Timestamp;
 use rdkafka::admin::{AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::producer::{BaseProducer, Producer};
 use rdkafka::{ClientConfig, TopicPartitionList};
@@ -414,4 +415,34 @@ async fn what_is_open_in_the_registry_is_waited_for() {
     let _left = tokio::task::spawn_blocking(left).await.unwrap();
     assert_eq!(deploy(&log, 1, "two").await.unwrap(), 2);
     assert_eq!(contents(&deployed(&log, None).await).len(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_instance_says_something_of_itself_and_hears_the_others() {
+    let Some(cluster) = Cluster::find() else { return };
+    let (first, second) = (cluster.open().await, cluster.open().await);
+    assert_eq!(within(first.reports()).await.unwrap(), []);
+    let before = began();
+    let names = [&first, &second].map(|log| log.clients().names.instance().to_owned());
+    for (log, text) in [(&first, "one"), (&second, "two"), (&first, "three")] {
+        within(log.report(content(text))).await.unwrap();
+    }
+    let mut expected = [(&names[0], &b"three"[..]), (&names[1], b"two")];
+    expected.sort();
+    for log in [&first, &second] {
+        let reports = within(log.reports()).await.unwrap();
+        let heard: Vec<_> = reports.iter().map(|one| (&one.instance, &one.content[..])).collect();
+        assert_eq!(heard, expected);
+        assert!(reports.iter().all(|one| one.at >= before));
+    }
+    // One that was silent for two days is forgotten by whichever speaks next.
+    let past = Timestamp::from_nanos(began().as_nanos() - 2 * 24 * 3600 * 1_000_000_000);
+    let mut options = first.0.options.clone();
+    (options.clock, options.instance) = (crate::clock::Clock::starting_at(past), Some("silent".to_owned()));
+    let silent = tokio::task::spawn_blocking(move || KafkaLog::open(options)).await.unwrap().unwrap();
+    within(silent.report(content("zero"))).await.unwrap();
+    assert_eq!(within(second.reports()).await.unwrap().len(), 3);
+    within(second.report(content("four"))).await.unwrap();
+    let heard = within(first.reports()).await.unwrap();
+    assert_eq!(heard.into_iter().map(|one| one.instance).collect::<Vec<_>>(), expected.map(|(name, _)| name.clone()));
 }
