@@ -170,7 +170,7 @@ pub(super) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Erro
     if !args.dry_run {
         deployed = deploy(&changed, &client).await?;
         let until = Instant::now() + Duration::from_secs(args.wait);
-        for one in &deployed {
+        for one in deployed.iter().filter(|_| args.wait > 0) {
             running::wait(&client, one, until, console).await?;
         }
     }

@@ -177,7 +177,7 @@ async fn swap_under_load(urls: &[String], swaps: usize) {
         let many = handled.values().filter(|kind| *kind == word).count();
         assert!(many > events / 20, "{many} of {events} events were handled by the revision that says `{word}`");
     }
-    assert_accounts_balance(&api, url, &status).await;
+    assert_eq!(status["functions"][0]["balanced"], true, "{status:#}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -379,8 +379,12 @@ async fn what_is_made_to_be_costly_is_refused_and_the_memory_is_back() {
         let said = String::from_utf8_lossy(&ran.stderr).into_owned();
         assert!(ran.status.code() == Some(1) && said.contains("exports no `millrace:function/handler"), "{said}");
     }
-    let after = server.resident_mib();
-    assert!(after < before + 64.0, "{before:.0} MiB became {after:.0}");
+    // The allocator keeps for some seconds what is free.
+    let began = Instant::now();
+    while server.resident_mib() > before + 32.0 {
+        assert!(began.elapsed() < PATIENCE, "{before:.0} MiB became {:.0}", server.resident_mib());
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
     Api::default().publish(url, "orders", &[order("o-1", 1)]).await.expect("the server answers");
     Api::default().settled(url).await;
     assert_eq!(handled(url).await.len(), 1, "what runs goes on");
@@ -422,7 +426,7 @@ async fn on_kafka_every_instance_runs_what_was_uploaded_to_one() {
     assert_eq!(api.publish(&late.url, "orders", &batch(200)).await, Some(StatusCode::ACCEPTED));
     let status = api.settled(&late.url).await;
     assert_eq!(handled(&late.url).await.len(), 400);
-    assert_accounts_balance(&api, &late.url, &status).await;
+    assert_eq!(status["functions"][0]["balanced"], true, "{status:#}");
     let histories = [&first, &second, &third, &late].map(|instance| instance.url.clone());
     let mut told = Vec::new();
     for url in histories {

@@ -65,10 +65,6 @@ pub(crate) async fn wait(
             return Ok(());
         }
         if Instant::now() >= until {
-            // Whoever waits for nothing has been told that it is deployed.
-            if until.elapsed() > Duration::ZERO && done == 0 && far.is_empty() {
-                return Ok(());
-            }
             let cause = format!("{}: {done} of {} instances are that far", deployed.function, far.len());
             let fix = format!("it is deployed; see `millrace functions show {}`", deployed.function);
             return Err(Error::new(Exit::TimedOut, cause, fix));
