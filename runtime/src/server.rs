@@ -21,6 +21,7 @@ use crate::sandbox::{self, Compiler, Engine, EngineOptions};
 use crate::telemetry::{self, Exporter};
 use crate::worker::feed::Feed;
 
+mod activation;
 mod follow;
 mod revisions;
 mod stage;
@@ -190,7 +191,7 @@ impl<L: Log> Server<L> {
     /// # Errors
     /// If the log could not be read.
     pub async fn activate_uploaded(&self) -> Result<(), broker::Error> {
-        self.revisions.catch_up().await.map(drop)
+        self.revisions.catch_up().await
     }
 
     /// Lets go of functions that are not in the manifest, be it that they run here or that an earlier process ran them, maybe

@@ -35,9 +35,15 @@ pub struct Change {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "kebab-case")]
 pub enum Action {
-    /// A new revision runs.
+    /// A new revision. One of a directory is active at once; one that was uploaded is staged until it is activated, so that all
+    /// instances can make it ready before the first one runs it.
     Deploy(Source),
-    /// This earlier revision runs again.
+    /// The staged revision becomes the active one.
+    Activate {
+        /// Its number.
+        revision: u64,
+    },
+    /// This earlier revision runs again. What is staged is given up.
     Rollback {
         /// Its number.
         to: u64,
@@ -149,6 +155,7 @@ pub struct History {
     changes: Vec<(u64, Result<Change, String>)>,
     revisions: BTreeMap<u64, Source>,
     state: State,
+    staged: Option<u64>,
 }
 
 /// How a function stands.
@@ -188,6 +195,11 @@ pub enum Impossible {
         /// Its number.
         revision: u64,
     },
+    /// The revision is not staged, or not any more.
+    NotStaged {
+        /// Its number.
+        revision: u64,
+    },
     /// A newer version did something that this one does not know.
     Unknown {
         /// Which deployment that is.
@@ -207,6 +219,7 @@ impl fmt::Display for Impossible {
                 f,
                 "revision {revision} was run from a directory and never uploaded; upload it with `millrace deploy`"
             ),
+            Self::NotStaged { revision } => write!(f, "revision {revision} is not staged"),
             Self::Unknown { number } => write!(
                 f,
                 "its deployment {number} was made by a newer version of Millrace; use that version, on this instance too"
@@ -221,9 +234,9 @@ impl History {
     /// Takes in the next deployment.
     pub fn apply(&mut self, number: u64, content: &[u8]) {
         let change = Change::decode(content);
-        self.state = match &change {
+        (self.state, self.staged) = match &change {
             Ok(change) => self.after(number, &change.action),
-            Err(_) => State::Unknown { number },
+            Err(_) => (State::Unknown { number }, None),
         };
         if let Ok(Change { action: Action::Deploy(source), .. }) = &change {
             self.revisions.insert(number, source.clone());
@@ -231,16 +244,21 @@ impl History {
         self.changes.push((number, change));
     }
 
-    /// Where an action leads. One that is not possible changes nothing.
-    fn after(&self, number: u64, action: &Action) -> State {
+    /// Where an action leads: the state, and what is staged. One that is not possible changes nothing.
+    fn after(&self, number: u64, action: &Action) -> (State, Option<u64>) {
         let paused = matches!(self.state, State::Active { paused: true, .. });
+        let active = |revision: u64, paused: bool| State::Active { revision, paused };
         match (action, &self.state) {
-            (Action::Deploy(_), _) => State::Active { revision: number, paused },
-            (Action::Rollback { to }, _) if self.revisions.contains_key(to) => State::Active { revision: *to, paused },
-            (Action::Pause, State::Active { revision, .. }) => State::Active { revision: *revision, paused: true },
-            (Action::Resume, State::Active { revision, .. }) => State::Active { revision: *revision, paused: false },
-            (Action::Delete, _) => State::Absent,
-            (Action::Rollback { .. } | Action::Pause | Action::Resume, state) => state.clone(),
+            (Action::Deploy(Source { origin: Origin::Directory, .. }), _) => (active(number, paused), None),
+            (Action::Deploy(_), state) => (state.clone(), Some(number)),
+            (Action::Activate { revision }, _) if self.staged == Some(*revision) => (active(*revision, paused), None),
+            (Action::Rollback { to }, _) if self.revisions.contains_key(to) => (active(*to, paused), None),
+            (Action::Pause, State::Active { revision, .. }) => (active(*revision, true), self.staged),
+            (Action::Resume, State::Active { revision, .. }) => (active(*revision, false), self.staged),
+            (Action::Delete, _) => (State::Absent, None),
+            (Action::Activate { .. } | Action::Rollback { .. } | Action::Pause | Action::Resume, state) => {
+                (state.clone(), self.staged)
+            }
         }
     }
 
@@ -254,6 +272,8 @@ impl History {
         }
         match action {
             Action::Deploy(_) => Ok(()),
+            Action::Activate { revision } if self.staged == Some(*revision) => Ok(()),
+            Action::Activate { revision } => Err(Impossible::NotStaged { revision: *revision }),
             Action::Rollback { to } => match self.revisions.get(to) {
                 Some(Source { origin: Origin::Upload, .. }) => Ok(()),
                 Some(Source { origin: Origin::Directory, .. }) => Err(Impossible::OfDirectory { revision: *to }),
@@ -262,6 +282,7 @@ impl History {
                     Err(Impossible::NoRevision { wanted: *to, there_are: self.revisions.keys().copied().collect() })
                 }
             },
+            Action::Delete if self.staged.is_some() => Ok(()),
             Action::Pause | Action::Resume | Action::Delete if self.state == State::Absent => Err(Impossible::Absent),
             Action::Pause | Action::Resume | Action::Delete => Ok(()),
         }
@@ -270,11 +291,20 @@ impl History {
     /// Whether an action would leave everything as it is.
     #[must_use]
     pub fn is_done(&self, action: &Action) -> bool {
-        match (action, &self.state) {
-            (Action::Deploy(source), State::Active { revision, .. }) => self.revisions.get(revision) == Some(source),
-            (Action::Deploy(_), _) => false,
-            (action, state) => self.after(self.latest() + 1, action) == *state,
+        match action {
+            Action::Deploy(source) => {
+                let newest = self.staged.or_else(|| self.active().map(|(revision, _)| revision));
+                newest.is_some_and(|revision| self.revisions.get(&revision) == Some(source))
+            }
+            action => self.after(self.latest() + 1, action) == (self.state.clone(), self.staged),
         }
+    }
+
+    /// The revision that is staged, with its number: it becomes active once the instances have made it ready.
+    #[must_use]
+    pub fn staged(&self) -> Option<(u64, &Source)> {
+        let number = self.staged?;
+        self.revisions.get(&number).map(|source| (number, source))
     }
 
     /// The number of the latest deployment; 0 if there is none.
@@ -303,6 +333,26 @@ impl History {
         let (active, _) = self.active()?;
         let older = self.revisions.range(..active).rev();
         older.filter(|(_, source)| source.origin == Origin::Upload).map(|(number, _)| *number).next()
+    }
+
+    /// The revisions that can be active again without being uploaded anew: the active one, the staged one, and the newest ones
+    /// that were uploaded, up to this many in all.
+    #[must_use]
+    pub fn kept(&self, most: usize) -> BTreeMap<u64, &Source> {
+        let first = [self.active(), self.staged()].into_iter().flatten();
+        let newest = self.revisions.iter().rev().map(|(number, source)| (*number, source));
+        let mut kept = BTreeMap::new();
+        for (number, source) in first.chain(newest) {
+            if kept.len() < most && source.origin == Origin::Upload {
+                kept.insert(number, source);
+            }
+        }
+        kept
+    }
+
+    /// All revisions, by number.
+    pub fn revisions(&self) -> impl Iterator<Item = (u64, &Source)> {
+        self.revisions.iter().map(|(number, source)| (*number, source))
     }
 
     /// A revision.
@@ -359,59 +409,95 @@ mod tests {
         State::Active { revision, paused }
     }
 
+    fn activate(revision: u64) -> Action {
+        Action::Activate { revision }
+    }
+
     #[test]
     fn what_follows_from_deployments() {
         let (a, b) = (deploy(b"a"), deploy(b"b"));
-        for (actions, expected, previous) in [
-            (vec![], State::Absent, None),
-            (vec![a.clone()], active(1, false), None),
-            (vec![a.clone(), b.clone()], active(2, false), Some(1)),
-            (vec![a.clone(), b.clone(), Action::Rollback { to: 1 }], active(1, false), None),
-            (vec![a.clone(), b.clone(), Action::Rollback { to: 7 }], active(2, false), Some(1)),
-            (vec![a.clone(), Action::Pause], active(1, true), None),
-            (vec![a.clone(), Action::Pause, b.clone()], active(3, true), Some(1)),
-            (vec![a.clone(), Action::Pause, Action::Resume], active(1, false), None),
-            (vec![a.clone(), Action::Delete], State::Absent, None),
-            (vec![a.clone(), Action::Delete, Action::Pause], State::Absent, None),
-            (vec![a.clone(), Action::Delete, Action::Rollback { to: 1 }], active(1, false), None),
-            (vec![a, Action::Pause, Action::Delete, b], active(4, false), Some(1)),
+        let directory = Action::Deploy(source(b"d", Origin::Directory));
+        let running = [a.clone(), activate(1), b.clone(), activate(3)];
+        let and = |more: &[Action]| [&running[..], more].concat();
+        for (actions, expected, staged, previous) in [
+            (vec![], State::Absent, None, None),
+            (vec![a.clone()], State::Absent, Some(1), None),
+            (vec![directory.clone()], active(1, false), None, None),
+            (vec![a.clone(), activate(1)], active(1, false), None, None),
+            (vec![a.clone(), b.clone(), activate(1)], State::Absent, Some(2), None),
+            (vec![a.clone(), activate(1), b.clone()], active(1, false), Some(3), None),
+            (vec![a.clone(), directory], active(2, false), None, Some(1)),
+            (and(&[]), active(3, false), None, Some(1)),
+            (and(&[activate(1)]), active(3, false), None, Some(1)),
+            (and(&[Action::Rollback { to: 1 }]), active(1, false), None, None),
+            (and(&[Action::Rollback { to: 7 }]), active(3, false), None, Some(1)),
+            (and(&[deploy(b"c"), Action::Rollback { to: 1 }, activate(5)]), active(1, false), None, None),
+            (and(&[Action::Pause]), active(3, true), None, Some(1)),
+            (and(&[Action::Pause, deploy(b"c"), activate(6)]), active(6, true), None, Some(3)),
+            (and(&[deploy(b"c"), Action::Pause, activate(5)]), active(5, true), None, Some(3)),
+            (and(&[Action::Pause, Action::Resume]), active(3, false), None, Some(1)),
+            (and(&[Action::Delete]), State::Absent, None, None),
+            (and(&[deploy(b"c"), Action::Delete, activate(5)]), State::Absent, None, None),
+            (and(&[Action::Delete, Action::Pause]), State::Absent, None, None),
+            (and(&[Action::Delete, Action::Rollback { to: 1 }]), active(1, false), None, None),
+            (and(&[Action::Pause, Action::Delete, deploy(b"c"), activate(7)]), active(7, false), None, Some(3)),
         ] {
             let history = after(&actions);
-            assert_eq!((history.state(), history.previous()), (&expected, previous), "{actions:?}");
+            let told = (history.state(), history.staged().map(|(number, _)| number), history.previous());
+            assert_eq!(told, (&expected, staged, previous), "{actions:?}");
         }
     }
 
     #[test]
     fn what_is_possible_and_what_is_done_already() {
         let directory = Action::Deploy(source(b"d", Origin::Directory));
-        let history = after(&[deploy(b"a"), directory, deploy(b"b")]);
+        let history = after(&[deploy(b"a"), directory, deploy(b"b"), activate(3), deploy(b"c")]);
         for (action, expected, done) in [
-            (deploy(b"b"), Ok(()), true),
-            (deploy(b"a"), Ok(()), false),
+            (deploy(b"b"), Ok(()), false),
+            (deploy(b"c"), Ok(()), true),
+            (activate(5), Ok(()), false),
+            (activate(3), Err(Impossible::NotStaged { revision: 3 }), true),
             (Action::Rollback { to: 1 }, Ok(()), false),
-            (Action::Rollback { to: 3 }, Ok(()), true),
+            // What is staged is given up by it.
+            (Action::Rollback { to: 3 }, Ok(()), false),
             (Action::Rollback { to: 2 }, Err(Impossible::OfDirectory { revision: 2 }), false),
-            (Action::Rollback { to: 9 }, Err(Impossible::NoRevision { wanted: 9, there_are: vec![1, 2, 3] }), true),
+            (Action::Rollback { to: 9 }, Err(Impossible::NoRevision { wanted: 9, there_are: vec![1, 2, 3, 5] }), true),
             (Action::Pause, Ok(()), false),
             (Action::Resume, Ok(()), true),
             (Action::Delete, Ok(()), false),
         ] {
             assert_eq!((history.check(&action), history.is_done(&action)), (expected, done), "{action:?}");
         }
+        assert!(after(&[deploy(b"a"), activate(1)]).is_done(&deploy(b"a")));
         for action in [Action::Pause, Action::Resume, Action::Delete, Action::Rollback { to: 1 }] {
             assert_eq!(History::default().check(&action), Err(Impossible::Absent));
         }
     }
 
     #[test]
+    fn the_active_revision_is_kept_however_old_it_is() {
+        let mut actions = vec![deploy(b"a"), activate(1), Action::Deploy(source(b"d", Origin::Directory))];
+        actions.extend([
+            deploy(b"b"),
+            activate(4),
+            deploy(b"c"),
+            activate(6),
+            Action::Rollback { to: 1 },
+            deploy(b"e"),
+        ]);
+        let kept = |most: usize| after(&actions).kept(most).into_keys().collect::<Vec<_>>();
+        assert_eq!((kept(2), kept(3), kept(10)), (vec![1, 9], vec![1, 6, 9], vec![1, 4, 6, 9]));
+    }
+
+    #[test]
     fn what_a_newer_version_did_is_not_guessed_at() {
-        let mut history = after(&[deploy(b"a")]);
-        history.apply(2, br#"{"action":"freeze","share":5}"#);
-        assert_eq!(*history.state(), State::Unknown { number: 2 });
-        assert_eq!(history.check(&Action::Pause), Err(Impossible::Unknown { number: 2 }));
-        // A deployment that is known again says all there is to say.
-        history.apply(3, &Change::new(deploy(b"b"), Timestamp::EPOCH, "").encode());
-        assert_eq!(*history.state(), active(3, false));
+        let mut history = after(&[deploy(b"a"), activate(1)]);
+        history.apply(3, br#"{"action":"freeze","share":5}"#);
+        assert_eq!(*history.state(), State::Unknown { number: 3 });
+        assert_eq!(history.check(&Action::Pause), Err(Impossible::Unknown { number: 3 }));
+        // A rollback that is known again says all there is to say.
+        history.apply(4, &Change::new(Action::Rollback { to: 1 }, Timestamp::EPOCH, "").encode());
+        assert_eq!(*history.state(), active(1, false));
     }
 
     #[test]

@@ -96,6 +96,12 @@ pub enum Refused {
         /// The active revision.
         revision: u64,
     },
+    /// Its component was removed, because newer revisions are kept.
+    #[error("the component of revision {revision} is not kept any more; deploy it again with `millrace deploy`")]
+    Forgotten {
+        /// The revision.
+        revision: u64,
+    },
     /// It was uploaded, and a directory cannot take it back.
     #[error("revision {revision} was uploaded and runs")]
     Uploaded {
@@ -115,11 +121,14 @@ impl From<Refused> for Refusal {
         let kind = match refused {
             Refused::Invalid { .. } => Kind::InvalidFunction,
             Refused::UnknownComponent { .. } => Kind::UnknownComponent,
+            Refused::Forgotten { .. } => Kind::UnknownRevision,
             Refused::Conflict { .. } | Refused::OfDirectory { .. } | Refused::Uploaded { .. } => Kind::Conflict,
             Refused::Impossible { ref reason } => match reason {
                 Impossible::Absent => Kind::UnknownFunction,
                 Impossible::NoRevision { .. } => Kind::UnknownRevision,
-                Impossible::OfDirectory { .. } | Impossible::Unknown { .. } => Kind::Conflict,
+                Impossible::OfDirectory { .. } | Impossible::NotStaged { .. } | Impossible::Unknown { .. } => {
+                    Kind::Conflict
+                }
             },
             Refused::Catalog(CatalogError::PartitionCount { .. }) => Kind::InvalidFunction,
             Refused::Catalog(error) => return error.into(),
@@ -288,6 +297,7 @@ pub(super) async fn revisions<B: Broker + Catalog, R: Revision>(
         return Err(Refusal::from(Refused::Impossible { reason: Impossible::Absent }).about(&function.to_string()));
     }
     let (state, active, paused) = match *history.state() {
+        Stands::Absent if history.staged().is_some() => ("staged", None, false),
         Stands::Absent => ("deleted", None, false),
         Stands::Active { revision, paused } => ("active", Some(revision), paused),
         Stands::Unknown { .. } => ("unknown", None, false),
@@ -297,6 +307,7 @@ pub(super) async fn revisions<B: Broker + Catalog, R: Revision>(
         state: state.to_owned(),
         latest: history.latest(),
         active,
+        staged: history.staged().map(|(revision, _)| revision),
         previous: history.previous(),
         paused,
         deployments: history.changes().map(|(number, change)| deployment(number, change)).collect(),
@@ -321,6 +332,10 @@ fn deployment(number: u64, change: Result<&Change, &str>) -> types::Deployment {
             shown.origin = Some(source.origin);
             "deploy"
         }
+        Action::Activate { revision } => {
+            shown.to = Some(*revision);
+            "activate"
+        }
         Action::Rollback { to } => {
             shown.to = Some(*to);
             "rollback"
@@ -336,6 +351,9 @@ fn deployment(number: u64, change: Result<&Change, &str>) -> types::Deployment {
 /// What an instance says of one function, if it says anything that can be read.
 fn instance(report: &Report, function: &FunctionName) -> Option<types::Instance> {
     let said: types::InstanceReport = serde_json::from_slice(&report.content).ok()?;
+    if said.ended {
+        return None;
+    }
     let here = said.functions.get(&function.to_string()).cloned().unwrap_or_default();
     Some(types::Instance { instance: report.instance.clone(), at: report.at.to_rfc3339(), here })
 }

@@ -1,5 +1,6 @@
 //! The API over real connections, on a log in memory that can be told to refuse.
 
+mod deploying;
 mod embedded;
 mod fake;
 mod letters;
@@ -111,6 +112,7 @@ impl<B: Broker + Catalog> Server<B> {
         let clock = Clock::starting_at(NOW);
         let registry = Registry::new(Arc::clone(&broker), clock);
         let api = Api::new(options, Arc::clone(&broker), registry.clone(), clock);
+        let api = api.with_deployer(Arc::new(deploying::InMemory::default()));
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();

@@ -3,6 +3,7 @@
 //! Instants are RFC 3339, durations seconds, sizes bytes.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use millrace_core::revision::Origin;
 use serde::{Deserialize, Serialize};
@@ -499,7 +500,7 @@ pub struct Deployed {
     pub function: String,
     /// The number of the deployment; in a dry run the one it would have.
     pub number: u64,
-    /// The revision that is active by it, if one is.
+    /// The revision that is active by it, or will be once the instances have made it ready; none if none is.
     pub revision: Option<u64>,
     /// Whether it changes anything; if not, the deployment is an earlier one.
     pub new: bool,
@@ -510,12 +511,15 @@ pub struct Deployed {
 pub struct Revisions {
     /// `<application>.<function>`.
     pub function: String,
-    /// `active`, `deleted`, or `unknown` if a newer version did something that this one does not know.
+    /// `active`, `staged` if its first revision is not active yet, `deleted`, or `unknown` if a newer version did something that this one does not know.
     pub state: String,
     /// The number of the latest deployment.
     pub latest: u64,
     /// The active revision.
     pub active: Option<u64>,
+    /// The revision that becomes active once all instances have made it ready, have failed to, or a minute has passed.
+    #[serde(default)]
+    pub staged: Option<u64>,
     /// The revision that a rollback goes to.
     pub previous: Option<u64>,
     /// Whether it handles no events until it is resumed.
@@ -531,7 +535,7 @@ pub struct Revisions {
 pub struct Deployment {
     /// Its number; that of the revision, if it brought one.
     pub number: u64,
-    /// `deploy`, `rollback`, `pause`, `resume`, `delete`, or `unknown`.
+    /// `deploy`, `activate`, `rollback`, `pause`, `resume`, `delete`, or `unknown`.
     pub action: String,
     /// When.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -548,7 +552,7 @@ pub struct Deployment {
     /// Where it comes from, of a `deploy`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub origin: Option<Origin>,
-    /// The revision that runs again, of a `rollback`.
+    /// The revision that runs, of an `activate` or a `rollback`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<u64>,
 }
@@ -565,11 +569,17 @@ pub struct Instance {
     pub here: FunctionHere,
 }
 
+/// An instance that has said nothing for so long is not waited for: it is down.
+pub const INSTANCE_LIVE_FOR: Duration = Duration::from_secs(15);
+
 /// What an instance tells the others of itself.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct InstanceReport {
     /// By name.
     pub functions: BTreeMap<String, FunctionHere>,
+    /// Whether it has stopped, and says nothing more.
+    #[serde(default)]
+    pub ended: bool,
 }
 
 /// How a function does on an instance.
@@ -581,7 +591,13 @@ pub struct FunctionHere {
     /// Whether it handles no events until it is resumed.
     #[serde(default)]
     pub paused: bool,
-    /// Why it does not run what it should.
+    /// The staged revision that it has made ready.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ready: Option<u64>,
+    /// The revision, active or staged, that cannot run there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failed: Option<u64>,
+    /// Why not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub problem: Option<String>,
 }

@@ -1,8 +1,8 @@
 //! Follows what is deployed: each instance runs what was uploaded, whoever took the upload.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures::stream::{self, StreamExt as _};
 use millrace_core::limits;
 use millrace_core::name::FunctionName;
@@ -12,32 +12,50 @@ use tokio::time::Instant;
 
 use super::revisions::Revisions;
 use super::stage::{StageError, Staged, intake, without_name};
-use crate::api::types::{FunctionHere, InstanceReport};
+use crate::api::types::InstanceReport;
 use crate::broker::{Deployed, Error, Log};
 use crate::registry::lock;
+use crate::sandbox::Component;
 
 /// An instance says at least this often how it is.
-pub(super) const REPORT_EVERY: Duration = Duration::from_secs(5);
+const REPORT_EVERY: Duration = Duration::from_secs(5);
 /// When something is tried again that the log did not answer.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
+/// How often it is looked whether a staged revision can be activated.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// What is to be done although nothing was deployed.
+#[derive(Clone, Copy, Debug, Default)]
+struct Pending {
+    /// When what failed is tried again.
+    again: Option<Instant>,
+    /// When staged revisions are looked at.
+    look: Option<Instant>,
+}
+
+/// What was said last, and when.
+struct Reported {
+    at: Instant,
+    content: Bytes,
+}
 
 impl<L: Log> Revisions<L> {
     /// Runs what was uploaded until now. What cannot run is remembered with its reason, and does not keep others from running.
     ///
     /// # Errors
     /// If the log could not be read.
-    pub(super) async fn catch_up(&self) -> Result<Deployed, Error> {
+    pub(super) async fn catch_up(&self) -> Result<(), Error> {
         let deployed = self.log.deployments(None).await?;
         self.take_over(&deployed).await;
-        self.report().await;
-        Ok(deployed)
+        Ok(())
     }
 
     /// Runs what is uploaded from now on, until told to stop. What is begun then is finished.
     pub(super) async fn follow(self, mut stop: watch::Receiver<bool>) {
-        let (mut seen, mut again, mut reported) = (None, None, Instant::now());
+        let (mut seen, mut pending, mut reported) = (None, Pending::default(), None);
         while !*stop.borrow() {
-            let due = again.unwrap_or(reported + REPORT_EVERY).min(reported + REPORT_EVERY);
+            let report_at = reported.as_ref().map_or_else(Instant::now, |said: &Reported| said.at + REPORT_EVERY);
+            let due = [Some(report_at), pending.again, pending.look].into_iter().flatten().min().unwrap_or(report_at);
             let deployed = tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => break,
@@ -47,19 +65,21 @@ impl<L: Log> Revisions<L> {
             match deployed {
                 Some(Ok(deployed)) => {
                     seen = Some(deployed.seen);
-                    again = self.take_over(&deployed).await.then(|| Instant::now() + AGAIN_AFTER);
+                    pending.again = self.take_over(&deployed).await.then(|| Instant::now() + AGAIN_AFTER);
                 }
                 Some(Err(error)) => {
                     tracing::warn!(%error, "Deployments cannot be read; trying again.");
                     tokio::time::sleep(AGAIN_AFTER).await;
                     continue;
                 }
-                None if again.is_some_and(|at| at <= Instant::now()) => seen = None,
+                None if pending.again.is_some_and(|at| at <= Instant::now()) => (seen, pending.again) = (None, None),
                 None => {}
             }
-            self.report().await;
-            reported = Instant::now();
+            self.report(&mut reported).await;
+            pending.look = self.activate_staged().await.then(|| Instant::now() + LOOK_EVERY);
         }
+        let ended = InstanceReport { ended: true, ..InstanceReport::default() };
+        self.say(&serde_json::to_vec(&ended).unwrap_or_default().into()).await;
     }
 
     /// Runs what should run. Says whether something must be tried again.
@@ -67,7 +87,10 @@ impl<L: Log> Revisions<L> {
         let read = deployed.deployments.iter().map(|one| (&one.function, one.number, &one.content[..]));
         let all = histories(read);
         lock(&self.known).clone_from(&all);
-        let looking = stream::iter(all).map(async |(function, history)| self.look_at(&function, &history).await);
+        let looking = stream::iter(all).map(async |(function, history)| {
+            let again = self.make_ready(&function, &history).await;
+            self.look_at(&function, &history).await || again
+        });
         let outcomes: Vec<bool> = looking.buffer_unordered(limits::FUNCTIONS_STARTED_AT_ONCE).collect().await;
         outcomes.contains(&true)
     }
@@ -80,7 +103,7 @@ impl<L: Log> Revisions<L> {
                 if runs != Some(revision) {
                     return self.bring_up(function, revision, source, *paused).await;
                 }
-                lock(&self.here).failed.remove(function);
+                self.forgive(function, |failed| failed <= revision);
                 self.pause(function, *paused);
             }
             (State::Active { paused, .. }, _) => {
@@ -89,9 +112,9 @@ impl<L: Log> Revisions<L> {
             }
             (State::Absent, _) => self.take_down(function, runs).await,
             (State::Unknown { number }, _) => {
-                let reason =
-                    format!("deployment {number} was made by a newer version of Millrace; update this instance");
-                self.failed(function, *number, reason);
+                let reason = "a newer version of Millrace did something to it; update this instance";
+                self.registry.refuse(function, reason.to_owned());
+                lock(&self.here).failed.insert(function.clone(), (*number, reason.to_owned()));
             }
         }
         false
@@ -104,70 +127,140 @@ impl<L: Log> Revisions<L> {
         }
     }
 
+    /// Compiles a staged revision, so that it can run as soon as it is active.
+    async fn make_ready(&self, function: &FunctionName, history: &History) -> bool {
+        let Some((revision, source)) = history.staged() else {
+            lock(&self.here).staged_since.retain(|(staged, _), _| staged != function);
+            return false;
+        };
+        {
+            let mut here = lock(&self.here);
+            here.staged_since.entry((function.clone(), revision)).or_insert_with(Instant::now);
+            if here.ready.get(function).is_some_and(|(ready, _)| *ready == revision) {
+                return false;
+            }
+        }
+        let made = async {
+            let component = self.component(function, source).await?;
+            self.prepare(function, revision, source, &component).map(|_| component)
+        };
+        match made.await {
+            Ok(component) => {
+                self.forgive(function, |failed| failed == revision);
+                lock(&self.here).ready.insert(function.clone(), (revision, component));
+                false
+            }
+            // Nothing is amiss while it is only staged.
+            Err(error) => self.cannot(function, revision, &error),
+        }
+    }
+
     /// Runs a revision. If that fails, what ran before goes on.
     async fn bring_up(&self, function: &FunctionName, revision: u64, source: &Source, paused: bool) -> bool {
-        let failed_before = lock(&self.here).failed.get(function).is_some_and(|(failed, _)| *failed == revision);
-        match self.start(function, revision, source, paused).await {
+        let started = async {
+            let ready = lock(&self.here).ready.get(function).filter(|(ready, _)| *ready == revision).cloned();
+            let component = match ready {
+                Some((_, component)) => component,
+                None => self.component(function, source).await?,
+            };
+            // Whoever uploaded it has made its topics.
+            let looked = self.topics.look().await;
+            looked.map_err(|e| StageError::Broker {
+                function: function.clone(),
+                reason: Error::Transient(e.to_string()),
+            })?;
+            let (settings, staged) = self.prepare(function, revision, source, &component)?;
+            self.run(settings, source.component, staged, paused).await
+        };
+        match started.await {
             Ok(()) => {
+                self.forgive(function, |failed| failed <= revision);
                 let mut here = lock(&self.here);
                 here.uploaded.insert(function.clone(), revision);
-                here.failed.remove(function);
+                if here.ready.get(function).is_some_and(|(ready, _)| *ready <= revision) {
+                    here.ready.remove(function);
+                }
                 drop(here);
                 tracing::info!(%function, revision, "An uploaded revision is active.");
                 false
             }
             Err(error) => {
-                let again = matches!(&error, StageError::Broker { reason, .. } if reason.is_transient());
                 let reason = without_name(&error, function);
-                if !failed_before {
-                    tracing::error!(%function, revision, reason, "An uploaded revision cannot run here.");
-                }
-                self.failed(function, revision, reason);
-                again
+                self.registry.refuse(function, format!("revision {revision}: {reason}"));
+                self.cannot(function, revision, &error)
             }
         }
     }
 
-    fn failed(&self, function: &FunctionName, revision: u64, reason: String) {
-        self.registry.refuse(function, format!("revision {revision}: {reason}"));
+    /// Remembers that a revision cannot run here, and says so once. Says whether it is worth another try.
+    fn cannot(&self, function: &FunctionName, revision: u64, error: &StageError) -> bool {
+        let again = matches!(error, StageError::Broker { reason, .. } if reason.is_transient());
+        let reason = without_name(error, function);
+        if lock(&self.here).failed.get(function).is_none_or(|(failed, _)| *failed != revision) {
+            tracing::error!(%function, revision, reason, "An uploaded revision cannot run here.");
+        }
         lock(&self.here).failed.insert(function.clone(), (revision, reason));
+        again
     }
 
-    async fn start(
+    /// Forgets a failure that is no more.
+    fn forgive(&self, function: &FunctionName, is_over: impl Fn(u64) -> bool) {
+        let mut here = lock(&self.here);
+        if here.failed.get(function).is_some_and(|(failed, _)| is_over(*failed)) {
+            here.failed.remove(function);
+        }
+    }
+
+    /// Reads a component from the log, and compiles it.
+    async fn component(&self, function: &FunctionName, source: &Source) -> Result<Component, StageError> {
+        let digest = source.component;
+        let undecided = |reason: String| StageError::Undecided { function: function.clone(), reason };
+        let bytes = self.log.component(digest).await;
+        let bytes = bytes.map_err(|reason| StageError::Broker { function: function.clone(), reason })?;
+        let bytes =
+            bytes.ok_or_else(|| undecided(format!("its component {digest} is not in the log; deploy it again")))?;
+        let component = self.compile(function, bytes).await?;
+        if component.digest() == digest {
+            return Ok(component);
+        }
+        Err(undecided(format!("its component in the log is not {digest}; deploy it again")))
+    }
+
+    /// All that it takes to run a revision.
+    fn prepare(
         &self,
         function: &FunctionName,
         revision: u64,
         source: &Source,
-        paused: bool,
-    ) -> Result<(), StageError> {
-        let broker = |reason: Error| StageError::Broker { function: function.clone(), reason };
-        let undecided = |reason: String| StageError::Undecided { function: function.clone(), reason };
-        let (_, settings) = source.read(&self.prefix).map_err(|e| undecided(e.to_string()))?;
-        let bytes = self.log.component(source.component).await.map_err(broker)?;
-        let bytes = bytes.ok_or_else(|| {
-            undecided(format!("its component {} is not in the log; deploy it again", source.component))
-        })?;
-        let component = self.compile(function, bytes).await?;
-        if component.digest() != source.component {
-            return Err(undecided(format!("its component in the log is not {}; deploy it again", source.component)));
-        }
-        // Whoever uploaded it has made its topics.
-        let looked = self.topics.look().await;
-        looked.map_err(|e| broker(Error::Transient(e.to_string())))?;
-        let staged = self.stage(&settings, &component)?;
+        component: &Component,
+    ) -> Result<(millrace_core::manifest::Function, Staged), StageError> {
+        let (_, settings) = source
+            .read(&self.prefix)
+            .map_err(|e| StageError::Undecided { function: function.clone(), reason: e.to_string() })?;
         let staged = Staged {
             number: revision,
             intake: intake(&settings)?,
             keeps_state: settings.grants.state,
-            function: staged,
+            function: self.stage(&settings, component)?,
         };
-        self.run(settings, source.component, staged, paused).await
+        Ok((settings, staged))
     }
 
     /// Lets go of what was uploaded and runs here.
     async fn take_down(&self, function: &FunctionName, runs: Option<u64>) {
-        let failed = lock(&self.here).failed.remove(function).is_some();
-        if runs.is_none() && !(failed && self.registry.function(function).is_none()) {
+        let failed = {
+            let mut here = lock(&self.here);
+            let is_staged = here.staged_since.keys().any(|(staged, _)| staged == function);
+            if !is_staged {
+                here.ready.remove(function);
+            }
+            !is_staged && here.failed.remove(function).is_some()
+        };
+        if failed && runs.is_none() && self.registry.function(function).is_none() {
+            // It is forgotten that it was refused.
+            self.registry.deactivate(function).await;
+        }
+        if runs.is_none() {
             return;
         }
         self.registry.deactivate(function).await;
@@ -178,20 +271,36 @@ impl<L: Log> Revisions<L> {
         tracing::info!(%function, "It was deleted and does not run any more.");
     }
 
-    /// Tells others what runs here.
-    async fn report(&self) {
-        let mut functions: BTreeMap<String, FunctionHere> = BTreeMap::new();
-        for info in self.registry.functions() {
-            let (revision, paused) = (Some(info.revision), info.paused);
-            functions.insert(info.settings.name.to_string(), FunctionHere { revision, paused, problem: None });
+    /// Tells others what runs here, if that has changed or was not said for a while.
+    async fn report(&self, reported: &mut Option<Reported>) {
+        let content: Bytes = serde_json::to_vec(&self.how_it_is()).unwrap_or_default().into();
+        let said = |said: &Reported| said.content == content && said.at.elapsed() < REPORT_EVERY;
+        if !reported.as_ref().is_some_and(said) {
+            self.say(&content).await;
+            *reported = Some(Reported { at: Instant::now(), content });
         }
-        for (name, (revision, reason)) in &lock(&self.here).failed {
-            let here = functions.entry(name.to_string()).or_default();
-            here.problem = Some(format!("revision {revision}: {reason}"));
-        }
-        let content = serde_json::to_vec(&InstanceReport { functions }).unwrap_or_default();
-        if let Err(error) = self.log.report(content.into()).await {
+    }
+
+    async fn say(&self, content: &Bytes) {
+        if let Err(error) = self.log.report(content.clone()).await {
             tracing::debug!(%error, "Others cannot be told what runs here.");
         }
+    }
+
+    fn how_it_is(&self) -> InstanceReport {
+        let mut report = InstanceReport::default();
+        for info in self.registry.functions() {
+            let here = report.functions.entry(info.settings.name.to_string()).or_default();
+            (here.revision, here.paused) = (Some(info.revision), info.paused);
+        }
+        let here = lock(&self.here);
+        for (name, (revision, _)) in &here.ready {
+            report.functions.entry(name.to_string()).or_default().ready = Some(*revision);
+        }
+        for (name, (revision, reason)) in &here.failed {
+            let function = report.functions.entry(name.to_string()).or_default();
+            (function.failed, function.problem) = (Some(*revision), Some(reason.clone()));
+        }
+        report
     }
 }

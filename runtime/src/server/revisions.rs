@@ -20,6 +20,7 @@ use crate::broker::{DeployError, Error, Log, Report};
 use crate::clock::Clock;
 use crate::registry::{Deployment, Registry, lock};
 use crate::sandbox::{self, Component, Engine, FunctionOptions};
+use tokio::time::Instant;
 
 /// How often a proposal is made anew because somebody else was quicker, where that does not matter.
 const PROPOSALS_MAX: u32 = 20;
@@ -43,6 +44,12 @@ pub(super) struct Revisions<L> {
 pub(super) struct Here {
     /// Those that run, with their revisions.
     pub(super) uploaded: BTreeMap<FunctionName, u64>,
+    /// Staged revisions that are compiled.
+    pub(super) ready: BTreeMap<FunctionName, (u64, Component)>,
+    /// Staged revisions, and since when they are known here.
+    pub(super) staged_since: BTreeMap<(FunctionName, u64), Instant>,
+    /// Revisions that were staged through this instance.
+    pub(super) proposed: BTreeMap<FunctionName, u64>,
     /// Revisions that do not run although they should, with the reason.
     pub(super) failed: BTreeMap<FunctionName, (u64, String)>,
 }
@@ -230,9 +237,11 @@ fn conflict(history: &History, expected: u64) -> Refused {
 /// The active revision once this is done; 0 if there is none then.
 fn revision_after(history: &History, action: &Action, number: u64) -> u64 {
     match action {
-        Action::Deploy(_) if history.is_done(action) => history.active().map_or(number, |(revision, _)| revision),
+        Action::Deploy(_) if history.is_done(action) => {
+            history.staged().or_else(|| history.active()).map_or(number, |(revision, _)| revision)
+        }
         Action::Deploy(_) => number,
-        Action::Rollback { to } => *to,
+        Action::Activate { revision } | Action::Rollback { to: revision } => *revision,
         Action::Pause | Action::Resume => history.active().map_or(0, |(revision, _)| revision),
         Action::Delete => 0,
     }
@@ -276,11 +285,19 @@ impl<L: Log> Deployer for Revisions<L> {
             {
                 self.examine(&function, source, rehearsal).await?;
             }
+            if let Action::Rollback { to } = action
+                && let Some(Source { component, .. }) = history.revision(to)
+                && !self.log.has_component(*component).await?
+            {
+                return Err(Refused::Forgotten { revision: to });
+            }
             if rehearsal {
                 let number = history.latest() + u64::from(!done);
                 return Ok(Decided { number, revision: revision_after(&history, &action, number), new: !done });
             }
-            self.propose(&function, action, builds_on).await
+            let decided = self.propose(&function, action, builds_on).await?;
+            lock(&self.here).proposed.insert(function, decided.revision);
+            Ok(decided)
         }
         .boxed()
     }

@@ -5,15 +5,13 @@ use std::time::Duration;
 use millrace_core::time::Timestamp;
 use tokio::time::Instant;
 
-use crate::api::types::{Deployed, Instance, Revisions};
+use crate::api::types::{Deployed, INSTANCE_LIVE_FOR, Instance, Revisions};
 use crate::cli::client::{Client, Refusal, Target};
 use crate::cli::error::{Error, Exit};
 use crate::cli::format;
 use crate::cli::output::Console;
 use crate::clock::Clock;
 
-/// An instance that has said nothing for so long is not waited for: it is down.
-const LIVE_FOR: Duration = Duration::from_secs(15);
 /// Pause between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
@@ -43,21 +41,19 @@ pub(crate) async fn wait(
 ) -> Result<(), Error> {
     loop {
         let Some(revisions) = revisions(client, &deployed.function).await? else { return Ok(()) };
-        if revisions.latest != deployed.number {
+        let staged = deployed.revision.is_some() && revisions.staged == deployed.revision;
+        if revisions.active != deployed.revision && !staged {
+            // Something else was decided meanwhile.
             return Ok(());
         }
         let live: Vec<&Instance> = revisions.instances.iter().filter(|one| is_live(one)).collect();
         let far: Vec<Far> = live.iter().map(|one| far(one, &revisions)).collect();
-        for (one, far) in live.iter().zip(&far) {
-            if let Far::Failed(problem) = far {
-                let goes_on = one.here.revision.map_or_else(
-                    || "it does not run there".to_owned(),
-                    |revision| format!("revision {revision} goes on there"),
-                );
-                let (instance, problem) = (format::one_line(&one.instance, 100), format::one_line(problem, 1000));
-                let cause = format!("{} on instance {instance}: {problem}; {goes_on}", deployed.function);
-                let fix = format!("`millrace functions rollback {}` goes back everywhere", deployed.function);
-                return Err(Error::failed(cause, fix));
+        // While it is staged, those that can run it will.
+        if !staged || far.iter().all(|far| matches!(far, Far::Failed(_))) {
+            for (one, far) in live.iter().zip(&far) {
+                if let Far::Failed(problem) = far {
+                    return Err(failed(deployed, one, problem));
+                }
             }
         }
         let done = far.iter().filter(|far| **far == Far::Done).count();
@@ -74,14 +70,26 @@ pub(crate) async fn wait(
     }
 }
 
+fn failed(deployed: &Deployed, on: &Instance, problem: &str) -> Error {
+    let goes_on = on
+        .here
+        .revision
+        .map_or_else(|| "it does not run there".to_owned(), |revision| format!("revision {revision} goes on there"));
+    let (instance, problem) = (format::one_line(&on.instance, 100), format::one_line(problem, 1000));
+    let cause = format!("{} on instance {instance}: {problem}; {goes_on}", deployed.function);
+    let fix = format!("`millrace functions show {}` tells of all instances", deployed.function);
+    Error::failed(cause, fix)
+}
+
 fn is_live(instance: &Instance) -> bool {
     let said = Timestamp::parse_rfc3339(&instance.at);
-    said.is_ok_and(|at| Clock::system().now().since(at) < LIVE_FOR)
+    said.is_ok_and(|at| Clock::system().now().since(at) < INSTANCE_LIVE_FOR)
 }
 
 fn far(instance: &Instance, wanted: &Revisions) -> Far {
     let here = &instance.here;
-    if here.revision == wanted.active && (here.paused == wanted.paused || wanted.active.is_none()) {
+    let runs = here.revision == wanted.active && (here.paused == wanted.paused || wanted.active.is_none());
+    if runs && wanted.staged.is_none() {
         return Far::Done;
     }
     here.problem.clone().map_or(Far::Behind, Far::Failed)
@@ -99,6 +107,7 @@ mod tests {
             state: "active".to_owned(),
             latest: 3,
             active,
+            staged: None,
             previous: None,
             paused,
             deployments: Vec::new(),
@@ -107,7 +116,7 @@ mod tests {
         let at = |revision, paused, problem: Option<&str>| Instance {
             instance: "a".to_owned(),
             at: String::new(),
-            here: FunctionHere { revision, paused, problem: problem.map(str::to_owned) },
+            here: FunctionHere { revision, paused, problem: problem.map(str::to_owned), ..FunctionHere::default() },
         };
         for (instance, wanted, expected) in [
             (at(Some(3), false, None), wanted(Some(3), false), Far::Done),

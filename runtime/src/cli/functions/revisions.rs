@@ -83,8 +83,11 @@ pub(super) async fn history(which: &Which, context: &mut Context) -> Result<Exit
         ("state", Side::Left),
     ]);
     for one in &revisions.deployments {
-        let active = revisions.active == Some(one.number);
-        let note = if active { Cell::styled("active", Style::Good) } else { Cell::from("") };
+        let note = match Some(one.number) {
+            number if number == revisions.active => Cell::styled("active", Style::Good),
+            number if number == revisions.staged => Cell::styled("staged", Style::Notable),
+            _ => Cell::from(""),
+        };
         table.row(vec![
             one.number.to_string().into(),
             action(one).into(),
@@ -100,6 +103,7 @@ pub(super) async fn history(which: &Which, context: &mut Context) -> Result<Exit
 fn action(one: &Deployment) -> String {
     match (one.action.as_str(), one.to, one.origin) {
         ("rollback", Some(to), _) => format!("rollback to {to}"),
+        ("activate", Some(to), _) => format!("activate {to}"),
         ("deploy", _, Some(millrace_core::revision::Origin::Directory)) => "deploy from a directory".to_owned(),
         (action, ..) => format::one_line(action, 40),
     }
@@ -119,14 +123,16 @@ pub(super) async fn show(which: &Which, context: &mut Context) -> Result<Exit, E
         Some(revision) => format!("revision {revision}"),
         None => format::one_line(&revisions.state, 40),
     };
-    console.line(format_args!("{name}: {stands}, deployment {}", revisions.latest))?;
+    let staged = revisions.staged.map_or_else(String::new, |revision| format!(", {revision} is staged"));
+    console.line(format_args!("{name}: {stands}{staged}, deployment {}", revisions.latest))?;
     for one in &revisions.instances {
         let runs = one.here.revision.map_or_else(|| "runs none".to_owned(), |revision| format!("runs {revision}"));
         let paused = if one.here.paused { ", paused" } else { "" };
         let (instance, at) = (format::one_line(&one.instance, 100), format::one_line(&one.at, 40));
         console.line(format_args!("  instance {instance} {runs}{paused} (said so at {at})"))?;
         if let Some(problem) = &one.here.problem {
-            let problem = console.paint(Style::Bad, &format::one_line(problem, 1000));
+            let problem = format!("revision {}: {problem}", one.here.failed.unwrap_or_default());
+            let problem = console.paint(Style::Bad, &format::one_line(&problem, 1000));
             console.line(format_args!("    {problem}"))?;
         }
     }

@@ -1,0 +1,179 @@
+//! Uploading and deploying, decided by a double that keeps everything in memory.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+
+use axum::http::Method;
+use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use millrace_core::digest::Digest;
+use millrace_core::limits;
+use millrace_core::name::FunctionName;
+use millrace_core::revision::{Action, Change, History};
+use serde_json::{Value, json};
+
+use super::super::types::{Component, Deployed, Revisions};
+use super::super::{Decided, Deployer, Refused};
+use super::{Answer, NOW, Server};
+use crate::broker::{Error, Report};
+
+const MANIFEST: &str = "application = 'shop'\n[functions.pay]\ncomponent = 'pay.wasm'\ntopics = ['orders']\n";
+
+#[derive(Debug, Default)]
+pub(super) struct InMemory {
+    components: Mutex<BTreeSet<Digest>>,
+    histories: Mutex<BTreeMap<FunctionName, History>>,
+}
+
+impl Deployer for InMemory {
+    fn has_component(&self, digest: Digest) -> BoxFuture<'_, Result<bool, Error>> {
+        let is_there = self.components.lock().unwrap().contains(&digest);
+        async move { Ok(is_there) }.boxed()
+    }
+
+    fn put_component(&self, digest: Digest, content: Bytes) -> BoxFuture<'_, Result<bool, Refused>> {
+        assert_eq!(Digest::of(&content), digest);
+        let new = self.components.lock().unwrap().insert(digest);
+        async move { Ok(new) }.boxed()
+    }
+
+    fn change(
+        &self,
+        function: FunctionName,
+        action: Action,
+        builds_on: Option<u64>,
+        rehearsal: bool,
+    ) -> BoxFuture<'_, Result<Decided, Refused>> {
+        let mut histories = self.histories.lock().unwrap();
+        let history = histories.entry(function).or_default();
+        let (latest, expected) = (history.latest(), builds_on.unwrap_or(history.latest()));
+        let decided = match history.check(&action) {
+            _ if expected != latest => Err(Refused::Conflict { latest, expected, what: "it changed".to_owned() }),
+            Err(reason) => Err(Refused::Impossible { reason }),
+            Ok(()) => {
+                if !rehearsal {
+                    history.apply(latest + 1, &Change::new(action, NOW, "me").encode());
+                }
+                Ok(Decided { number: latest + 1, revision: latest + 1, new: true })
+            }
+        };
+        async move { decided }.boxed()
+    }
+
+    fn history(&self, function: FunctionName) -> BoxFuture<'_, Result<(History, Vec<Report>), Error>> {
+        let history = self.histories.lock().unwrap().get(&function).cloned().unwrap_or_default();
+        let report = |instance: &str, content: Value| Report {
+            instance: instance.to_owned(),
+            at: NOW,
+            content: content.to_string().into(),
+        };
+        let reports = vec![
+            report("a", json!({"functions": {"shop.pay": {"revision": 1, "paused": false, "ready": 3}}})),
+            report("gone", json!({"functions": {}, "ended": true})),
+            report("newer", json!("what this version does not know")),
+        ];
+        async move { Ok((history, reports)) }.boxed()
+    }
+}
+
+impl Server {
+    async fn put(&self, path: &str, content_type: &str, body: impl Into<Bytes>) -> Answer {
+        let request = self.request(Method::PUT, path).header("content-type", content_type);
+        self.send(request.body(body.into()).unwrap()).await
+    }
+
+    async fn deploy(&self, function: &str, request: &Value) -> Answer {
+        self.put(&format!("/v1/functions/{function}"), "application/json", request.to_string()).await
+    }
+}
+
+#[tokio::test]
+async fn a_component_is_stored_under_its_digest_and_no_other() {
+    let server = Server::start().await;
+    let (component, digest) = (Bytes::from_static(b"\0asm"), Digest::of(b"\0asm"));
+    let path = format!("/v1/components/{digest}");
+    assert_eq!(server.get(&path).await.summary(), "404 unknown-component");
+    let answer = server.put(&path, "application/wasm", component.clone()).await;
+    assert_eq!((answer.status, answer.json::<Component>().new), (201, true));
+    let answer = server.put(&path, "application/wasm", component.clone()).await;
+    assert_eq!((answer.status, answer.json::<Component>().new), (200, false));
+    assert_eq!(server.get(&path).await.status, 200);
+    let other = server.put(&path, "application/wasm", Bytes::from_static(b"\0as")).await;
+    assert_eq!(other.summary(), "400 malformed-request");
+    assert!(other.problem().detail.contains(&Digest::of(b"\0as").to_string()), "{other:?}");
+    for wrong in ["abc", &digest.to_string().to_uppercase(), "%ff"] {
+        let summary = server.put(&format!("/v1/components/{wrong}"), "application/wasm", "").await.summary();
+        assert!(["400 malformed-request", "404 unknown-component"].contains(&&*summary), "{wrong}: {summary}");
+    }
+    let large = Bytes::from(vec![0; limits::COMPONENT_MAX_BYTES + 1]);
+    assert_eq!(server.put(&path, "application/wasm", large).await.summary(), "413 too-large");
+    let large = Bytes::from(vec![0; limits::COMPONENT_MAX_BYTES]);
+    let path = format!("/v1/components/{}", Digest::of(&large));
+    assert_eq!(server.put(&path, "application/wasm", large).await.status, 201);
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_deployment_that_cannot_be_is_refused_with_the_place_and_the_reason() {
+    let server = Server::start().await;
+    let digest = Digest::of(b"").to_string();
+    let request = |manifest: &str| json!({"component": digest, "manifest": manifest});
+    for (function, request, expected, said) in [
+        ("shop.pay", request(MANIFEST), "200", ""),
+        ("shop.ship", request(MANIFEST), "422 invalid-function", "only `shop.pay`"),
+        ("shop.pay", request("application = 'shop'"), "422 invalid-function", "there is no function"),
+        ("shop.pay", request(&MANIFEST.replace("topics", "topisc")), "422 invalid-function", "line 4"),
+        ("shop.pay", json!({"component": "x", "manifest": MANIFEST}), "400 malformed-request", "`component`"),
+        ("shop.pay", json!({"component": digest}), "400 malformed-request", "manifest"),
+        ("shop.pay", json!({"component": digest, "manifest": MANIFEST, "more": 1}), "400 malformed-request", "more"),
+        ("pay", request(MANIFEST), "404 unknown-function", "pay"),
+        (
+            "shop.pay",
+            json!({"component": digest, "manifest": MANIFEST, "builds_on": 7}),
+            "409 conflict",
+            "shop.pay: its latest deployment is 1 by now, and this one builds on 7",
+        ),
+    ] {
+        let answer = server.deploy(function, &request).await;
+        assert_eq!(answer.summary(), expected, "{request}");
+        let detail = if answer.status < 300 { String::new() } else { answer.problem().detail };
+        assert!(detail.contains(said), "{detail}");
+    }
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn what_was_done_to_a_function_is_told_in_order() {
+    let server = Server::start().await;
+    let there = "/v1/functions/shop.pay";
+    assert_eq!(server.get(&format!("{there}/revisions")).await.summary(), "404 unknown-function");
+    let post = async |what: &str, body: Value| {
+        server.post(&format!("{there}/{what}"), "application/json", body.to_string()).await
+    };
+    assert_eq!(post("pause", json!({})).await.summary(), "404 unknown-function");
+    let deploy = |dry_run: bool| {
+        let component = Digest::of(b"").to_string();
+        json!({"component": component, "manifest": MANIFEST, "dry_run": dry_run})
+    };
+    assert_eq!(server.deploy("shop.pay", &deploy(true)).await.status, 200);
+    assert_eq!(server.get(&format!("{there}/revisions")).await.summary(), "404 unknown-function", "it was a rehearsal");
+    let deployed: Deployed = server.deploy("shop.pay", &deploy(false)).await.json();
+    assert_eq!((deployed.number, deployed.revision, deployed.new), (1, Some(1), true));
+    assert_eq!(post("rollback", json!({})).await.summary(), "404 unknown-revision", "there is none before it");
+    assert_eq!(post("rollback", json!({"to": 9})).await.summary(), "404 unknown-revision");
+    assert_eq!(post("rollback", json!({"to": 1})).await.status, 200);
+    assert_eq!(post("pause", json!({})).await.status, 200);
+    let revisions: Revisions = server.get(&format!("{there}/revisions")).await.json();
+    assert_eq!((&*revisions.state, revisions.latest, revisions.active, revisions.paused), ("active", 3, Some(1), true));
+    let told: Vec<(u64, &str, &str)> =
+        revisions.deployments.iter().map(|one| (one.number, &*one.action, &*one.by)).collect();
+    assert_eq!(told, [(1, "deploy", "me"), (2, "rollback", "me"), (3, "pause", "me")]);
+    let [instance] = &revisions.instances[..] else { panic!("one can be read and has not ended: {revisions:?}") };
+    assert_eq!((&*instance.instance, instance.here.revision, instance.here.ready), ("a", Some(1), Some(3)));
+    assert_eq!(post("resume", json!({})).await.status, 200);
+    let deleted = server.send(server.request(Method::DELETE, there).body(Bytes::new()).unwrap()).await;
+    assert_eq!(deleted.status, 200);
+    assert_eq!(server.get(&format!("{there}/revisions")).await.json::<Revisions>().state, "deleted");
+    server.stop().await;
+}

@@ -1,0 +1,185 @@
+//! When a staged revision becomes active, and which components are needed no more.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use millrace_core::digest::Digest;
+use millrace_core::name::FunctionName;
+use millrace_core::revision::{Action, History};
+use millrace_core::time::Timestamp;
+use tokio::time::Instant;
+
+use super::revisions::Revisions;
+use crate::api::types::{FunctionHere, INSTANCE_LIVE_FOR, InstanceReport};
+use crate::api::{Decided, Refused};
+use crate::broker::{Log, Report};
+use crate::registry::lock;
+
+/// So long instances are waited for that have not made it ready.
+const READY_WITHIN: Duration = Duration::from_secs(60);
+/// How much longer others wait than the instance that staged it, in case that one is gone.
+const OTHERS_WAIT: Duration = Duration::from_secs(5);
+/// Revisions of a function whose components are kept.
+const KEPT_REVISIONS: usize = 20;
+
+/// What an instance, or all of them together, made of a staged revision.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Readiness {
+    /// Some live instances are not that far.
+    Waiting,
+    /// Each live instance has made it ready or failed to, and one at least has made it ready.
+    Ready,
+    /// It runs nowhere.
+    Failed,
+}
+
+/// What the live instances make of a staged revision, by what they said last.
+fn readiness(reports: &[Report], function: &FunctionName, revision: u64, now: Timestamp) -> Readiness {
+    let live = reports.iter().filter(|report| now.since(report.at) < INSTANCE_LIVE_FOR);
+    let said = live.filter_map(|report| serde_json::from_slice::<InstanceReport>(&report.content).ok());
+    let mut any = false;
+    let mut ready = false;
+    for report in said.filter(|report| !report.ended) {
+        let FunctionHere { ready: made, failed, .. } =
+            report.functions.get(&function.to_string()).cloned().unwrap_or_default();
+        any = true;
+        if made == Some(revision) {
+            ready = true;
+        } else if failed != Some(revision) {
+            return Readiness::Waiting;
+        }
+    }
+    match (any, ready) {
+        (_, true) => Readiness::Ready,
+        (true, false) => Readiness::Failed,
+        (false, false) => Readiness::Waiting,
+    }
+}
+
+impl<L: Log> Revisions<L> {
+    /// Activates staged revisions that the instances have made ready. Says whether some are left.
+    pub(super) async fn activate_staged(&self) -> bool {
+        let staged: Vec<(FunctionName, u64)> = {
+            let known = lock(&self.known);
+            let staged = known.iter().filter_map(|(name, history)| Some((name.clone(), history.staged()?.0)));
+            staged.collect()
+        };
+        if staged.is_empty() {
+            return false;
+        }
+        let reports = match self.log.reports().await {
+            Ok(reports) => reports,
+            Err(error) => {
+                tracing::debug!(%error, "What instances say cannot be read; trying again.");
+                return true;
+            }
+        };
+        for (function, revision) in staged {
+            if self.may_activate(&reports, &function, revision) {
+                match self.propose(&function, Action::Activate { revision }, None).await {
+                    Ok(Decided { new: true, .. }) => self.remove_what_is_not_needed().await,
+                    // Another instance was quicker, or somebody has decided otherwise.
+                    Ok(_) | Err(Refused::Impossible { .. }) => {}
+                    Err(error) => tracing::warn!(%function, revision, %error, "A revision cannot be activated yet."),
+                }
+            }
+        }
+        true
+    }
+
+    fn may_activate(&self, reports: &[Report], function: &FunctionName, revision: u64) -> bool {
+        let here = lock(&self.here);
+        let is_ready_here = here.ready.get(function).is_some_and(|(ready, _)| *ready == revision);
+        let since = here.staged_since.get(&(function.clone(), revision)).copied().unwrap_or_else(Instant::now);
+        let patience = if here.proposed.get(function) == Some(&revision) { Duration::ZERO } else { OTHERS_WAIT };
+        let waited = since.elapsed().saturating_sub(patience);
+        if !is_ready_here || since.elapsed() < patience {
+            return false;
+        }
+        match readiness(reports, function, revision, self.clock.now()) {
+            Readiness::Ready => true,
+            Readiness::Waiting => waited >= READY_WITHIN,
+            Readiness::Failed => false,
+        }
+    }
+
+    /// Removes components that only revisions have which nobody can go back to.
+    async fn remove_what_is_not_needed(&self) {
+        let removable = removable(lock(&self.known).values());
+        for digest in removable {
+            match self.log.remove_component(digest).await {
+                Ok(()) => tracing::info!(%digest, "A component that no kept revision needs was removed."),
+                Err(error) => return tracing::warn!(%digest, %error, "A component cannot be removed; later."),
+            }
+        }
+    }
+}
+
+/// The components of revisions that are not kept, unless one that is kept has the same.
+fn removable<'a>(histories: impl Iterator<Item = &'a History> + Clone) -> BTreeSet<Digest> {
+    let kept: BTreeSet<Digest> = histories
+        .clone()
+        .flat_map(|history| history.kept(KEPT_REVISIONS).into_values().map(|source| source.component))
+        .collect();
+    let all = histories.flat_map(|history| history.revisions().map(|(_, source)| source.component));
+    all.filter(|digest| !kept.contains(digest)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use millrace_core::revision::{Change, Origin, Source};
+    use serde_json::json;
+
+    use super::*;
+
+    fn report(instance: &str, at: u64, here: &serde_json::Value, ended: bool) -> Report {
+        let content = json!({ "functions": { "shop.pay": here }, "ended": ended }).to_string();
+        Report { instance: instance.to_owned(), at: Timestamp::from_millis(at), content: content.into() }
+    }
+
+    #[test]
+    fn a_revision_is_ready_once_each_live_instance_has_said_so() {
+        let function: FunctionName = "shop.pay".parse().unwrap();
+        let (ready, behind, failed) =
+            (json!({"ready": 3}), json!({"revision": 2}), json!({"failed": 3, "problem": "no"}));
+        for (reports, expected) in [
+            (vec![], Readiness::Waiting),
+            (vec![report("a", 90_000, &ready, false)], Readiness::Ready),
+            (vec![report("a", 90_000, &behind, false)], Readiness::Waiting),
+            (vec![report("a", 90_000, &ready, false), report("b", 90_000, &behind, false)], Readiness::Waiting),
+            // Said nothing for a long time, or that it has ended.
+            (vec![report("a", 90_000, &ready, false), report("b", 70_000, &behind, false)], Readiness::Ready),
+            (vec![report("a", 90_000, &ready, false), report("b", 90_000, &behind, true)], Readiness::Ready),
+            (vec![report("a", 90_000, &ready, false), report("b", 90_000, &failed, false)], Readiness::Ready),
+            (vec![report("a", 90_000, &failed, false), report("b", 90_000, &failed, false)], Readiness::Failed),
+            (vec![report("a", 90_000, &json!({"ready": 2}), false)], Readiness::Waiting),
+        ] {
+            let found = readiness(&reports, &function, 3, Timestamp::from_millis(100_000));
+            assert_eq!(found, expected, "{reports:?}");
+        }
+    }
+
+    #[test]
+    fn a_component_is_kept_as_long_as_one_kept_revision_has_it() {
+        let history = |components: &[u32]| {
+            let mut history = History::default();
+            for (number, component) in (1..).step_by(2).zip(components) {
+                let component = Digest::of(&component.to_be_bytes());
+                let source = Source { component, manifest: number.to_string(), origin: Origin::Upload };
+                for (number, action) in
+                    [(number, Action::Deploy(source)), (number + 1, Action::Activate { revision: number })]
+                {
+                    history.apply(number, &Change::new(action, Timestamp::EPOCH, "").encode());
+                }
+            }
+            history
+        };
+        let most = u32::try_from(KEPT_REVISIONS).unwrap();
+        let long: Vec<u32> = (0..most + 3).collect();
+        let digests = |numbers: &[u32]| numbers.iter().map(|n| Digest::of(&n.to_be_bytes())).collect::<BTreeSet<_>>();
+        assert_eq!(removable([history(&long[..KEPT_REVISIONS])].iter()), BTreeSet::new());
+        assert_eq!(removable([history(&long)].iter()), digests(&[0, 1, 2]));
+        // Another function has one of them.
+        assert_eq!(removable([history(&long), history(&[1])].iter()), digests(&[0, 2]));
+    }
+}
