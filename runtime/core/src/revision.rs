@@ -145,7 +145,16 @@ impl Change {
     /// # Errors
     /// If this version does not know it, which says why.
     pub fn decode(content: &[u8]) -> Result<Self, String> {
-        serde_json::from_slice(content).map_err(|e| e.to_string())
+        serde_json::from_slice(content).or_else(|e| {
+            // The first ones said only what ran from a directory. The canonical form of its table is a JSON object; the text of the manifest was not kept.
+            let old = serde_json::from_slice::<BTreeMap<String, serde_json::Value>>(content).unwrap_or_default();
+            let component = old.get("component").and_then(|component| component.as_str()?.parse().ok());
+            let (Some(component), true) = (component, old.contains_key("function") && old.len() == 2) else {
+                return Err(e.to_string());
+            };
+            let source = Source { component, manifest: String::new(), origin: Origin::Directory };
+            Ok(Self { action: Action::Deploy(source), at: String::new(), by: String::new() })
+        })
     }
 }
 
@@ -425,8 +434,8 @@ mod tests {
             (vec![directory.clone()], active(1, false), None, None),
             (vec![a.clone(), activate(1)], active(1, false), None, None),
             (vec![a.clone(), b.clone(), activate(1)], State::Absent, Some(2), None),
-            (vec![a.clone(), activate(1), b.clone()], active(1, false), Some(3), None),
-            (vec![a.clone(), directory], active(2, false), None, Some(1)),
+            (vec![a.clone(), activate(1), b], active(1, false), Some(3), None),
+            (vec![a, directory], active(2, false), None, Some(1)),
             (and(&[]), active(3, false), None, Some(1)),
             (and(&[activate(1)]), active(3, false), None, Some(1)),
             (and(&[Action::Rollback { to: 1 }]), active(1, false), None, None),
@@ -472,6 +481,15 @@ mod tests {
         for action in [Action::Pause, Action::Resume, Action::Delete, Action::Rollback { to: 1 }] {
             assert_eq!(History::default().check(&action), Err(Impossible::Absent));
         }
+    }
+
+    #[test]
+    fn a_deployment_of_the_first_kind_is_one_of_a_directory() {
+        let mut history = History::default();
+        let digest = Digest::of(b"a");
+        history.apply(1, format!(r#"{{"component":"{digest}","function":{{"topics":["a"]}}}}"#).as_bytes());
+        assert_eq!(history.active(), Some((1, &source(b"a", Origin::Directory))));
+        assert_eq!(history.check(&deploy(b"b")), Ok(()));
     }
 
     #[test]
