@@ -25,7 +25,7 @@ pub(super) mod running;
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
 Examples:
-  millrace build shop && millrace deploy shop      shows what changes, and asks
+  millrace deploy shop                             after `millrace build shop`: shows what changes, and asks
   millrace deploy shop --yes                       without asking, as in a pipeline
   millrace deploy shop --dry-run                   only says what would change, and whether it would be taken
   millrace deploy shop --function pay              one function of it

@@ -31,20 +31,32 @@ pub(super) struct Args {
 #[derive(Debug, Subcommand)]
 enum Command {
     /// List functions, as without a subcommand
+    #[command(after_help = "Examples:\n  millrace functions list\n  millrace functions list --json")]
     List,
     /// Show how a function stands, its settings, and what each instance runs
+    #[command(after_help = "Examples:\n  millrace functions show shop.pay\n  millrace functions show pay --json")]
     Show(revisions::Which),
     /// List what was done to a function
+    #[command(after_help = "Examples:\n  millrace functions history shop.pay")]
     History(revisions::Which),
     /// Compare two revisions of a function
+    #[command(
+        after_help = "Examples:\n  millrace functions diff shop.pay        the active one with the one before\n  millrace functions diff shop.pay 3 7"
+    )]
     Diff(revisions::Diff),
     /// Run an earlier revision again
+    #[command(
+        after_help = "Examples:\n  millrace functions rollback shop.pay            to the one before, after asking\n  millrace functions rollback shop.pay --to 3 --yes"
+    )]
     Rollback(revisions::Rollback),
     /// Let a function handle no events until it is resumed; they wait
+    #[command(after_help = "Examples:\n  millrace functions pause shop.pay")]
     Pause(revisions::Which),
     /// Let a paused function go on
+    #[command(after_help = "Examples:\n  millrace functions resume shop.pay")]
     Resume(revisions::Which),
     /// Stop a function that was uploaded; its position and its dead letters stay
+    #[command(after_help = "Examples:\n  millrace functions delete shop.pay")]
     Delete(revisions::Act),
     /// Let a function go on whose position no longer exists, and count what is gone as skipped
     #[command(after_help = skip::EXAMPLES)]
