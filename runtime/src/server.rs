@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use millrace_core::manifest::{Function, Manifest};
 use millrace_core::name::FunctionName;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 
 use crate::api::{Api, ApiOptions};
 use crate::broker::embedded::{self, EmbeddedLog, OpenError};
@@ -146,6 +146,8 @@ impl<L: Log> Server<L> {
             prefix: config.prefix.clone(),
             topics: Topics::new(Arc::clone(&log), config.topics.clone()),
             known: Arc::default(),
+            changing: Arc::default(),
+            examining: Arc::new(Semaphore::new(1)),
             here: Arc::default(),
             log: Arc::clone(&log),
         };
@@ -204,13 +206,14 @@ impl<L: Log> Server<L> {
         let running = self.registry().functions().into_iter().map(|info| info.settings.name.clone());
         let refused = self.registry().refused();
         let here: Vec<FunctionName> = running.chain(refused.keys().cloned()).collect();
-        let known = lock(&self.revisions.known).keys().cloned().chain(here).collect::<Vec<_>>().into_iter();
+        let known = lock(&self.revisions.known).1.keys().cloned().chain(here).collect::<Vec<_>>().into_iter();
         let gone: BTreeSet<FunctionName> = known
             .filter(|name| manifest.functions.iter().all(|function| function.name != *name))
             .filter(|name| !self.revisions.is_uploaded(name))
             .collect();
         let mut retired = Vec::new();
         for name in gone {
+            let _alone = self.revisions.alone(&name).await;
             self.registry().deactivate(&name).await;
             if self.log.retire(name.clone()).await? || refused.contains_key(&name) {
                 retired.push(name);
@@ -263,7 +266,7 @@ impl<L: Log> Server<L> {
         let api = api.with_deployer(Arc::new(self.revisions.clone()));
         api.set_ready();
         let (unfollow, unfollowed) = watch::channel(false);
-        let following = tokio::spawn(self.revisions.clone().follow(unfollowed));
+        let mut following = tokio::spawn(self.revisions.clone().follow(unfollowed));
         let (stopping, stopped) = tokio::sync::oneshot::channel::<()>();
         let serving = tokio::spawn(crate::api::serve(listener, api, async {
             stopped.await.ok();
@@ -273,6 +276,10 @@ impl<L: Log> Server<L> {
             () = stop => None,
             _ = failure.wait_for(Option::is_some) => None,
             error = self.log.run() => Some(error),
+            ended = &mut following => {
+                let why = ended.err().map_or_else(String::new, |error| format!(": {error}"));
+                Some(broker::Error::Fatal(format!("following what is deployed has ended{why}")))
+            }
         };
         if let Some(error) = failed {
             // Until the last request is answered, the API says so.
@@ -282,8 +289,8 @@ impl<L: Log> Server<L> {
         drop(stopping);
         unfollow.send_replace(true);
         // A function that starts while all are drained would be left over.
-        if let Err(error) = following.await {
-            tracing::error!(%error, "Following what is deployed ended abruptly.");
+        if !following.is_finished() && tokio::time::timeout(self.config.drain, &mut following).await.is_err() {
+            following.abort();
         }
         self.stop().await;
         if let Err(error) = serving.await {

@@ -258,7 +258,7 @@ impl History {
         let paused = matches!(self.state, State::Active { paused: true, .. });
         let active = |revision: u64, paused: bool| State::Active { revision, paused };
         match (action, &self.state) {
-            (Action::Deploy(Source { origin: Origin::Directory, .. }), _) => (active(number, paused), None),
+            (Action::Deploy(Source { origin: Origin::Directory, .. }), _) => (active(number, paused), self.staged),
             (Action::Deploy(_), state) => (state.clone(), Some(number)),
             (Action::Activate { revision }, _) if self.staged == Some(*revision) => (active(*revision, paused), None),
             (Action::Rollback { to }, _) if self.revisions.contains_key(to) => (active(*to, paused), None),
@@ -302,7 +302,9 @@ impl History {
     pub fn is_done(&self, action: &Action) -> bool {
         match action {
             Action::Deploy(source) => {
-                let newest = self.staged.or_else(|| self.active().map(|(revision, _)| revision));
+                // What a directory has says nothing of what is staged, whose turn is still to come.
+                let staged = self.staged.filter(|_| source.origin == Origin::Upload);
+                let newest = staged.or_else(|| self.active().map(|(revision, _)| revision));
                 newest.is_some_and(|revision| self.revisions.get(&revision) == Some(source))
             }
             action => self.after(self.latest() + 1, action) == (self.state.clone(), self.staged),
@@ -435,7 +437,7 @@ mod tests {
             (vec![a.clone(), activate(1)], active(1, false), None, None),
             (vec![a.clone(), b.clone(), activate(1)], State::Absent, Some(2), None),
             (vec![a.clone(), activate(1), b], active(1, false), Some(3), None),
-            (vec![a, directory], active(2, false), None, Some(1)),
+            (vec![a, directory], active(2, false), Some(1), Some(1)),
             (and(&[]), active(3, false), None, Some(1)),
             (and(&[activate(1)]), active(3, false), None, Some(1)),
             (and(&[Action::Rollback { to: 1 }]), active(1, false), None, None),

@@ -15,6 +15,7 @@ use millrace_core::limits;
 use millrace_core::manifest::Manifest;
 use millrace_core::name::FunctionName;
 use millrace_core::revision::{Action, Change, History, Impossible, Source, State as Stands};
+use millrace_core::time::Timestamp;
 
 use super::problem::{Kind, Refusal};
 use super::request::{function_of, no_query};
@@ -170,6 +171,10 @@ pub(super) async fn put_component<B: Broker + Catalog, R: Revision>(
 ) -> Result<Response, Refusal> {
     let digest = digest_of(digest)?;
     let deployer = api.deployer()?;
+    // One after the other, so that uploads leave room for the bodies of others. Whoever waits has not sent anything yet.
+    let in_turn = tokio::time::timeout(limits::REQUEST_READ_TIMEOUT, api.uploads.acquire()).await;
+    let _in_turn =
+        in_turn.map_err(|_| Refusal::new(Kind::TooManyRequests, "others upload components; try again").retry_soon())?;
     let (head, body) = request.into_parts();
     let received = api.bodies.read_up_to(&head.headers, body, limits::COMPONENT_MAX_BYTES).await?;
     let content = received.bytes.clone();
@@ -296,6 +301,7 @@ pub(super) async fn revisions<B: Broker + Catalog, R: Revision>(
     if history.latest() == 0 {
         return Err(Refusal::from(Refused::Impossible { reason: Impossible::Absent }).about(&function.to_string()));
     }
+    let now = api.clock.now();
     let (state, active, paused) = match *history.state() {
         Stands::Absent if history.staged().is_some() => ("staged", None, false),
         Stands::Absent => ("deleted", None, false),
@@ -311,7 +317,7 @@ pub(super) async fn revisions<B: Broker + Catalog, R: Revision>(
         previous: history.previous(),
         paused,
         deployments: history.changes().map(|(number, change)| deployment(number, change)).collect(),
-        instances: reports.iter().filter_map(|report| instance(report, &function)).collect(),
+        instances: reports.iter().filter_map(|report| instance(report, &function, now)).collect(),
     }))
 }
 
@@ -349,11 +355,12 @@ fn deployment(number: u64, change: Result<&Change, &str>) -> types::Deployment {
 }
 
 /// What an instance says of one function, if it says anything that can be read.
-fn instance(report: &Report, function: &FunctionName) -> Option<types::Instance> {
+fn instance(report: &Report, function: &FunctionName, now: Timestamp) -> Option<types::Instance> {
     let said: types::InstanceReport = serde_json::from_slice(&report.content).ok()?;
     if said.ended {
         return None;
     }
     let here = said.functions.get(&function.to_string()).cloned().unwrap_or_default();
-    Some(types::Instance { instance: report.instance.clone(), at: report.at.to_rfc3339(), here })
+    let live = now.since(report.at) < types::INSTANCE_LIVE_FOR;
+    Some(types::Instance { instance: report.instance.clone(), at: report.at.to_rfc3339(), live, here })
 }

@@ -564,6 +564,8 @@ pub struct Instance {
     pub instance: String,
     /// When it said so.
     pub at: String,
+    /// Whether that is so short a while ago that it is not taken for one that is down.
+    pub live: bool,
     /// What it said.
     #[serde(flatten)]
     pub here: FunctionHere,

@@ -48,7 +48,7 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "yes")]
     dry_run: bool,
     /// How long to wait until the instances run it; 0 does not wait
-    #[arg(long, value_name = "SECONDS", default_value_t = 60)]
+    #[arg(long, value_name = "SECONDS", default_value_t = 90)]
     wait: u64,
 }
 
@@ -91,11 +91,14 @@ impl Planned {
     }
 
     fn is_changed(&self) -> bool {
-        self.active().is_none_or(|active| {
-            active.origin != Some(Origin::Upload)
-                || active.manifest.as_deref() != Some(&self.source.manifest)
-                || self.component_changed()
-        })
+        // What is staged takes the place of what is active, unless something else is deployed.
+        let is_staged = self.there.as_ref().is_some_and(|there| there.staged.is_some());
+        is_staged
+            || self.active().is_none_or(|active| {
+                active.origin != Some(Origin::Upload)
+                    || active.manifest.as_deref() != Some(&self.source.manifest)
+                    || self.component_changed()
+            })
     }
 
     fn component_changed(&self) -> bool {
@@ -312,7 +315,6 @@ mod tests {
 
     use super::*;
     use crate::cli::testing::{Answer, Server};
-    use crate::clock::Clock;
 
     const MANIFEST: &str = "application = \"shop\"\n[functions.pay]\ncomponent = \"pay.wasm\"\ntopics = [\"orders\"]\n";
     const COMPONENT: &str = "not looked at by the client";
@@ -331,7 +333,7 @@ mod tests {
             "function": "shop.pay", "state": "active", "latest": latest, "active": latest, "previous": null, "paused": false,
             "deployments": [{"number": latest, "action": "deploy", "component": source.component,
                 "manifest": source.manifest, "origin": "upload"}],
-            "instances": [{"instance": "a", "at": Clock::system().now().to_rfc3339(), "revision": latest, "paused": false}],
+            "instances": [{"instance": "a", "at": "", "live": true, "revision": latest, "paused": false}],
         })
     }
 

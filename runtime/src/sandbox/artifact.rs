@@ -68,18 +68,31 @@ impl Inner {
         if let Some(component) = self.in_use(&digest) {
             return Ok(component);
         }
+        if let Some(component) = self.cached(&digest) {
+            return self.keep(digest, &component);
+        }
         let _one_at_a_time = self.compiling.lock().unwrap_or_else(PoisonError::into_inner);
         // Another thread may have loaded it while this one waited.
         if let Some(component) = self.in_use(&digest) {
             return Ok(component);
         }
-        let component = match self.cached(&digest) {
-            Some(component) => component,
-            None => self.compile(&digest, bytes)?,
-        };
+        if let Some(component) = self.cached(&digest) {
+            return self.keep(digest, &component);
+        }
+        let (component, artifact) = self.compile(&digest, bytes)?;
+        let kept = self.keep(digest, &component)?;
+        // What is no handler takes no room from those that are.
+        if let (Some(cache), Some(artifact)) = (&self.cache, artifact) {
+            cache.write(&digest, &artifact);
+        }
+        Ok(kept)
+    }
+
+    /// Makes a compiled component one that functions can share, if it is a handler.
+    fn keep(&self, digest: Digest, component: &component::Component) -> Result<Component, Refusal> {
         let imports_state =
             component.component_type().imports(&self.wasmtime).any(|(import, _)| import == keyvalue::INTERFACE);
-        let loaded = Arc::new(Loaded { digest, pre: self.link(&component)?, imports_state });
+        let loaded = Arc::new(Loaded { digest, pre: self.link(component)?, imports_state });
         self.loaded.retain(|_, entry| entry.strong_count() > 0);
         self.loaded.insert(digest, Arc::downgrade(&loaded));
         Ok(Component(loaded))
@@ -106,32 +119,30 @@ impl Inner {
         }
     }
 
-    fn compile(&self, digest: &Digest, bytes: &[u8]) -> Result<component::Component, Refusal> {
+    /// Compiles a component; answers also with what can be kept on disk.
+    fn compile(&self, digest: &Digest, bytes: &[u8]) -> Result<(component::Component, Option<Vec<u8>>), Refusal> {
         if let Compiler::Apart(program) = &self.options.compiler {
-            return self.compiled_apart(digest, &compiler::compile_apart(program, bytes)?);
+            let artifact = compiler::compile_apart(program, bytes)?;
+            return Ok((self.compiled_apart(&artifact)?, Some(artifact)));
         }
         let compiled = component::Component::from_binary(&self.wasmtime, bytes);
         let component = compiled.map_err(|e| Refusal::Invalid(quoted_error(&e)))?;
-        if let Some(cache) = &self.cache {
-            match component.serialize() {
-                Ok(artifact) => cache.write(digest, &artifact),
-                Err(error) => tracing::warn!(%digest, %error, "a compiled component cannot be kept"),
-            }
+        if self.cache.is_none() {
+            return Ok((component, None));
         }
-        Ok(component)
+        let artifact = component.serialize();
+        let artifact =
+            artifact.inspect_err(|error| tracing::warn!(%digest, %error, "a compiled component cannot be kept"));
+        Ok((component, artifact.ok()))
     }
 
     #[expect(unsafe_code, reason = "there is no safe way to read a compiled component")]
-    fn compiled_apart(&self, digest: &Digest, artifact: &[u8]) -> Result<component::Component, Refusal> {
+    fn compiled_apart(&self, artifact: &[u8]) -> Result<component::Component, Refusal> {
         // SAFETY: the bytes must come from `Engine::precompile_component`, unchanged. A process of this very program has made
         // them with that function and handed them over through a pipe that nobody else has; it was given no code but the
         // component. Its configuration is this engine's, which is tested, and wasmtime refuses what is of another one.
         let component = unsafe { component::Component::deserialize(&self.wasmtime, artifact) };
-        let component = component.map_err(|e| Refusal::Compiler(quoted_error(&e)))?;
-        if let Some(cache) = &self.cache {
-            cache.write(digest, artifact);
-        }
-        Ok(component)
+        component.map_err(|e| Refusal::Compiler(quoted_error(&e)))
     }
 
     /// Checks that the component is a handler and imports only what exists.

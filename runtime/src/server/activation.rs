@@ -61,7 +61,7 @@ impl<L: Log> Revisions<L> {
     pub(super) async fn activate_staged(&self) -> bool {
         let staged: Vec<(FunctionName, u64)> = {
             let known = lock(&self.known);
-            let staged = known.iter().filter_map(|(name, history)| Some((name.clone(), history.staged()?.0)));
+            let staged = known.1.iter().filter_map(|(name, history)| Some((name.clone(), history.staged()?.0)));
             staged.collect()
         };
         if staged.is_empty() {
@@ -70,7 +70,7 @@ impl<L: Log> Revisions<L> {
         let reports = match self.log.reports().await {
             Ok(reports) => reports,
             Err(error) => {
-                tracing::debug!(%error, "What instances say cannot be read; trying again.");
+                tracing::warn!(%error, "What instances say cannot be read; trying again.");
                 return true;
             }
         };
@@ -105,8 +105,12 @@ impl<L: Log> Revisions<L> {
 
     /// Removes components that only revisions have which nobody can go back to.
     async fn remove_what_is_not_needed(&self) {
-        let removable = removable(lock(&self.known).values());
-        for digest in removable {
+        let removable = removable(lock(&self.known).1.values());
+        let there = match self.log.components().await {
+            Ok(there) => there,
+            Err(error) => return tracing::warn!(%error, "What components there are cannot be read; later."),
+        };
+        for digest in there.into_iter().filter(|digest| removable.contains(digest)) {
             match self.log.remove_component(digest).await {
                 Ok(()) => tracing::info!(%digest, "A component that no kept revision needs was removed."),
                 Err(error) => return tracing::warn!(%digest, %error, "A component cannot be removed; later."),

@@ -6,11 +6,11 @@ use bytes::Bytes;
 use futures::stream::{self, StreamExt as _};
 use millrace_core::limits;
 use millrace_core::name::FunctionName;
-use millrace_core::revision::{History, Origin, Source, State, histories};
+use millrace_core::revision::{History, Origin, Source, State};
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::revisions::Revisions;
+use super::revisions::{Failed, Revisions};
 use super::stage::{StageError, Staged, intake, without_name};
 use crate::api::types::InstanceReport;
 use crate::broker::{Deployed, Error, Log};
@@ -84,12 +84,11 @@ impl<L: Log> Revisions<L> {
 
     /// Runs what should run. Says whether something must be tried again.
     async fn take_over(&self, deployed: &Deployed) -> bool {
-        let read = deployed.deployments.iter().map(|one| (&one.function, one.number, &one.content[..]));
-        let all = histories(read);
-        lock(&self.known).clone_from(&all);
-        let looking = stream::iter(all).map(async |(function, history)| {
-            let again = self.make_ready(&function, &history).await;
-            self.look_at(&function, &history).await || again
+        let looking = stream::iter(self.take_in(deployed).into_keys()).map(async |function| {
+            let again = self.make_ready(&function, &self.history(&function)).await;
+            let _alone = self.alone(&function).await;
+            // By now it can stand otherwise.
+            self.look_at(&function, &self.history(&function)).await || again
         });
         let outcomes: Vec<bool> = looking.buffer_unordered(limits::FUNCTIONS_STARTED_AT_ONCE).collect().await;
         outcomes.contains(&true)
@@ -103,7 +102,8 @@ impl<L: Log> Revisions<L> {
                 if runs != Some(revision) {
                     return self.bring_up(function, revision, source, *paused).await;
                 }
-                self.forgive(function, |failed| failed <= revision);
+                let staged = history.staged().map(|(staged, _)| staged);
+                self.forgive(function, |failed| Some(failed) != staged);
                 self.pause(function, *paused);
             }
             (State::Active { paused, .. }, _) => {
@@ -114,7 +114,8 @@ impl<L: Log> Revisions<L> {
             (State::Unknown { number }, _) => {
                 let reason = "a newer version of Millrace did something to it; update this instance";
                 self.registry.refuse(function, reason.to_owned());
-                lock(&self.here).failed.insert(function.clone(), (*number, reason.to_owned()));
+                let failed = Failed { revision: *number, reason: reason.to_owned(), again: false };
+                lock(&self.here).failed.insert(function.clone(), failed);
             }
         }
         false
@@ -139,6 +140,9 @@ impl<L: Log> Revisions<L> {
             if here.ready.get(function).is_some_and(|(ready, _)| *ready == revision) {
                 return false;
             }
+            if here.failed.get(function).is_some_and(|failed| failed.revision == revision && !failed.again) {
+                return false;
+            }
         }
         let made = async {
             let component = self.component(function, source).await?;
@@ -157,6 +161,9 @@ impl<L: Log> Revisions<L> {
 
     /// Runs a revision. If that fails, what ran before goes on.
     async fn bring_up(&self, function: &FunctionName, revision: u64, source: &Source, paused: bool) -> bool {
+        if lock(&self.here).failed.get(function).is_some_and(|failed| failed.revision == revision && !failed.again) {
+            return false;
+        }
         let started = async {
             let ready = lock(&self.here).ready.get(function).filter(|(ready, _)| *ready == revision).cloned();
             let component = match ready {
@@ -185,6 +192,9 @@ impl<L: Log> Revisions<L> {
                 false
             }
             Err(error) => {
+                if self.registry.function(function).is_none() {
+                    lock(&self.here).uploaded.remove(function);
+                }
                 let reason = without_name(&error, function);
                 self.registry.refuse(function, format!("revision {revision}: {reason}"));
                 self.cannot(function, revision, &error)
@@ -196,17 +206,17 @@ impl<L: Log> Revisions<L> {
     fn cannot(&self, function: &FunctionName, revision: u64, error: &StageError) -> bool {
         let again = matches!(error, StageError::Broker { reason, .. } if reason.is_transient());
         let reason = without_name(error, function);
-        if lock(&self.here).failed.get(function).is_none_or(|(failed, _)| *failed != revision) {
+        if lock(&self.here).failed.get(function).is_none_or(|failed| failed.revision != revision) {
             tracing::error!(%function, revision, reason, "An uploaded revision cannot run here.");
         }
-        lock(&self.here).failed.insert(function.clone(), (revision, reason));
+        lock(&self.here).failed.insert(function.clone(), Failed { revision, reason, again });
         again
     }
 
     /// Forgets a failure that is no more.
     fn forgive(&self, function: &FunctionName, is_over: impl Fn(u64) -> bool) {
         let mut here = lock(&self.here);
-        if here.failed.get(function).is_some_and(|(failed, _)| is_over(*failed)) {
+        if here.failed.get(function).is_some_and(|failed| is_over(failed.revision)) {
             here.failed.remove(function);
         }
     }
@@ -217,8 +227,11 @@ impl<L: Log> Revisions<L> {
         let undecided = |reason: String| StageError::Undecided { function: function.clone(), reason };
         let bytes = self.log.component(digest).await;
         let bytes = bytes.map_err(|reason| StageError::Broker { function: function.clone(), reason })?;
-        let bytes =
-            bytes.ok_or_else(|| undecided(format!("its component {digest} is not in the log; deploy it again")))?;
+        // Whoever deploys it again uploads it.
+        let bytes = bytes.ok_or_else(|| StageError::Broker {
+            function: function.clone(),
+            reason: Error::Transient(format!("its component {digest} is not in the log; deploy it again")),
+        })?;
         let component = self.compile(function, bytes).await?;
         if component.digest() == digest {
             return Ok(component);
@@ -265,6 +278,9 @@ impl<L: Log> Revisions<L> {
         }
         self.registry.deactivate(function).await;
         lock(&self.here).uploaded.remove(function);
+        if self.registry.function(function).is_some() {
+            return;
+        }
         if let Err(error) = self.log.retire(function.clone()).await {
             tracing::warn!(%function, %error, "What is kept for it cannot be let go of.");
         }
@@ -283,7 +299,7 @@ impl<L: Log> Revisions<L> {
 
     async fn say(&self, content: &Bytes) {
         if let Err(error) = self.log.report(content.clone()).await {
-            tracing::debug!(%error, "Others cannot be told what runs here.");
+            tracing::warn!(%error, "Others cannot be told what runs here.");
         }
     }
 
@@ -297,7 +313,7 @@ impl<L: Log> Revisions<L> {
         for (name, (revision, _)) in &here.ready {
             report.functions.entry(name.to_string()).or_default().ready = Some(*revision);
         }
-        for (name, (revision, reason)) in &here.failed {
+        for (name, Failed { revision, reason, .. }) in &here.failed {
             let function = report.functions.entry(name.to_string()).or_default();
             (function.failed, function.problem) = (Some(*revision), Some(reason.clone()));
         }

@@ -16,10 +16,11 @@ use millrace_core::revision::{Action, Change, History, Origin, Source, State, hi
 use super::stage::{self, StageError, Staged, function_options, intake, read_component};
 use super::topics::Topics;
 use crate::api::{Decided, Deployer, Refused};
-use crate::broker::{DeployError, Error, Log, Report};
+use crate::broker::{DeployError, Deployed, Error, Log, Report};
 use crate::clock::Clock;
 use crate::registry::{Deployment, Registry, lock};
 use crate::sandbox::{self, Component, Engine, FunctionOptions};
+use tokio::sync::{OwnedMutexGuard, Semaphore};
 use tokio::time::Instant;
 
 /// How often a proposal is made anew because somebody else was quicker, where that does not matter.
@@ -34,8 +35,12 @@ pub(super) struct Revisions<L> {
     /// Names of topics with it belong to the runtime.
     pub(super) prefix: String,
     pub(super) topics: Topics<L>,
-    /// What was read of the log last.
-    pub(super) known: Arc<Mutex<BTreeMap<FunctionName, History>>>,
+    /// What was read of the log last, with what to wait for others with.
+    pub(super) known: Arc<Mutex<(u64, BTreeMap<FunctionName, History>)>>,
+    /// Held by whoever changes what runs of a function.
+    pub(super) changing: Arc<Mutex<BTreeMap<FunctionName, Arc<tokio::sync::Mutex<()>>>>>,
+    /// Held while an upload or a deployment is examined, one after the other: it takes the memory of whole components.
+    pub(super) examining: Arc<Semaphore>,
     pub(super) here: Arc<Mutex<Here>>,
 }
 
@@ -51,7 +56,16 @@ pub(super) struct Here {
     /// Revisions that were staged through this instance.
     pub(super) proposed: BTreeMap<FunctionName, u64>,
     /// Revisions that do not run although they should, with the reason.
-    pub(super) failed: BTreeMap<FunctionName, (u64, String)>,
+    pub(super) failed: BTreeMap<FunctionName, Failed>,
+}
+
+/// A revision that does not run although it should.
+#[derive(Clone, Debug)]
+pub(super) struct Failed {
+    pub(super) revision: u64,
+    pub(super) reason: String,
+    /// Whether another try can help, though nothing was deployed since.
+    pub(super) again: bool,
 }
 
 impl<L> fmt::Debug for Revisions<L> {
@@ -70,6 +84,8 @@ impl<L> Clone for Revisions<L> {
             prefix: self.prefix.clone(),
             topics: self.topics.clone(),
             known: Arc::clone(&self.known),
+            changing: Arc::clone(&self.changing),
+            examining: Arc::clone(&self.examining),
             here: Arc::clone(&self.here),
         }
     }
@@ -78,20 +94,36 @@ impl<L> Clone for Revisions<L> {
 impl<L: Log> Revisions<L> {
     /// Reads all deployments that there are.
     pub(super) async fn refresh(&self) -> Result<(), Error> {
-        let deployed = self.log.deployments(None).await?;
-        let read = deployed.deployments.iter().map(|one| (&one.function, one.number, &one.content[..]));
-        *lock(&self.known) = histories(read);
+        self.take_in(&self.log.deployments(None).await?);
         Ok(())
+    }
+
+    /// Keeps what was read, unless somebody has read more meanwhile.
+    pub(super) fn take_in(&self, deployed: &Deployed) -> BTreeMap<FunctionName, History> {
+        let read = deployed.deployments.iter().map(|one| (&one.function, one.number, &one.content[..]));
+        let read = histories(read);
+        let mut known = lock(&self.known);
+        if known.0 <= deployed.seen {
+            *known = (deployed.seen, read.clone());
+        }
+        read
+    }
+
+    /// Nobody else starts, stops or pauses the function here as long as this is held.
+    pub(super) async fn alone(&self, function: &FunctionName) -> OwnedMutexGuard<()> {
+        let own = Arc::clone(lock(&self.changing).entry(function.clone()).or_default());
+        own.lock_owned().await
     }
 
     /// All deployments of a function, as they were read last.
     pub(super) fn history(&self, function: &FunctionName) -> History {
-        lock(&self.known).get(function).cloned().unwrap_or_default()
+        lock(&self.known).1.get(function).cloned().unwrap_or_default()
     }
 
     /// Whether the function runs what was uploaded, wherever it runs.
     pub(super) fn is_uploaded(&self, function: &FunctionName) -> bool {
         lock(&self.known)
+            .1
             .get(function)
             .and_then(History::active)
             .is_some_and(|(_, source)| source.origin == Origin::Upload)
@@ -99,6 +131,10 @@ impl<L: Log> Revisions<L> {
 
     /// Runs a function of a directory in place of the revision that ran before. Answers with the revision's number.
     pub(super) async fn activate(&self, function: &Function, directory: &Path) -> Result<u64, StageError> {
+        let _alone = self.alone(&function.name).await;
+        if let (true, Some((revision, _))) = (self.is_uploaded(&function.name), self.history(&function.name).active()) {
+            return Err(StageError::Uploaded { function: function.name.clone(), revision });
+        }
         let intake = intake(function)?;
         let component = self.load(function, directory).await?;
         let staged = self.stage(function, &component)?;
@@ -159,8 +195,8 @@ impl<L: Log> Revisions<L> {
         builds_on: Option<u64>,
     ) -> Result<Decided, Refused> {
         for _ in 0..PROPOSALS_MAX {
-            self.refresh().await?;
-            let history = self.history(function);
+            let read = self.take_in(&self.log.deployments(None).await?);
+            let history = read.get(function).cloned().unwrap_or_default();
             if let Some(expected) = builds_on.filter(|number| *number != history.latest()) {
                 return Err(conflict(&history, expected));
             }
@@ -191,6 +227,7 @@ impl<L: Log> Revisions<L> {
         if settings.name != *function {
             return Err(invalid(format!("the manifest is of `{}`, not of `{function}`", settings.name)));
         }
+        let _in_turn = self.examining.acquire().await;
         let bytes = self.log.component(source.component).await?;
         let bytes = bytes.ok_or(Refused::UnknownComponent { digest: source.component })?;
         let unfit = |error: StageError| match error {
@@ -203,7 +240,7 @@ impl<L: Log> Revisions<L> {
         if rehearsal {
             self.topics.missing(&manifest).await?;
         } else {
-            self.topics.make(&manifest).await?;
+            self.topics.make_missing(&manifest).await?;
         }
         Ok(())
     }
@@ -238,7 +275,8 @@ fn conflict(history: &History, expected: u64) -> Refused {
 fn revision_after(history: &History, action: &Action, number: u64) -> u64 {
     match action {
         Action::Deploy(_) if history.is_done(action) => {
-            history.staged().or_else(|| history.active()).map_or(number, |(revision, _)| revision)
+            let staged = history.staged().filter(|(_, source)| matches!(action, Action::Deploy(new) if new == *source));
+            staged.or_else(|| history.active()).map_or(number, |(revision, _)| revision)
         }
         Action::Deploy(_) => number,
         Action::Activate { revision } | Action::Rollback { to: revision } => *revision,
@@ -273,8 +311,8 @@ impl<L: Log> Deployer for Revisions<L> {
         rehearsal: bool,
     ) -> BoxFuture<'_, Result<Decided, Refused>> {
         async move {
-            self.refresh().await?;
-            let history = self.history(&function);
+            let read = self.take_in(&self.log.deployments(None).await?);
+            let history = read.get(&function).cloned().unwrap_or_default();
             if let Some(expected) = builds_on.filter(|number| *number != history.latest()) {
                 return Err(conflict(&history, expected));
             }

@@ -52,8 +52,24 @@ impl<L: Log> Topics<L> {
     /// done if one of them exists with another number of partitions.
     pub(super) async fn make(&self, manifest: &Manifest) -> Result<Vec<String>, CatalogError> {
         let missing = self.missing(manifest).await?;
+        self.make_these(manifest, manifest.mentioned_topics()).await?;
+        Ok(missing.iter().map(ToString::to_string).collect())
+    }
+
+    /// Makes the topics that a manifest mentions and that do not exist, and sets the retention of those of which it says one. What
+    /// it only mentions can be the topic of another application.
+    pub(super) async fn make_missing(&self, manifest: &Manifest) -> Result<(), CatalogError> {
+        let missing = self.missing(manifest).await?;
+        let says = |topic: &Topic| {
+            settings(manifest, topic).is_some_and(|settings| settings.retention != manifest::Retention::default())
+        };
+        let wanted = manifest.mentioned_topics().into_iter().filter(|topic| missing.contains(topic) || says(topic));
+        self.make_these(manifest, wanted.collect()).await
+    }
+
+    async fn make_these(&self, manifest: &Manifest, topics: Vec<&Topic>) -> Result<(), CatalogError> {
         let existing = self.log.partition_counts().await?;
-        for topic in manifest.mentioned_topics() {
+        for topic in topics {
             let settings = settings(manifest, topic);
             let wanted = settings.and_then(|settings| settings.partitions);
             let partitions = existing.get(topic.as_str()).copied().or(wanted);
@@ -69,8 +85,7 @@ impl<L: Log> Topics<L> {
             };
             self.log.make_topic(topic.clone(), partitions.unwrap_or(self.defaults.partitions), retention).await?;
         }
-        self.look().await?;
-        Ok(missing.iter().map(ToString::to_string).collect())
+        self.look().await
     }
 
     /// Looks which topics there are by now.

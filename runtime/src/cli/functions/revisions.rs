@@ -14,7 +14,7 @@ use crate::cli::output::{Console, Style};
 use crate::cli::{Context, changes, status};
 
 /// How long the instances are waited for.
-const WAIT: Duration = Duration::from_secs(60);
+const WAIT: Duration = Duration::from_secs(90);
 
 /// A function.
 #[derive(Debug, clap::Args)]
