@@ -65,19 +65,13 @@ impl Inner {
     fn load(&self, bytes: &[u8]) -> Result<Component, Refusal> {
         refusal::check_bytes(bytes, self.options.component_max_bytes)?;
         let digest = Digest::of(bytes);
-        if let Some(component) = self.in_use(&digest) {
-            return Ok(component);
-        }
-        if let Some(component) = self.cached(&digest) {
-            return self.keep(digest, &component);
+        if let Some(compiled) = self.compiled(&digest) {
+            return compiled;
         }
         let _one_at_a_time = self.compiling.lock().unwrap_or_else(PoisonError::into_inner);
         // Another thread may have loaded it while this one waited.
-        if let Some(component) = self.in_use(&digest) {
-            return Ok(component);
-        }
-        if let Some(component) = self.cached(&digest) {
-            return self.keep(digest, &component);
+        if let Some(compiled) = self.compiled(&digest) {
+            return compiled;
         }
         let (component, artifact) = self.compile(&digest, bytes)?;
         let kept = self.keep(digest, &component)?;
@@ -96,6 +90,12 @@ impl Inner {
         self.loaded.retain(|_, entry| entry.strong_count() > 0);
         self.loaded.insert(digest, Arc::downgrade(&loaded));
         Ok(Component(loaded))
+    }
+
+    /// A component that need not be compiled: it is in use, or in the cache.
+    fn compiled(&self, digest: &Digest) -> Option<Result<Component, Refusal>> {
+        let in_use = self.in_use(digest).map(Ok);
+        in_use.or_else(|| self.cached(digest).map(|component| self.keep(*digest, &component)))
     }
 
     fn in_use(&self, digest: &Digest) -> Option<Component> {
