@@ -84,7 +84,9 @@ impl<L: Log> Revisions<L> {
 
     /// Runs what should run. Says whether something must be tried again.
     async fn take_over(&self, deployed: &Deployed) -> bool {
-        let looking = stream::iter(self.take_in(deployed).into_keys()).map(async |function| {
+        self.take_in(deployed);
+        let functions: Vec<FunctionName> = lock(&self.known).1.keys().cloned().collect();
+        let looking = stream::iter(functions).map(async |function| {
             let again = self.make_ready(&function, &self.history(&function)).await;
             let _alone = self.alone(&function).await;
             // By now it can stand otherwise.

@@ -99,14 +99,13 @@ impl<L: Log> Revisions<L> {
     }
 
     /// Keeps what was read, unless somebody has read more meanwhile.
-    pub(super) fn take_in(&self, deployed: &Deployed) -> BTreeMap<FunctionName, History> {
+    pub(super) fn take_in(&self, deployed: &Deployed) {
         let read = deployed.deployments.iter().map(|one| (&one.function, one.number, &one.content[..]));
         let read = histories(read);
         let mut known = lock(&self.known);
         if known.0 <= deployed.seen {
-            *known = (deployed.seen, read.clone());
+            *known = (deployed.seen, read);
         }
-        read
     }
 
     /// Nobody else starts, stops or pauses the function here as long as this is held.
@@ -186,8 +185,8 @@ impl<L: Log> Revisions<L> {
             .map_err(|reason| StageError::Refused { function: function.name.clone(), reason })
     }
 
-    /// Writes into the log that something is done to a function, unless it is done already. With `builds_on` only if nothing
-    /// else was done since that deployment.
+    /// Writes into the log that something is done to a function, unless it is done already as far as is known here. With
+    /// `builds_on` only if nothing else was done since that deployment.
     pub(super) async fn propose(
         &self,
         function: &FunctionName,
@@ -195,8 +194,7 @@ impl<L: Log> Revisions<L> {
         builds_on: Option<u64>,
     ) -> Result<Decided, Refused> {
         for _ in 0..PROPOSALS_MAX {
-            let read = self.take_in(&self.log.deployments(None).await?);
-            let history = read.get(function).cloned().unwrap_or_default();
+            let history = self.history(function);
             if let Some(expected) = builds_on.filter(|number| *number != history.latest()) {
                 return Err(conflict(&history, expected));
             }
@@ -212,7 +210,7 @@ impl<L: Log> Revisions<L> {
                     return Ok(Decided { new: true, ..decided(number) });
                 }
                 // Somebody else was quicker: what is there now is looked at first.
-                Err(DeployError::Conflict { .. }) => {}
+                Err(DeployError::Conflict { .. }) => self.refresh().await?,
                 Err(DeployError::Broker(error)) => return Err(error.into()),
             }
         }
@@ -238,7 +236,7 @@ impl<L: Log> Revisions<L> {
         let component = self.compile(function, bytes).await.map_err(unfit)?;
         self.stage(&settings, &component).map_err(unfit)?;
         if rehearsal {
-            self.topics.missing(&manifest).await?;
+            self.topics.check(&manifest).await?;
         } else {
             self.topics.make_missing(&manifest).await?;
         }
@@ -311,8 +309,8 @@ impl<L: Log> Deployer for Revisions<L> {
         rehearsal: bool,
     ) -> BoxFuture<'_, Result<Decided, Refused>> {
         async move {
-            let read = self.take_in(&self.log.deployments(None).await?);
-            let history = read.get(&function).cloned().unwrap_or_default();
+            self.refresh().await?;
+            let history = Self::history(self, &function);
             if let Some(expected) = builds_on.filter(|number| *number != history.latest()) {
                 return Err(conflict(&history, expected));
             }

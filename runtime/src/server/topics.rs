@@ -1,6 +1,6 @@
 //! Topics that functions need: made before they run, and known to whoever emits.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::{Arc, PoisonError, RwLock};
 
 use millrace_core::manifest::{self, Manifest};
@@ -30,45 +30,54 @@ impl<L: Log> Topics<L> {
         Self { log, defaults, known: Arc::default() }
     }
 
-    /// Compares what a manifest says with what there is. Answers with the topics that would have to be made, and what was
-    /// looked at.
-    pub(super) async fn missing(&self, manifest: &Manifest) -> Result<Vec<Topic>, CatalogError> {
+    /// Checks that what a manifest says fits what there is.
+    pub(super) async fn check(&self, manifest: &Manifest) -> Result<(), CatalogError> {
+        self.existing(manifest).await.map(drop)
+    }
+
+    /// How many partitions each topic has that there is, none of which the manifest contradicts.
+    async fn existing(&self, manifest: &Manifest) -> Result<BTreeMap<String, u32>, CatalogError> {
         let existing = self.log.partition_counts().await?;
-        let mut missing = Vec::new();
         for topic in manifest.mentioned_topics() {
             let wanted = settings(manifest, topic).and_then(|settings| settings.partitions);
-            match (existing.get(topic.as_str()).copied(), wanted) {
-                (Some(existing), Some(wanted)) if wanted != existing => {
-                    return Err(CatalogError::PartitionCount { topic: topic.clone(), existing, wanted });
-                }
-                (Some(_), _) => {}
-                (None, _) => missing.push(topic.clone()),
+            if let (Some(existing), Some(wanted)) = (existing.get(topic.as_str()).copied(), wanted)
+                && wanted != existing
+            {
+                return Err(CatalogError::PartitionCount { topic: topic.clone(), existing, wanted });
             }
         }
-        Ok(missing)
+        Ok(existing)
     }
 
     /// Makes the topics that a manifest mentions, and gives each its retention; answers with those that are new. Nothing is
     /// done if one of them exists with another number of partitions.
     pub(super) async fn make(&self, manifest: &Manifest) -> Result<Vec<String>, CatalogError> {
-        let missing = self.missing(manifest).await?;
-        self.make_these(manifest, manifest.mentioned_topics()).await?;
-        Ok(missing.iter().map(ToString::to_string).collect())
+        let existing = self.existing(manifest).await?;
+        let mentioned = manifest.mentioned_topics();
+        let missing = mentioned.iter().filter(|topic| !existing.contains_key(topic.as_str()));
+        let missing = missing.map(ToString::to_string).collect();
+        self.make_these(manifest, mentioned, &existing).await?;
+        Ok(missing)
     }
 
     /// Makes the topics that a manifest mentions and that do not exist, and sets the retention of those of which it says one. What
     /// it only mentions can be the topic of another application.
     pub(super) async fn make_missing(&self, manifest: &Manifest) -> Result<(), CatalogError> {
-        let missing = self.missing(manifest).await?;
+        let existing = self.existing(manifest).await?;
         let says = |topic: &Topic| {
             settings(manifest, topic).is_some_and(|settings| settings.retention != manifest::Retention::default())
         };
-        let wanted = manifest.mentioned_topics().into_iter().filter(|topic| missing.contains(topic) || says(topic));
-        self.make_these(manifest, wanted.collect()).await
+        let mut wanted = manifest.mentioned_topics();
+        wanted.retain(|topic| !existing.contains_key(topic.as_str()) || says(topic));
+        self.make_these(manifest, wanted, &existing).await
     }
 
-    async fn make_these(&self, manifest: &Manifest, topics: Vec<&Topic>) -> Result<(), CatalogError> {
-        let existing = self.log.partition_counts().await?;
+    async fn make_these(
+        &self,
+        manifest: &Manifest,
+        topics: Vec<&Topic>,
+        existing: &BTreeMap<String, u32>,
+    ) -> Result<(), CatalogError> {
         for topic in topics {
             let settings = settings(manifest, topic);
             let wanted = settings.and_then(|settings| settings.partitions);
