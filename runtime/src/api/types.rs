@@ -530,6 +530,14 @@ pub struct Revisions {
     pub instances: Vec<Instance>,
 }
 
+impl Revisions {
+    /// The deployment that brought the active revision.
+    #[must_use]
+    pub fn active_deployment(&self) -> Option<&Deployment> {
+        self.deployments.iter().find(|one| Some(one.number) == self.active)
+    }
+}
+
 /// Something that was done to a function.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct Deployment {

@@ -86,8 +86,7 @@ struct Shown<'a> {
 impl Planned {
     /// What the active revision is made of.
     fn active(&self) -> Option<&Deployment> {
-        let there = self.there.as_ref()?;
-        there.deployments.iter().find(|one| Some(one.number) == there.active)
+        self.there.as_ref()?.active_deployment()
     }
 
     fn is_changed(&self) -> bool {

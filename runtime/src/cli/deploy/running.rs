@@ -86,9 +86,12 @@ fn failed(deployed: &Deployed, on: &Instance, problem: &str) -> Error {
 
 /// Whether an instance is waited for. What runs from a directory runs where that directory is.
 fn concerns(instance: &Instance, wanted: &Revisions) -> bool {
-    let active = wanted.deployments.iter().find(|one| Some(one.number) == wanted.active);
-    let from_directory = active.is_some_and(|active| active.origin == Some(Origin::Directory));
-    instance.live && (!from_directory || wanted.staged.is_some() || instance.here.revision.is_some())
+    instance.live && (!is_of_directory(wanted) || wanted.staged.is_some() || instance.here.revision.is_some())
+}
+
+/// Whether the active revision is one that processes run from a directory.
+fn is_of_directory(revisions: &Revisions) -> bool {
+    revisions.active_deployment().is_some_and(|active| active.origin == Some(Origin::Directory))
 }
 
 fn far(instance: &Instance, wanted: &Revisions, revision: Option<u64>) -> Far {
@@ -96,9 +99,7 @@ fn far(instance: &Instance, wanted: &Revisions, revision: Option<u64>) -> Far {
     if here.failed.is_some() && here.failed == revision {
         return Far::Failed(here.problem.clone().unwrap_or_default());
     }
-    let from_directory =
-        wanted.deployments.iter().any(|one| Some(one.number) == wanted.active && one.origin == Some(Origin::Directory));
-    let runs = here.revision == revision || (from_directory && revision == wanted.active);
+    let runs = here.revision == revision || (is_of_directory(wanted) && revision == wanted.active);
     if runs && (here.paused == wanted.paused || wanted.active.is_none()) { Far::Done } else { Far::Behind }
 }
 

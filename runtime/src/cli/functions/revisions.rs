@@ -136,8 +136,7 @@ pub(super) async fn show(which: &Which, context: &mut Context) -> Result<Exit, E
             console.line(format_args!("    {problem}"))?;
         }
     }
-    let active = revisions.deployments.iter().find(|one| Some(one.number) == revisions.active);
-    if let Some(manifest) = active.and_then(|one| one.manifest.as_deref()) {
+    if let Some(manifest) = revisions.active_deployment().and_then(|one| one.manifest.as_deref()) {
         console.line("")?;
         console.line(format::lines(manifest.trim_end()))?;
     }
