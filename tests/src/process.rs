@@ -258,6 +258,19 @@ impl Dev {
         std::fs::read_dir(format!("/proc/{}/task", self.child.id())).expect("it is running").count()
     }
 
+    /// The time that all its threads together have had a processor, to a hundredth of a second.
+    ///
+    /// # Panics
+    /// If it has ended.
+    #[must_use]
+    pub fn processor_time(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it is running");
+        // After the name, which is in parentheses: user and system time are the 12th and the 13th, in ticks (proc(5)).
+        let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+        let ticks = fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<u64>().ok()).sum::<u64>();
+        Duration::from_millis(ticks * 10)
+    }
+
     /// The most memory that it has had so far, in MiB.
     ///
     /// # Panics

@@ -16,6 +16,8 @@ const KILLS: usize = 6;
 /// How often the broker is.
 const BROKER_KILLS: usize = 3;
 const ROWS: usize = 3000;
+/// For so long it is looked what an instance does without a broker.
+const WAITING: Duration = Duration::from_secs(8);
 /// Of the configuration that the tests use.
 const SESSION_TIMEOUT: Duration = Duration::from_secs(6);
 
@@ -82,6 +84,7 @@ async fn on_kafka_effects_happen_once_whenever_the_broker_is_killed() {
     let rest = &events[ROWS.div_ceil(BROKER_KILLS + 1) * BROKER_KILLS..];
     publish(&api, &instance.url, rest).await;
     kafka.kill();
+    waits_for_the_broker_without_haste(&instance).await;
     nobody_waits_for_a_broker_that_is_gone(data.path(), &kafka.bootstrap);
     ends_at_once_when_asked_twice(instance).await;
     kafka.start_again();
@@ -91,6 +94,14 @@ async fn on_kafka_effects_happen_once_whenever_the_broker_is_killed() {
     kafka.kill();
     instance.signal("TERM");
     assert!(instance.ended().await.success(), "nothing is left to commit, so it ends well without a broker");
+}
+
+/// The broker starts on the same machine, as may others: there must be processors left.
+async fn waits_for_the_broker_without_haste(instance: &Dev) {
+    let before = instance.processor_time();
+    tokio::time::sleep(WAITING).await;
+    let took = instance.processor_time() - before;
+    assert!(took < WAITING / 4, "while there is no broker, {took:?} of {WAITING:?} are spent");
 }
 
 fn nobody_waits_for_a_broker_that_is_gone(data: &Path, bootstrap: &str) {

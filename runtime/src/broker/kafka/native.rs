@@ -27,10 +27,10 @@ use rdkafka::bindings::{
     rd_kafka_event_error, rd_kafka_event_t, rd_kafka_flush, rd_kafka_group_result_error,
     rd_kafka_group_result_partitions, rd_kafka_header_add, rd_kafka_header_get_all, rd_kafka_headers_destroy,
     rd_kafka_headers_new, rd_kafka_headers_t, rd_kafka_message_destroy, rd_kafka_message_headers, rd_kafka_message_t,
-    rd_kafka_message_timestamp, rd_kafka_produceva, rd_kafka_queue_destroy, rd_kafka_queue_get_partition,
-    rd_kafka_queue_new, rd_kafka_queue_poll, rd_kafka_queue_t, rd_kafka_topic_partition_list_t,
-    rd_kafka_topic_partition_t, rd_kafka_vtype_t, rd_kafka_vu_s__bindgen_ty_1 as Content,
-    rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_1 as Memory, rd_kafka_vu_t,
+    rd_kafka_message_timestamp, rd_kafka_metadata, rd_kafka_metadata_destroy, rd_kafka_produceva,
+    rd_kafka_queue_destroy, rd_kafka_queue_get_partition, rd_kafka_queue_new, rd_kafka_queue_poll, rd_kafka_queue_t,
+    rd_kafka_topic_partition_list_t, rd_kafka_topic_partition_t, rd_kafka_vtype_t,
+    rd_kafka_vu_s__bindgen_ty_1 as Content, rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_1 as Memory, rd_kafka_vu_t,
 };
 use rdkafka::client::Client;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
@@ -434,6 +434,7 @@ unsafe fn answer<C: ClientContext, T>(
     ask: impl FnOnce(*mut rd_kafka_AdminOptions_t, *mut rd_kafka_queue_t),
     look: impl FnOnce(*mut rd_kafka_event_t) -> T,
 ) -> Result<T, RDKafkaErrorCode> {
+    reach(client, within)?;
     let millis = i32::try_from(within.as_millis()).unwrap_or(i32::MAX);
     // SAFETY: the client lives as long as `client`. What is made here is destroyed here, and not used after that.
     unsafe {
@@ -452,6 +453,24 @@ unsafe fn answer<C: ClientContext, T>(
         rd_kafka_AdminOptions_destroy(options);
         found
     }
+}
+
+/// Waits for a broker that answers. While a request of the administrative kind waits for one, librdkafka 2.12 tries to connect
+/// again and again without a pause (`rd_kafka_broker_get_async`, where each failure is a change of state that is followed by the
+/// next attempt), and takes a whole processor where the broker needs it to start. Asking for metadata waits as it should.
+fn reach<C: ClientContext>(client: &Client<C>, within: Duration) -> Result<(), RDKafkaErrorCode> {
+    let millis = i32::try_from(within.as_millis()).unwrap_or(i32::MAX);
+    let mut metadata = ptr::null();
+    // SAFETY: the client lives as long as `client`; without a topic it tells of those that it has used. What is made here is
+    // destroyed here.
+    let error = unsafe {
+        let error = rd_kafka_metadata(client.native_ptr(), 0, ptr::null_mut(), &raw mut metadata, millis);
+        if !metadata.is_null() {
+            rd_kafka_metadata_destroy(metadata);
+        }
+        error
+    };
+    if error == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR { Ok(()) } else { Err(error.into()) }
 }
 
 /// What a description says of the principal.
