@@ -91,7 +91,7 @@ start() {
   setsid java "-Xmx${KAFKA_HEAP:-512m}" -XX:+UseSerialGC "-Dlog4j2.configurationFile=$here/log4j2.properties" -cp "$libs/*" \
     kafka.Kafka "$dir/server.properties" >>"$dir/kafka.log" 2>&1 </dev/null &
   echo $! >"$dir/pid"
-  for _ in $(seq 600); do
+  for _ in $(seq 1800); do
     running || {
       tail -n 20 "$dir/kafka.log" >&2
       die "it ended while it started; its last words are above"
@@ -103,7 +103,7 @@ start() {
     fi
     sleep 0.1
   done
-  die "it was not ready within a minute; see $dir/kafka.log"
+  die "it was not ready within three minutes; see $dir/kafka.log"
 }
 
 # Waits until it has ended.
