@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use millrace_core::limits;
 use millrace_core::manifest::{Function, Manifest};
 use millrace_core::name::FunctionName;
 use tokio::sync::{Semaphore, watch};
@@ -23,6 +24,7 @@ use crate::worker::feed::Feed;
 
 mod activation;
 mod follow;
+mod report;
 mod revisions;
 mod stage;
 mod topics;
@@ -148,7 +150,9 @@ impl<L: Log> Server<L> {
             known: Arc::default(),
             changing: Arc::default(),
             examining: Arc::new(Semaphore::new(1)),
+            loading: Arc::new(Semaphore::new(limits::FUNCTIONS_STARTED_AT_ONCE)),
             here: Arc::default(),
+            changed: Arc::default(),
             log: Arc::clone(&log),
         };
         revisions.refresh().await?;

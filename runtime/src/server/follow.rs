@@ -1,9 +1,12 @@
 //! Follows what is deployed: each instance runs what was uploaded, whoever took the upload.
 
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::Duration;
 
-use bytes::Bytes;
-use futures::stream::{self, StreamExt as _};
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use futures::stream::{self, FuturesUnordered, StreamExt as _};
 use millrace_core::limits;
 use millrace_core::name::FunctionName;
 use millrace_core::revision::{History, Origin, Source, State};
@@ -12,31 +15,28 @@ use tokio::time::Instant;
 
 use super::revisions::{Failed, Revisions};
 use super::stage::{StageError, Staged, intake, without_name};
-use crate::api::types::InstanceReport;
-use crate::broker::{Deployed, Error, Log};
+use crate::broker::{Error, Log};
 use crate::registry::lock;
 use crate::sandbox::Component;
 
-/// An instance says at least this often how it is.
-const REPORT_EVERY: Duration = Duration::from_secs(5);
 /// When something is tried again that the log did not answer.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
-/// How often it is looked whether a staged revision can be activated.
-const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// What is to be done although nothing was deployed.
-#[derive(Clone, Copy, Debug, Default)]
-struct Pending {
-    /// When what failed is tried again.
-    again: Option<Instant>,
-    /// When staged revisions are looked at.
-    look: Option<Instant>,
+/// One thing that is to be done about one function. None waits for another, so that a slow one holds up nothing else.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Job {
+    /// What is staged is compiled.
+    MakeReady(FunctionName),
+    /// What is active runs.
+    TakeUp(FunctionName),
 }
 
-/// What was said last, and when.
-struct Reported {
-    at: Instant,
-    content: Bytes,
+/// What is being done.
+#[derive(Default)]
+struct Jobs<'a> {
+    under_way: FuturesUnordered<BoxFuture<'a, (Job, bool)>>,
+    /// Each that is under way, and whether it has to be done once more because something was deployed meanwhile.
+    again: BTreeMap<Job, bool>,
 }
 
 impl<L: Log> Revisions<L> {
@@ -45,55 +45,86 @@ impl<L: Log> Revisions<L> {
     /// # Errors
     /// If the log could not be read.
     pub(super) async fn catch_up(&self) -> Result<(), Error> {
-        let deployed = self.log.deployments(None).await?;
-        self.take_over(&deployed).await;
+        self.refresh().await?;
+        let jobs = stream::iter(self.jobs()).map(|job| self.work_on(job, Instant::now()));
+        jobs.buffer_unordered(limits::FUNCTIONS_STARTED_AT_ONCE).map(drop).collect::<()>().await;
         Ok(())
     }
 
-    /// Runs what is uploaded from now on, until told to stop. What is begun then is finished.
-    pub(super) async fn follow(self, mut stop: watch::Receiver<bool>) {
-        let (mut seen, mut pending, mut reported) = (None, Pending::default(), None);
-        while !*stop.borrow() {
-            let report_at = reported.as_ref().map_or_else(Instant::now, |said: &Reported| said.at + REPORT_EVERY);
-            let due = [Some(report_at), pending.again, pending.look].into_iter().flatten().min().unwrap_or(report_at);
-            let deployed = tokio::select! {
-                biased;
-                _ = stop.wait_for(|stop| *stop) => break,
-                deployed = self.log.deployments(seen) => Some(deployed),
-                () = tokio::time::sleep_until(due) => None,
-            };
-            match deployed {
-                Some(Ok(deployed)) => {
-                    seen = Some(deployed.seen);
-                    pending.again = self.take_over(&deployed).await.then(|| Instant::now() + AGAIN_AFTER);
-                }
-                Some(Err(error)) => {
-                    tracing::warn!(%error, "Deployments cannot be read; trying again.");
-                    tokio::time::sleep(AGAIN_AFTER).await;
-                    continue;
-                }
-                None if pending.again.is_some_and(|at| at <= Instant::now()) => (seen, pending.again) = (None, None),
-                None => {}
-            }
-            self.report(&mut reported).await;
-            pending.look = self.activate_staged().await.then(|| Instant::now() + LOOK_EVERY);
-        }
-        let ended = InstanceReport { ended: true, ..InstanceReport::default() };
-        self.say(&serde_json::to_vec(&ended).unwrap_or_default().into()).await;
+    /// Runs what is uploaded from now on, and tells others of it, until told to stop. What is begun then is finished.
+    pub(super) async fn follow(self, stop: watch::Receiver<bool>) {
+        let (done, is_done) = watch::channel(false);
+        let following = async {
+            self.take_over(stop).await;
+            done.send_replace(true);
+        };
+        tokio::join!(following, self.tell(is_done));
     }
 
-    /// Runs what should run. Says whether something must be tried again.
-    async fn take_over(&self, deployed: &Deployed) -> bool {
-        self.take_in(deployed);
-        let functions: Vec<FunctionName> = lock(&self.known).1.keys().cloned().collect();
-        let looking = stream::iter(functions).map(async |function| {
-            let again = self.make_ready(&function, &self.history(&function)).await;
-            let _alone = self.alone(&function).await;
-            // By now it can stand otherwise.
-            self.look_at(&function, &self.history(&function)).await || again
-        });
-        let outcomes: Vec<bool> = looking.buffer_unordered(limits::FUNCTIONS_STARTED_AT_ONCE).collect().await;
-        outcomes.contains(&true)
+    async fn take_over(&self, mut stop: watch::Receiver<bool>) {
+        let (mut seen, mut jobs, mut read_at) = (None, Jobs::default(), Instant::now());
+        loop {
+            let deployments = async {
+                tokio::time::sleep_until(read_at).await;
+                self.log.deployments(seen).await
+            };
+            tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => break,
+                Some((job, failed)) = jobs.under_way.next() => {
+                    let is_stale = jobs.again.remove(&job).unwrap_or_default();
+                    if failed || is_stale {
+                        let wait = if failed { AGAIN_AFTER } else { Duration::ZERO };
+                        self.begin(&mut jobs, job, Instant::now() + wait);
+                    }
+                }
+                deployed = deployments => match deployed {
+                    Ok(deployed) => {
+                        seen = Some(deployed.seen);
+                        self.take_in(&deployed);
+                        for job in self.jobs() {
+                            self.begin(&mut jobs, job, Instant::now());
+                        }
+                    }
+                    Err(error) => {
+                        tracing::warn!(%error, "Deployments cannot be read; trying again.");
+                        read_at = Instant::now() + AGAIN_AFTER;
+                    }
+                },
+            }
+        }
+        while jobs.under_way.next().await.is_some() {}
+    }
+
+    /// What may have to be done, as far as is known.
+    fn jobs(&self) -> Vec<Job> {
+        let known = lock(&self.known);
+        known.1.keys().flat_map(|name| [Job::TakeUp(name.clone()), Job::MakeReady(name.clone())]).collect()
+    }
+
+    /// Does it at this time, or once more if it is under way.
+    fn begin<'a>(&'a self, jobs: &mut Jobs<'a>, job: Job, at: Instant) {
+        match jobs.again.entry(job) {
+            Entry::Occupied(mut again) => drop(again.insert(true)),
+            Entry::Vacant(new) => {
+                jobs.under_way.push(self.work_on(new.key().clone(), at).boxed());
+                new.insert(false);
+            }
+        }
+    }
+
+    /// Does one thing at this time, as the history is then. Says whether it must be tried again.
+    async fn work_on(&self, job: Job, at: Instant) -> (Job, bool) {
+        tokio::time::sleep_until(at).await;
+        let failed = match &job {
+            Job::MakeReady(function) => self.make_ready(function).await,
+            Job::TakeUp(function) => {
+                let _alone = self.alone(function).await;
+                self.look_at(function, &self.history(function)).await
+            }
+        };
+        self.changed.notify_one();
+        (job, failed)
     }
 
     /// Does for one function what its history asks of this instance. Says whether it must be tried again.
@@ -131,7 +162,8 @@ impl<L: Log> Revisions<L> {
     }
 
     /// Compiles a staged revision, so that it can run as soon as it is active.
-    async fn make_ready(&self, function: &FunctionName, history: &History) -> bool {
+    async fn make_ready(&self, function: &FunctionName) -> bool {
+        let history = self.history(function);
         let Some((revision, source)) = history.staged() else {
             lock(&self.here).staged_since.retain(|(staged, _), _| staged != function);
             return false;
@@ -150,7 +182,12 @@ impl<L: Log> Revisions<L> {
             let component = self.component(function, source).await?;
             self.prepare(function, revision, source, &component).map(|_| component)
         };
-        match made.await {
+        let made = made.await;
+        if self.history(function).staged().is_none_or(|(staged, _)| staged != revision) {
+            // Meanwhile it was activated, or something else was staged.
+            return false;
+        }
+        match made {
             Ok(component) => {
                 self.forgive(function, |failed| failed == revision);
                 lock(&self.here).ready.insert(function.clone(), (revision, component));
@@ -227,6 +264,7 @@ impl<L: Log> Revisions<L> {
     async fn component(&self, function: &FunctionName, source: &Source) -> Result<Component, StageError> {
         let digest = source.component;
         let undecided = |reason: String| StageError::Undecided { function: function.clone(), reason };
+        let _in_turn = self.loading.acquire().await;
         let bytes = self.log.component(digest).await;
         let bytes = bytes.map_err(|reason| StageError::Broker { function: function.clone(), reason })?;
         // Whoever deploys it again uploads it.
@@ -287,38 +325,5 @@ impl<L: Log> Revisions<L> {
             tracing::warn!(%function, %error, "What is kept for it cannot be let go of.");
         }
         tracing::info!(%function, "It was deleted and does not run any more.");
-    }
-
-    /// Tells others what runs here, if that has changed or was not said for a while.
-    async fn report(&self, reported: &mut Option<Reported>) {
-        let content: Bytes = serde_json::to_vec(&self.how_it_is()).unwrap_or_default().into();
-        let said = |said: &Reported| said.content == content && said.at.elapsed() < REPORT_EVERY;
-        if !reported.as_ref().is_some_and(said) {
-            self.say(&content).await;
-            *reported = Some(Reported { at: Instant::now(), content });
-        }
-    }
-
-    async fn say(&self, content: &Bytes) {
-        if let Err(error) = self.log.report(content.clone()).await {
-            tracing::warn!(%error, "Others cannot be told what runs here.");
-        }
-    }
-
-    fn how_it_is(&self) -> InstanceReport {
-        let mut report = InstanceReport::default();
-        for info in self.registry.functions() {
-            let here = report.functions.entry(info.settings.name.to_string()).or_default();
-            (here.revision, here.paused) = (Some(info.revision), info.paused);
-        }
-        let here = lock(&self.here);
-        for (name, (revision, _)) in &here.ready {
-            report.functions.entry(name.to_string()).or_default().ready = Some(*revision);
-        }
-        for (name, Failed { revision, reason, .. }) in &here.failed {
-            let function = report.functions.entry(name.to_string()).or_default();
-            (function.failed, function.problem) = (Some(*revision), Some(reason.clone()));
-        }
-        report
     }
 }

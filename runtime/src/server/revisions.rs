@@ -20,7 +20,7 @@ use crate::broker::{DeployError, Deployed, Error, Log, Report};
 use crate::clock::Clock;
 use crate::registry::{Deployment, Registry, lock};
 use crate::sandbox::{self, Component, Engine, FunctionOptions};
-use tokio::sync::{OwnedMutexGuard, Semaphore};
+use tokio::sync::{Notify, OwnedMutexGuard, Semaphore};
 use tokio::time::Instant;
 
 /// How often a proposal is made anew because somebody else was quicker, where that does not matter.
@@ -41,7 +41,11 @@ pub(super) struct Revisions<L> {
     pub(super) changing: Arc<Mutex<BTreeMap<FunctionName, Arc<tokio::sync::Mutex<()>>>>>,
     /// Held while an upload or a deployment is examined, one after the other: it takes the memory of whole components.
     pub(super) examining: Arc<Semaphore>,
+    /// Held while a component is read and compiled to run here: so many are in memory at most.
+    pub(super) loading: Arc<Semaphore>,
     pub(super) here: Arc<Mutex<Here>>,
+    /// Told when something has changed that others want to know.
+    pub(super) changed: Arc<Notify>,
 }
 
 /// What of the uploaded functions became of them here.
@@ -86,7 +90,9 @@ impl<L> Clone for Revisions<L> {
             known: Arc::clone(&self.known),
             changing: Arc::clone(&self.changing),
             examining: Arc::clone(&self.examining),
+            loading: Arc::clone(&self.loading),
             here: Arc::clone(&self.here),
+            changed: Arc::clone(&self.changed),
         }
     }
 }

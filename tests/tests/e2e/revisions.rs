@@ -336,6 +336,50 @@ async fn a_function_is_paused_deleted_and_brought_back_without_losing_an_event()
     }
 }
 
+/// While a function cannot change over because its handler is at work, others are paused and go on, and that is told.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_function_that_changes_over_slowly_holds_up_no_other() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let server = embedded(directory.path());
+    let [one, other] = two_versions(directory.path());
+    let slow = "[topics.slow]\npartitions = 1\n[functions.slow]\ncomponent = \"guest.wasm\"\ntopics = [\"slow\"]\n\
+        grants = { publish = [\"payments\"] }\nlimits = { time = \"5m\" }\n";
+    // A worker that attempts otherwise is another worker.
+    for (path, more) in [(&one, ""), (&other, "retry = { attempts = 2 }\n")] {
+        std::fs::write(Path::new(path).join("millrace.toml"), format!("{MANIFEST}{slow}{more}")).expect("a file");
+    }
+    let (url, api) = (&server.url, Api::default());
+    done(url, &["deploy", &one, "--yes"]);
+    let event =
+        |id: &str, kind: &str| json!({"specversion": "1.0", "id": id, "source": "/shop", "type": kind}).to_string();
+    // One that is handled at once, and one that never ends.
+    let both = [event("done", "o"), event("long", "l")];
+    assert_eq!(api.publish(url, "slow", &both).await, Some(StatusCode::ACCEPTED));
+    until(url, "functions/shop.slow", |slow| slow["lag_records"] == 1).await;
+    done(url, &["deploy", &other, "--yes", "--wait", "0"]);
+    let path = "functions/shop.slow/revisions";
+    until(url, path, |slow| slow["active"].as_u64() > Some(ONE)).await;
+    done(url, &["functions", "pause", "pay"]);
+    until(url, "functions/shop.pay", |pay| pay["paused"] == true).await;
+    done(url, &["functions", "resume", "pay"]);
+    let there = api.get(&format!("{url}/v1/{path}")).await;
+    assert_ne!(there["instances"][0]["revision"], there["active"], "it has changed over: {there:#}");
+    server.kill();
+}
+
+/// Waits until what the API tells is so.
+async fn until(url: &str, path: &str, is_so: impl Fn(&Value) -> bool) {
+    let began = Instant::now();
+    loop {
+        let there = Api::default().get(&format!("{url}/v1/{path}")).await;
+        if is_so(&there) {
+            return;
+        }
+        assert!(began.elapsed() < PATIENCE, "that never comes: {there:#}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
 /// What cannot run is refused with a reason before anything is changed.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_cannot_run_is_refused_and_what_runs_goes_on() {

@@ -1,0 +1,75 @@
+//! What an instance tells the others of itself, and staged revisions activated by what all of them have told.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::revisions::{Failed, Revisions};
+use crate::api::types::InstanceReport;
+use crate::broker::Log;
+use crate::registry::lock;
+
+/// An instance says at least this often how it is.
+const REPORT_EVERY: Duration = Duration::from_secs(5);
+/// How often it is looked whether a staged revision can be activated.
+const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// What was said last, and when.
+struct Reported {
+    at: Instant,
+    content: Bytes,
+}
+
+impl<L: Log> Revisions<L> {
+    /// Tells others how it is here, and activates what all have made ready, until nothing changes here any more.
+    pub(super) async fn tell(&self, mut is_done: watch::Receiver<bool>) {
+        let mut reported = None;
+        loop {
+            self.report(&mut reported).await;
+            let wait = if self.activate_staged().await { LOOK_EVERY } else { REPORT_EVERY };
+            tokio::select! {
+                biased;
+                _ = is_done.wait_for(|done| *done) => break,
+                () = self.changed.notified() => {}
+                () = tokio::time::sleep(wait) => {}
+            }
+        }
+        let ended = InstanceReport { ended: true, ..InstanceReport::default() };
+        self.say(&serde_json::to_vec(&ended).unwrap_or_default().into()).await;
+    }
+
+    /// Tells others what runs here, if that has changed or was not said for a while.
+    async fn report(&self, reported: &mut Option<Reported>) {
+        let content: Bytes = serde_json::to_vec(&self.how_it_is()).unwrap_or_default().into();
+        let said = |said: &Reported| said.content == content && said.at.elapsed() < REPORT_EVERY;
+        if !reported.as_ref().is_some_and(said) {
+            self.say(&content).await;
+            *reported = Some(Reported { at: Instant::now(), content });
+        }
+    }
+
+    async fn say(&self, content: &Bytes) {
+        if let Err(error) = self.log.report(content.clone()).await {
+            tracing::warn!(%error, "Others cannot be told what runs here.");
+        }
+    }
+
+    fn how_it_is(&self) -> InstanceReport {
+        let mut report = InstanceReport::default();
+        for info in self.registry.functions() {
+            let here = report.functions.entry(info.settings.name.to_string()).or_default();
+            (here.revision, here.paused) = (Some(info.revision), info.paused);
+        }
+        let here = lock(&self.here);
+        for (name, (revision, _)) in &here.ready {
+            report.functions.entry(name.to_string()).or_default().ready = Some(*revision);
+        }
+        for (name, Failed { revision, reason, .. }) in &here.failed {
+            let function = report.functions.entry(name.to_string()).or_default();
+            (function.failed, function.problem) = (Some(*revision), Some(reason.clone()));
+        }
+        report
+    }
+}
