@@ -16,7 +16,7 @@ use hyper_util::rt::TokioExecutor;
 use serde_json::Value;
 
 /// How long anything may take that has to come in the end.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// The root of the repository.
 #[must_use]
@@ -162,8 +162,16 @@ impl Kafka {
 }
 
 impl Drop for Kafka {
+    /// What a test that failed has left is kept, so that it can be looked at.
+    #[expect(clippy::print_stderr, reason = "whoever reads the output of the test wants to know where")]
     fn drop(&mut self) {
-        drop(script("stop", &self.directory).output());
+        if std::thread::panicking() {
+            drop(script("kill", &self.directory).output());
+            self.directory.disable_cleanup(true);
+            eprintln!("All that Kafka holds is in {}.", self.directory.path().display());
+        } else {
+            drop(script("stop", &self.directory).output());
+        }
     }
 }
 

@@ -33,6 +33,8 @@ pub(super) struct Log {
     queue: PartitionQueue<MemberContext>,
     arrived: Arc<Notify>,
     consumer: Shared<MemberContext>,
+    /// Where it reads from since it was restarted, until the worker has seen that.
+    restarted: Option<u64>,
     /// If the consumer is not the function's own. Dropped after the queue.
     pub(super) loan: Option<Loan>,
 }
@@ -46,7 +48,8 @@ impl Log {
     ) -> Result<Self, Error> {
         let (records, queue) = split(consumer, &place)?;
         let arrived = Arc::clone(arrived);
-        let mut log = Self { place, records, queue, arrived, consumer: Arc::clone(consumer), loan: None };
+        let mut log =
+            Self { place, records, queue, arrived, consumer: Arc::clone(consumer), restarted: None, loan: None };
         log.tell();
         Ok(log)
     }
@@ -62,14 +65,18 @@ impl Log {
         self.consumer.seek(topic.as_str(), signed(*partition), at(to), SEEK_TIMEOUT)
     }
 
-    /// Reads from an offset on, as if the partition had just been assigned.
+    /// Reads from an offset on, as if the partition had just been assigned. What was fetched before is outdated once librdkafka has
+    /// given the partition back.
     fn restart(&mut self, from: u64) -> Result<(), Error> {
         let (topic, partition) = self.place.clone();
         remove(&self.consumer, std::slice::from_ref(&self.place))?;
         // That of a topic that was deleted meanwhile is gone. Else it is the same, and dropping its earlier share makes it mute.
         (self.records, self.queue) = split(&self.consumer, &self.place)?;
         self.tell();
-        add(&self.consumer, &[(topic, partition, from)])
+        add(&self.consumer, &[(topic, partition, from)])?;
+        self.restarted = Some(from);
+        self.arrived.notify_one();
+        Ok(())
     }
 }
 
@@ -126,8 +133,8 @@ pub struct KafkaPartition {
     pub(super) inbox: Arc<Inbox>,
     pub(super) requests: SyncSender<Request>,
     pub(super) observer: Shared<Quiet>,
-    /// The offset that librdkafka gives next, of each log; none if it must be told.
-    pub(super) expected: [Option<u64>; 2],
+    /// What librdkafka gives next of each log.
+    pub(super) expected: [Expected; 2],
     /// Which log was read last: when both have records they take turns.
     pub(super) last: Stream,
     pub(super) state: KafkaState,
@@ -136,6 +143,58 @@ pub struct KafkaPartition {
 impl std::fmt::Debug for KafkaPartition {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("KafkaPartition").field("unit", &self.unit).field("epoch", &self.epoch).finish_non_exhaustive()
+    }
+}
+
+/// What librdkafka gives next of a log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Expected {
+    /// The record with this offset, or the first one after it.
+    Next(u64),
+    /// It must be told where to read.
+    Unknown,
+    /// The function's thread has been asked to restart the log.
+    Restarting,
+}
+
+/// What to do before something is taken from a queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Ready {
+    /// Nothing: it gives what is wanted.
+    Take,
+    /// Nothing may be taken until the log was restarted.
+    Wait,
+    /// The log is to be restarted.
+    Restart,
+}
+
+impl Expected {
+    /// Sees to it that a queue gives what comes from an offset on.
+    ///
+    /// Without that nothing may be taken: the queue can hold what was fetched for another place, and what lies between that and the
+    /// offset would be taken for a hole in the log. A seek is refused as outdated if librdkafka pauses or resumes the partition at the
+    /// same time, as it does in a change of the group: there is a second one for that. None succeeds in a partition that was given
+    /// up because its position was out of range.
+    fn go_to<E: std::fmt::Display>(
+        &mut self,
+        wanted: u64,
+        restarted: Option<u64>,
+        seek: impl Fn(u64) -> Result<(), E>,
+    ) -> Ready {
+        match (*self, restarted) {
+            (Self::Restarting, None) => return Ready::Wait,
+            (Self::Restarting, Some(at)) => *self = Self::Next(at),
+            (Self::Next(_) | Self::Unknown, _) => {}
+        }
+        if *self != Self::Next(wanted) {
+            *self = Self::Unknown;
+            if let Err(error) = seek(wanted).or_else(|_| seek(wanted)) {
+                tracing::info!(%error, offset = wanted, "A position cannot be gone to and is taken up anew.");
+                return Ready::Restart;
+            }
+            *self = Self::Next(wanted);
+        }
+        Ready::Take
     }
 }
 
@@ -149,20 +208,20 @@ enum Taken {
 
 impl KafkaPartition {
     fn take(&mut self, stream: Stream, wanted: u64, bounds: &Wanted) -> Result<Taken, Error> {
-        let log = lock(self.inbox.log(stream));
+        let mut log = lock(self.inbox.log(stream));
         // Without a queue the unit is lost, which the worker learns otherwise.
-        let Some(log) = &*log else { return Ok(Taken::Nothing) };
+        let Some(log) = &mut *log else { return Ok(Taken::Nothing) };
         let expected = &mut self.expected[stream as usize];
-        if *expected != Some(wanted) {
-            *expected = None;
-            if let Err(error) = log.seek(wanted) {
-                // librdkafka gives a partition up whose position is out of range, and cannot seek in it any more.
-                tracing::debug!(unit = %self.unit, %error, "Its position is taken up anew.");
+        match expected.go_to(wanted, log.restarted.take(), |to| log.seek(to)) {
+            Ready::Take => {}
+            Ready::Wait => return Ok(Taken::Nothing),
+            Ready::Restart => {
                 let unit = (self.unit.topic.clone(), self.unit.partition);
                 let asked = self.requests.try_send(Request::Restart { unit, epoch: self.epoch, stream, at: wanted });
                 asked.map_err(|_| Error::Transient("too many requests wait".to_owned()))?;
+                *expected = Expected::Restarting;
+                return Ok(Taken::Nothing);
             }
-            *expected = Some(wanted);
         }
         let (mut records, mut bytes) = (Vec::new(), 0);
         while records.len() < bounds.max_records && bytes <= bounds.max_bytes {
@@ -181,7 +240,7 @@ impl KafkaPartition {
                 Ok(_) => {}
                 Err(code) => {
                     // Whatever it is, going to the offset once more shows whether it lasts.
-                    *expected = None;
+                    *expected = Expected::Unknown;
                     if records.is_empty() {
                         return self.failed(&log.place.0, code);
                     }
@@ -193,8 +252,8 @@ impl KafkaPartition {
             return Ok(Taken::Nothing);
         }
         let fetched = Fetched::new(stream, wanted, records);
-        if expected.is_some() {
-            *expected = Some(fetched.next);
+        if *expected != Expected::Unknown {
+            *expected = Expected::Next(fetched.next);
         }
         Ok(Taken::Some(fetched))
     }
@@ -294,5 +353,41 @@ pub(super) fn close(
         tracing::warn!("A consumer did not leave its group in time; the broker takes its partitions away by itself.");
         // Destroying it would wait for as long as it likes.
         std::mem::forget(consumer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_taken_that_was_fetched_for_another_place() {
+        use Expected::{Next, Restarting, Unknown};
+        for (before, restarted, fails, (ready, after, seeks)) in [
+            (Next(100), None, 0, (Ready::Take, Next(100), vec![])),
+            (Next(150), None, 0, (Ready::Take, Next(100), vec![100])),
+            (Unknown, None, 0, (Ready::Take, Next(100), vec![100])),
+            (Next(150), None, 1, (Ready::Take, Next(100), vec![100, 100])),
+            (Next(150), None, 2, (Ready::Restart, Unknown, vec![100, 100])),
+            (Restarting, None, 0, (Ready::Wait, Restarting, vec![])),
+            (Restarting, Some(100), 0, (Ready::Take, Next(100), vec![])),
+            (Restarting, Some(90), 0, (Ready::Take, Next(100), vec![100])),
+            (Restarting, Some(90), 2, (Ready::Restart, Unknown, vec![100, 100])),
+        ] {
+            let sought = RefCell::new(Vec::new());
+            let seek = |to| {
+                sought.borrow_mut().push(to);
+                if sought.borrow().len() > fails { Ok(()) } else { Err("outdated") }
+            };
+            let mut expected = before;
+            let found = expected.go_to(100, restarted, seek);
+            assert_eq!(
+                (found, expected, sought.into_inner()),
+                (ready, after, seeks),
+                "{before:?} {restarted:?} {fails}"
+            );
+        }
     }
 }

@@ -17,7 +17,7 @@ use crate::broker::Error;
 use crate::broker::kafka::KafkaPartition;
 use crate::broker::kafka::clients::{MemberContext, Quiet, add, bounds, remove};
 use crate::broker::kafka::metadata;
-use crate::broker::kafka::partition::{Inbox, Log};
+use crate::broker::kafka::partition::{Expected, Inbox, Log};
 use crate::broker::kafka::recent::Recent;
 use crate::broker::kafka::values::KafkaState;
 
@@ -123,7 +123,7 @@ impl Member {
                 inbox: Arc::clone(&inbox),
                 requests: self.sender.clone(),
                 observer: Arc::clone(&self.joining.observer),
-                expected: [Some(progress.source.resume), Some(progress.redrive.resume)],
+                expected: [progress.source.resume, progress.redrive.resume].map(Expected::Next),
                 last: Stream::Source,
                 state: state.clone(),
             };
