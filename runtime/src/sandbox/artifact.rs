@@ -5,9 +5,11 @@ use std::sync::{Arc, PoisonError, Weak};
 
 use bytes::Bytes;
 use millrace_core::digest::Digest;
-use wasmtime::component;
+use wasmtime::component::types::ComponentItem;
+use wasmtime::component::{self, Resource};
 
-use super::bindings::FunctionPre;
+use super::bindings::millrace::function::types::{Event, Failure};
+use super::bindings::{Delivery, FunctionPre};
 use super::compiler::{self, Compiler};
 use super::engine::{Engine, Inner};
 use super::host::State;
@@ -152,8 +154,23 @@ impl Inner {
             refusal::check_import(import)?;
         }
         refusal::check_exports(ty.exports(&self.wasmtime).map(|(export, _)| export))?;
-        let pre = self.linker.instantiate_pre(component).map_err(|e| Refusal::Mismatch(quoted_error(&e)))?;
-        FunctionPre::new(pre).map_err(|e| Refusal::Mismatch(quoted_error(&e)))
+        let pre = self.linker.instantiate_pre(component).and_then(FunctionPre::new);
+        let fits = pre.and_then(|pre| self.check_handler(component).map(|()| pre));
+        fits.map_err(|e| Refusal::Mismatch(quoted_error(&e)))
+    }
+
+    /// Checks what the handler takes and gives. Wasmtime itself looks at that only when there is an instance, and each event would
+    /// fail for it.
+    fn check_handler(&self, component: &component::Component) -> wasmtime::Result<()> {
+        let ty = self.linker.substituted_component_type(component)?;
+        for (_, export) in ty.exports(&self.wasmtime).filter(|(export, _)| refusal::is_handler(export)) {
+            let ComponentItem::ComponentInstance(handler) = export.ty else { continue };
+            let function = handler.get_export(&self.wasmtime, "handle").map(|export| export.ty);
+            if let Some(ComponentItem::ComponentFunc(handle)) = function {
+                handle.typecheck::<(Event<'_>, Resource<Delivery>), (Result<(), Failure>,)>(&ty.instance_type())?;
+            }
+        }
+        Ok(())
     }
 }
 

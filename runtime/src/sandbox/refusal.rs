@@ -188,13 +188,19 @@ pub(super) fn check_import(import: &str) -> Result<(), Refusal> {
     }
 }
 
+/// Whether an export is a handler of our version.
+pub(super) fn is_handler(export: &str) -> bool {
+    let interface = Interface::parse(export);
+    (interface.package, interface.name) == (PACKAGE, "handler") && interface.fits(VERSION)
+}
+
 /// Checks that there is a handler of our version.
 pub(super) fn check_exports<'a>(exports: impl Iterator<Item = &'a str>) -> Result<(), Refusal> {
     let mut others = Vec::new();
     for export in exports {
         let interface = Interface::parse(export);
         match (interface.package, interface.name) {
-            (PACKAGE, "handler") if interface.fits(VERSION) => return Ok(()),
+            _ if is_handler(export) => return Ok(()),
             (PACKAGE, "handler") => return Err(Refusal::WrongVersion { name: quoted(export) }),
             _ if others.len() < LISTED_MAX => others.push(format!("`{}`", quoted(export))),
             _ => {}

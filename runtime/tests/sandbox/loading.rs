@@ -107,6 +107,22 @@ async fn an_import_of_another_shape_is_refused() {
 }
 
 #[tokio::test]
+async fn a_handler_that_takes_or_returns_something_else_is_refused() {
+    let handler = include_str!("../../../tests/fixtures/handler.wat");
+    assert!(engine(EngineOptions::default()).load(wat::parse_str(handler).unwrap().into()).await.is_ok());
+    for (from, to, expected) in [
+        ("(field \"subject\" (option string))", "(field \"subject\" string)", "option"),
+        ("(field \"dataschema\" (option string))", "", "expected record of 9 fields, found 8 fields"),
+        ("(field \"id\" string)", "(field \"name\" string)", "expected record field named id, found name"),
+        ("(case \"invalid\" string)", "(case \"odd\" string)", "expected variant case named invalid, found odd"),
+        ("(param \"delivery\" (borrow $delivery))", "", "expected 2-tuple, found 1-tuple"),
+    ] {
+        assert!(handler.contains(from), "{from}");
+        check(&handler.replace(from, to), &["does not fit the interfaces", expected]).await;
+    }
+}
+
+#[tokio::test]
 async fn limits_that_the_component_cannot_start_with_are_refused() {
     let engine = engine(EngineOptions::default());
     let component = engine.load(guest_bytes()).await.unwrap();
