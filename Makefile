@@ -4,7 +4,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .ONESHELL:
-.PHONY: help setup guests build demo test bench lint format clippy docs deny clean-data
+.PHONY: help setup guests build demo test fuzz bench lint format clippy docs deny clean-data
 
 TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 ENV := $(TARGET_DIR)/setup.env
@@ -13,12 +13,14 @@ ENV := $(TARGET_DIR)/setup.env
 BUILD := cargo build --workspace
 TOOLS := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/millrace-tools
 DENY_VERSION := 0.20.2
+FUZZ_VERSION := 0.13.2
 
 step = @printf '\n==> %s\n' "$(1)"
 
 help: ## Say what there is
 	@printf 'make demo      try it: build everything, run the orders application, check the accounts (DEMO_EXIT=1: then exit)\n'
 	@printf 'make test      all tests\n'
+	@printf 'make fuzz      each fuzz target for five minutes, on a nightly toolchain (ONLY=manifest MINUTES=60: as it says)\n'
 	@printf 'make bench     how fast everything is, beside what its parts can do (ONLY=sandbox: some of it)\n'
 	@printf 'make lint      format, clippy on both feature sets, documentation, dependencies\n'
 	@printf 'make build     the runtime, unoptimised except for its dependencies\n'
@@ -68,6 +70,23 @@ test: guests
 	fi
 	cargo test --workspace --no-fail-fast || {
 	  echo 'tests failed; each failure above names its test: run it alone with cargo test --workspace NAME' >&2; exit 1; }
+
+# Inputs that lead somewhere new are kept beside the build, and those that fail in fuzz/artifacts. What is worth trying in each
+# `make test` belongs into the corpus.
+fuzz: setup
+	$(call step,fuzzing)
+	@source $(ENV)
+	PATH="$$PATH:$(TOOLS)/bin"
+	command -v cargo-fuzz >/dev/null ||
+	  cargo install --quiet --locked --debug --root $(TOOLS) --version $(FUZZ_VERSION) cargo-fuzz
+	fuzz=runtime/core/fuzz
+	for target in $(or $(ONLY),$$(ls $$fuzz/corpus)); do
+	  found=$(TARGET_DIR)/fuzz/corpus/$$target
+	  mkdir -p $$found
+	  cargo +nightly fuzz run --fuzz-dir $$fuzz --target-dir $(TARGET_DIR)/fuzz $$target $$found $$fuzz/corpus/$$target -- \
+	    -max_total_time=$$(($(or $(MINUTES),5) * 60)) -max_len=4096 || {
+	    echo "put the input that is named above into $$fuzz/corpus/$$target, and mend what fails" >&2; exit 1; }
+	done
 
 # An optimised build of everything takes some minutes, once.
 bench: guests
