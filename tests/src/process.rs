@@ -444,10 +444,10 @@ impl Api {
         method: Method,
         url: &str,
         content_type: &str,
-        body: String,
+        body: impl Into<Bytes>,
     ) -> Option<(StatusCode, Value)> {
         let request = Request::builder().method(method).uri(url).header("content-type", content_type);
-        let request = request.body(Full::from(body)).expect("the request is well-formed");
+        let request = request.body(Full::new(body.into())).expect("the request is well-formed");
         let response = self.http.request(request).await.ok()?;
         let status = response.status();
         let body = response.into_body().collect().await.ok()?.to_bytes();

@@ -13,7 +13,7 @@ mod fleet;
 mod group;
 mod guest;
 mod life;
-mod rng;
+pub(crate) mod rng;
 mod scenario;
 mod world;
 

@@ -4,6 +4,8 @@
 mod bad_input;
 #[path = "e2e/chaos.rs"]
 mod chaos;
+#[path = "e2e/corpus.rs"]
+mod corpus;
 #[path = "e2e/deploy.rs"]
 mod deploy;
 #[path = "e2e/full_disk.rs"]

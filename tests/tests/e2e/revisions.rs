@@ -424,37 +424,6 @@ async fn what_cannot_run_is_refused_and_what_runs_goes_on() {
     assert_eq!(revisions(url).await["latest"], 2, "a dry run changes nothing");
 }
 
-/// Compiling these takes long, or much memory, and they are no handlers.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_is_made_to_be_costly_is_refused_and_the_memory_is_back() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let server = embedded(directory.path());
-    let [one, other] = two_versions(directory.path());
-    let url = &server.url;
-    done(url, &["deploy", &one, "--yes"]);
-    let before = server.resident_mib();
-    let deep = format!("(component (core module (func {}{})))", "(block ".repeat(30_000), ")".repeat(30_000));
-    let long = "(drop (i32.mul (local.get 0) (i32.const 7)))".repeat(100_000);
-    let long = format!("(component (core module (func (param i32) {long})))");
-    let many = format!("(component (core module {}))", "(func)".repeat(200_000));
-    for text in [deep, long, many] {
-        let bytes = wat::parse_str(text).expect("a component");
-        std::fs::write(Path::new(&other).join("guest.wasm"), bytes).expect("a file");
-        let ran = millrace(url, &["deploy", &other, "--yes"]);
-        let said = String::from_utf8_lossy(&ran.stderr).into_owned();
-        assert!(ran.status.code() == Some(1) && said.contains("exports no `millrace:function/handler"), "{said}");
-    }
-    // The allocator keeps for some seconds what is free.
-    let began = Instant::now();
-    while server.resident_mib() > before + 32.0 {
-        assert!(began.elapsed() < PATIENCE, "{before:.0} MiB became {:.0}", server.resident_mib());
-        tokio::time::sleep(Duration::from_millis(200)).await;
-    }
-    Api::default().publish(url, "orders", &[order("o-1", 1)]).await.expect("the server answers");
-    Api::default().settled(url).await;
-    assert_eq!(handled(url).await.len(), 1, "what runs goes on");
-}
-
 /// Three instances that know nothing but the broker run what is uploaded to one of them, as does one that was down meanwhile, and
 /// one that starts later.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
