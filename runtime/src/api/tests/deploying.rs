@@ -1,9 +1,10 @@
 //! Uploading and deploying, decided by a double that keeps everything in memory.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
-use axum::http::Method;
+use axum::body::Body;
+use axum::http::{Method, Request};
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
@@ -11,6 +12,9 @@ use millrace_core::digest::Digest;
 use millrace_core::limits;
 use millrace_core::name::FunctionName;
 use millrace_core::revision::{Action, Change, History};
+use proptest::collection::vec;
+use proptest::prelude::*;
+use proptest::sample::{Index, select};
 use serde_json::{Value, json};
 
 use super::super::types::{Component, Deployed, Revisions};
@@ -176,4 +180,56 @@ async fn what_was_done_to_a_function_is_told_in_order() {
     assert_eq!(deleted.status, 200);
     assert_eq!(server.get(&format!("{there}/revisions")).await.json::<Revisions>().state, "deleted");
     server.stop().await;
+}
+
+/// A body that deploys, with pieces of it replaced.
+fn nearly_a_deployment() -> impl Strategy<Value = Vec<u8>> {
+    let known = [
+        "",
+        "\"",
+        "\\",
+        "{",
+        "}",
+        ":",
+        ",",
+        "null",
+        "1",
+        "-1",
+        "true",
+        "\\n",
+        "\\u0000",
+        "\"builds_on\"",
+        "\"dry_run\"",
+        "[functions.f]",
+    ];
+    let piece =
+        prop_oneof![3 => select(known.to_vec()).prop_map(|text| text.as_bytes().to_vec()), 1 => any::<Vec<u8>>()];
+    vec((any::<Index>(), 0..12_usize, piece), 0..4).prop_map(|edits| {
+        let digest = Digest::of(b"").to_string();
+        let good = json!({"component": digest, "manifest": MANIFEST, "builds_on": 0, "dry_run": false});
+        let mut body = good.to_string().into_bytes();
+        for (at, gone, piece) in edits {
+            let at = at.index(body.len() + 1);
+            let end = body.len().min(at + gone);
+            drop(body.splice(at..end, piece));
+        }
+        body
+    })
+}
+
+proptest! {
+    #[test]
+    fn whatever_is_to_be_deployed_is_answered(body in nearly_a_deployment(), function in "shop\\.pay|[a-z.%]{0,8}") {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let request = Request::put(format!("/v1/functions/{function}")).header("host", "localhost");
+        let Ok(request) = request.header("content-type", "application/json").body(Body::from(body)) else { return Ok(()) };
+        let (status, told) = runtime.block_on(async {
+            let api = super::api().with_deployer(Arc::new(InMemory::default()));
+            let answer = api.answer(request).await;
+            (answer.status().as_u16(), axum::body::to_bytes(answer.into_body(), usize::MAX).await.unwrap())
+        });
+        prop_assert!(matches!(status, 200 | 400 | 404 | 405 | 409 | 422), "{}", status);
+        let told: Value = serde_json::from_slice(&told).unwrap();
+        prop_assert!(status == 200 || told["detail"].as_str().is_some_and(|detail| !detail.is_empty()), "{}", told);
+    }
 }
