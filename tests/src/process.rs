@@ -271,7 +271,7 @@ impl Dev {
     /// # Panics
     /// If it has ended.
     #[must_use]
-    pub fn processor_time(&self) -> Duration {
+    pub fn cpu_time(&self) -> Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it is running");
         // After the name, which is in parentheses: user and system time are the 12th and the 13th, in ticks (proc(5)).
         let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
