@@ -300,8 +300,9 @@ impl KafkaLog {
     /// before is told.
     fn positions(&self, function: &FunctionName) -> Result<Vec<Committed>, Error> {
         let names = &self.clients().names;
+        let registry = self.registry_topic()?;
         let ask = |teller: &BaseConsumer<Quiet>| {
-            native::group_positions(teller.client(), &names.group(function), REQUEST_TIMEOUT)
+            native::group_positions(teller.client(), &names.group(function), (registry.as_str(), REQUEST_TIMEOUT))
         };
         let teller = Arc::clone(&*lock(&self.0.teller));
         let found = match ask(&teller) {

@@ -251,7 +251,11 @@ impl Member {
                     }
                     commits.push(*pending);
                 }
-                Request::Restart { unit, epoch, stream, at } => self.restart(&unit, epoch, (stream, at))?,
+                Request::Restart { unit, epoch, stream, at } => {
+                    // librdkafka would take that for the answer to a change of the group which was not served yet.
+                    self.poll()?;
+                    self.restart(&unit, epoch, (stream, at))?;
+                }
                 Request::TakeUp(located) => self.located(located)?,
                 Request::Fail(error) => return Err(error),
             }

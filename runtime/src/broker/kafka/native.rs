@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ffi::{CStr, CString, c_char, c_void};
 use std::ptr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use millrace_core::record::{Headers, HeadersBuilder, Record};
@@ -27,10 +27,10 @@ use rdkafka::bindings::{
     rd_kafka_event_error, rd_kafka_event_t, rd_kafka_flush, rd_kafka_group_result_error,
     rd_kafka_group_result_partitions, rd_kafka_header_add, rd_kafka_header_get_all, rd_kafka_headers_destroy,
     rd_kafka_headers_new, rd_kafka_headers_t, rd_kafka_message_destroy, rd_kafka_message_headers, rd_kafka_message_t,
-    rd_kafka_message_timestamp, rd_kafka_metadata, rd_kafka_metadata_destroy, rd_kafka_produceva,
-    rd_kafka_queue_destroy, rd_kafka_queue_get_partition, rd_kafka_queue_new, rd_kafka_queue_poll, rd_kafka_queue_t,
-    rd_kafka_topic_partition_list_t, rd_kafka_topic_partition_t, rd_kafka_vtype_t,
-    rd_kafka_vu_s__bindgen_ty_1 as Content, rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_1 as Memory, rd_kafka_vu_t,
+    rd_kafka_message_timestamp, rd_kafka_produceva, rd_kafka_queue_destroy, rd_kafka_queue_get_partition,
+    rd_kafka_queue_new, rd_kafka_queue_poll, rd_kafka_queue_t, rd_kafka_topic_partition_list_t,
+    rd_kafka_topic_partition_t, rd_kafka_vtype_t, rd_kafka_vu_s__bindgen_ty_1 as Content,
+    rd_kafka_vu_s__bindgen_ty_1__bindgen_ty_1 as Memory, rd_kafka_vu_t,
 };
 use rdkafka::client::Client;
 use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext};
@@ -327,7 +327,8 @@ fn described<C: ClientContext, T>(
             }
             rd_kafka_DescribeTopics(client.native_ptr(), collection, options, queue);
         };
-        let found = answer(client, rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS, within, ask, |event| {
+        let about = (topics.first().copied().unwrap_or_default(), within);
+        let found = answer(client, rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_DESCRIBETOPICS, about, ask, |event| {
             let mut count = 0;
             let descriptions =
                 rd_kafka_DescribeTopics_result_topics(rd_kafka_event_DescribeTopics_result(event), &raw mut count);
@@ -360,12 +361,12 @@ pub(super) fn by_partition(positions: &[GroupPosition]) -> BTreeMap<(&str, u32),
 
 /// All that a group has committed, whoever asks. Transactions that are open are not waited for.
 ///
-/// The client is a consumer's with a group, any group: librdkafka 2.12 looks for the group's coordinator in it when it asked
+/// A broker is looked for by a topic, any topic. The client is a consumer's with a group, any group: librdkafka 2.12 looks for the group's coordinator in it when it asked
 /// somebody who is none any more, whether there is one or not.
 pub(super) fn group_positions<C: ConsumerContext>(
     client: &Client<C>,
     group: &str,
-    within: Duration,
+    (topic, within): (&str, Duration),
 ) -> Result<Vec<GroupPosition>, RDKafkaErrorCode> {
     let group = CString::new(group).expect("the name of a group has no zero");
     // SAFETY: the request lives until the answer is there, which is of one group; the list of partitions and its texts live as
@@ -376,7 +377,7 @@ pub(super) fn group_positions<C: ConsumerContext>(
             rd_kafka_ListConsumerGroupOffsets(client.native_ptr(), &raw mut request, 1, options, queue);
         };
         let operation = rd_kafka_admin_op_t::RD_KAFKA_ADMIN_OP_LISTCONSUMERGROUPOFFSETS;
-        let found = answer(client, operation, within, ask, |event| {
+        let found = answer(client, operation, (topic, within), ask, |event| {
             let result = rd_kafka_event_ListConsumerGroupOffsets_result(event);
             let mut count = 0;
             let groups = rd_kafka_ListConsumerGroupOffsets_result_groups(result, &raw mut count);
@@ -430,12 +431,14 @@ unsafe fn positions(list: *const rd_kafka_topic_partition_list_t) -> Vec<GroupPo
 unsafe fn answer<C: ClientContext, T>(
     client: &Client<C>,
     operation: rd_kafka_admin_op_t,
-    within: Duration,
+    (topic, within): (&str, Duration),
     ask: impl FnOnce(*mut rd_kafka_AdminOptions_t, *mut rd_kafka_queue_t),
     look: impl FnOnce(*mut rd_kafka_event_t) -> T,
 ) -> Result<T, RDKafkaErrorCode> {
-    reach(client, within)?;
-    let millis = i32::try_from(within.as_millis()).unwrap_or(i32::MAX);
+    let began = Instant::now();
+    reach(client, topic, within)?;
+    let left = within.saturating_sub(began.elapsed());
+    let millis = i32::try_from(left.as_millis()).unwrap_or(i32::MAX);
     // SAFETY: the client lives as long as `client`. What is made here is destroyed here, and not used after that.
     unsafe {
         let options = rd_kafka_AdminOptions_new(client.native_ptr(), operation);
@@ -455,22 +458,13 @@ unsafe fn answer<C: ClientContext, T>(
     }
 }
 
-/// Waits for a broker that answers. While a request of the administrative kind waits for one, librdkafka 2.12 tries to connect
-/// again and again without a pause (`rd_kafka_broker_get_async`, where each failure is a change of state that is followed by the
-/// next attempt), and takes a whole processor where the broker needs it to start. Asking for metadata waits as it should.
-fn reach<C: ClientContext>(client: &Client<C>, within: Duration) -> Result<(), RDKafkaErrorCode> {
-    let millis = i32::try_from(within.as_millis()).unwrap_or(i32::MAX);
-    let mut metadata = ptr::null();
-    // SAFETY: the client lives as long as `client`; without a topic it tells of those that it has used. What is made here is
-    // destroyed here.
-    let error = unsafe {
-        let error = rd_kafka_metadata(client.native_ptr(), 0, ptr::null_mut(), &raw mut metadata, millis);
-        if !metadata.is_null() {
-            rd_kafka_metadata_destroy(metadata);
-        }
-        error
-    };
-    if error == RDKafkaRespErr::RD_KAFKA_RESP_ERR_NO_ERROR { Ok(()) } else { Err(error.into()) }
+/// Waits for a broker that answers, by asking for one topic: without a name it would be for all that there are. While a request of
+/// the administrative kind waits for a broker, librdkafka 2.12 tries to connect again and again without a pause
+/// (`rd_kafka_broker_get_async`: each failure is a change of state, which is followed by the next attempt), and takes a whole
+/// processor where the broker may need it to start. Asking for metadata waits as it should.
+fn reach<C: ClientContext>(client: &Client<C>, topic: &str, within: Duration) -> Result<(), RDKafkaErrorCode> {
+    let found = client.fetch_metadata(Some(topic), within);
+    found.map(drop).map_err(|error| error.rdkafka_error_code().unwrap_or(RDKafkaErrorCode::Fail))
 }
 
 /// What a description says of the principal.

@@ -65,8 +65,8 @@ impl Log {
         self.consumer.seek(topic.as_str(), signed(*partition), at(to), SEEK_TIMEOUT)
     }
 
-    /// Reads from an offset on, as if the partition had just been assigned. What was fetched before is outdated once librdkafka has
-    /// given the partition back.
+    /// Reads from an offset on, as if the partition had just been assigned. Records that were fetched before are outdated once librdkafka
+    /// has given the partition back; an error of before is not, and is looked into once more.
     fn restart(&mut self, from: u64) -> Result<(), Error> {
         let (topic, partition) = self.place.clone();
         remove(&self.consumer, std::slice::from_ref(&self.place))?;

@@ -332,7 +332,8 @@ impl Member {
         let deadline = Instant::now() + PUTTING_AWAY;
         let group = self.joining.clients.names.group(self.function());
         loop {
-            let found = native::group_positions(self.consumer.client(), &group, PUTTING_AWAY);
+            let about = (keeping.first().map_or("", |(topic, _)| topic.as_str()), PUTTING_AWAY);
+            let found = native::group_positions(self.consumer.client(), &group, about);
             let found = found.map_err(|code| unreachable_broker("tell what is committed", &code).to_string())?;
             let found = native::by_partition(&found);
             let is_there = |place: &&(Topic, u32)| {
