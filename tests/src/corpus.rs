@@ -10,7 +10,7 @@ mod specification;
 
 pub use bombs::bombs;
 pub use generated::generated;
-pub use specification::specification;
+pub use specification::{specification, with_a_good_module};
 
 /// The least that is a handler. What is changed in it, or added to it, is all that is wrong.
 const HANDLER: &str = include_str!("../fixtures/handler.wat");

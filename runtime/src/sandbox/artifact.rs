@@ -5,7 +5,7 @@ use std::sync::{Arc, PoisonError, Weak};
 
 use bytes::Bytes;
 use millrace_core::digest::Digest;
-use wasmtime::component::types::ComponentItem;
+use wasmtime::component::types::{ComponentItem, Type};
 use wasmtime::component::{self, Resource};
 
 use super::bindings::millrace::function::types::{Event, Failure};
@@ -168,6 +168,11 @@ impl Inner {
             let function = handler.get_export(&self.wasmtime, "handle").map(|export| export.ty);
             if let Some(ComponentItem::ComponentFunc(handle)) = function {
                 handle.typecheck::<(Event<'_>, Resource<Delivery>), (Result<(), Failure>,)>(&ty.instance_type())?;
+                // That takes owned ones for the same.
+                wasmtime::ensure!(
+                    matches!(handle.params().nth(1), Some((_, Type::Borrow(_)))),
+                    "`handle` takes a delivery of its own, and not a borrowed one"
+                );
             }
         }
         Ok(())

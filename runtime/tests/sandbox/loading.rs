@@ -116,6 +116,7 @@ async fn a_handler_that_takes_or_returns_something_else_is_refused() {
         ("(field \"id\" string)", "(field \"name\" string)", "expected record field named id, found name"),
         ("(case \"invalid\" string)", "(case \"odd\" string)", "expected variant case named invalid, found odd"),
         ("(param \"delivery\" (borrow $delivery))", "", "expected 2-tuple, found 1-tuple"),
+        ("(param \"delivery\" (borrow $delivery))", "(param \"delivery\" (own $delivery))", "not a borrowed one"),
     ] {
         assert!(handler.contains(from), "{from}");
         check(&handler.replace(from, to), &["does not fit the interfaces", expected]).await;

@@ -15,6 +15,12 @@ pub fn specification() -> Vec<Bad> {
     spec(SpecVersion::Latest).flat_map(|file| of_file(&file)).collect()
 }
 
+/// The same with a module that is good: a component that is.
+#[must_use]
+pub fn with_a_good_module() -> Vec<u8> {
+    [&super::handler()[..], &core_module(b"\0asm\x01\0\0\0")].concat()
+}
+
 fn of_file(file: &TestFile<'static>) -> Vec<Bad> {
     let handler = super::handler();
     let text = file.wast().expect("the suite is text of WebAssembly");

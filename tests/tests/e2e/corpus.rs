@@ -9,7 +9,7 @@ use hyper::{Method, StatusCode};
 use millrace::sandbox::{Compiler, Engine, EngineOptions, Refusal};
 use millrace_core::digest::Digest;
 use millrace_core::limits::COMPONENT_MAX_BYTES;
-use millrace_tests::corpus::{Bad, bombs, cut_short, generated, handler, made, specification};
+use millrace_tests::corpus::{Bad, bombs, cut_short, generated, handler, made, specification, with_a_good_module};
 use millrace_tests::process::{Api, Dev, program};
 use serde_json::{Value, json};
 
@@ -54,7 +54,9 @@ fn representative() -> Vec<Bad> {
 
 async fn check_all(all: &[Bad], at_least: usize) {
     let engine = engine(Compiler::Here);
-    engine.load(handler().into()).await.expect("what all are made from is good");
+    for good in [handler(), with_a_good_module()] {
+        engine.load(good.into()).await.expect("what all are made from is good");
+    }
     let mut wrong = Vec::new();
     for bad in all {
         wrong.extend(refused(&engine, bad).await.err());
