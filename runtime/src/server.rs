@@ -151,6 +151,7 @@ impl<L: Log> Server<L> {
             changing: Arc::default(),
             examining: Arc::new(Semaphore::new(1)),
             loading: Arc::new(Semaphore::new(limits::FUNCTIONS_STARTED_AT_ONCE)),
+            starting: Arc::new(Semaphore::new(limits::FUNCTIONS_STARTED_AT_ONCE)),
             here: Arc::default(),
             changed: Arc::default(),
             log: Arc::clone(&log),

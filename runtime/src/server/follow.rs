@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
+use std::pin::pin;
 use std::time::Duration;
 
 use futures::FutureExt as _;
@@ -15,7 +16,7 @@ use tokio::time::Instant;
 
 use super::revisions::{Failed, Revisions};
 use super::stage::{StageError, Staged, intake, without_name};
-use crate::broker::{Error, Log};
+use crate::broker::{Deployed, Error, Log};
 use crate::registry::lock;
 use crate::sandbox::Component;
 
@@ -32,8 +33,8 @@ enum Job {
 }
 
 /// What is being done.
-#[derive(Default)]
 struct Jobs<'a> {
+    stop: watch::Receiver<bool>,
     under_way: FuturesUnordered<BoxFuture<'a, (Job, bool)>>,
     /// Each that is under way, and whether it has to be done once more because something was deployed meanwhile.
     again: BTreeMap<Job, bool>,
@@ -46,7 +47,7 @@ impl<L: Log> Revisions<L> {
     /// If the log could not be read.
     pub(super) async fn catch_up(&self) -> Result<(), Error> {
         self.refresh().await?;
-        let jobs = stream::iter(self.jobs()).map(|job| self.work_on(job, Instant::now()));
+        let jobs = stream::iter(self.jobs()).map(|job| self.work_on(job));
         jobs.buffer_unordered(limits::FUNCTIONS_STARTED_AT_ONCE).map(drop).collect::<()>().await;
         Ok(())
     }
@@ -62,12 +63,9 @@ impl<L: Log> Revisions<L> {
     }
 
     async fn take_over(&self, mut stop: watch::Receiver<bool>) {
-        let (mut seen, mut jobs, mut read_at) = (None, Jobs::default(), Instant::now());
+        let mut jobs = Jobs { stop: stop.clone(), under_way: FuturesUnordered::new(), again: BTreeMap::new() };
+        let mut reading = pin!(self.read(None, Instant::now()));
         loop {
-            let deployments = async {
-                tokio::time::sleep_until(read_at).await;
-                self.log.deployments(seen).await
-            };
             tokio::select! {
                 biased;
                 _ = stop.wait_for(|stop| *stop) => break,
@@ -78,9 +76,9 @@ impl<L: Log> Revisions<L> {
                         self.begin(&mut jobs, job, Instant::now() + wait);
                     }
                 }
-                deployed = deployments => match deployed {
+                (seen, read) = &mut reading => match read {
                     Ok(deployed) => {
-                        seen = Some(deployed.seen);
+                        reading.set(self.read(Some(deployed.seen), Instant::now()));
                         self.take_in(&deployed);
                         for job in self.jobs() {
                             self.begin(&mut jobs, job, Instant::now());
@@ -88,12 +86,18 @@ impl<L: Log> Revisions<L> {
                     }
                     Err(error) => {
                         tracing::warn!(%error, "Deployments cannot be read; trying again.");
-                        read_at = Instant::now() + AGAIN_AFTER;
+                        reading.set(self.read(seen, Instant::now() + AGAIN_AFTER));
                     }
                 },
             }
         }
         while jobs.under_way.next().await.is_some() {}
+    }
+
+    /// Waits for other deployments than were seen, from this time on.
+    async fn read(&self, seen: Option<u64>, at: Instant) -> (Option<u64>, Result<Deployed, Error>) {
+        tokio::time::sleep_until(at).await;
+        (seen, self.log.deployments(seen).await)
     }
 
     /// What may have to be done, as far as is known.
@@ -102,20 +106,28 @@ impl<L: Log> Revisions<L> {
         known.1.keys().flat_map(|name| [Job::TakeUp(name.clone()), Job::MakeReady(name.clone())]).collect()
     }
 
-    /// Does it at this time, or once more if it is under way.
+    /// Does it at this time, unless it is time to stop then, or once more if it is under way.
     fn begin<'a>(&'a self, jobs: &mut Jobs<'a>, job: Job, at: Instant) {
         match jobs.again.entry(job) {
             Entry::Occupied(mut again) => drop(again.insert(true)),
             Entry::Vacant(new) => {
-                jobs.under_way.push(self.work_on(new.key().clone(), at).boxed());
+                let (job, mut stop) = (new.key().clone(), jobs.stop.clone());
+                let working = async move {
+                    let is_time = tokio::select! {
+                        biased;
+                        _ = stop.wait_for(|stop| *stop) => false,
+                        () = tokio::time::sleep_until(at) => true,
+                    };
+                    if is_time { self.work_on(job).await } else { (job, false) }
+                };
+                jobs.under_way.push(working.boxed());
                 new.insert(false);
             }
         }
     }
 
-    /// Does one thing at this time, as the history is then. Says whether it must be tried again.
-    async fn work_on(&self, job: Job, at: Instant) -> (Job, bool) {
-        tokio::time::sleep_until(at).await;
+    /// Does one thing as the history is now. Says whether it must be tried again.
+    async fn work_on(&self, job: Job) -> (Job, bool) {
         let failed = match &job {
             Job::MakeReady(function) => self.make_ready(function).await,
             Job::TakeUp(function) => {
@@ -204,6 +216,9 @@ impl<L: Log> Revisions<L> {
             return false;
         }
         let started = async {
+            // A change-over can take as long as a handler, and waits for nobody.
+            let is_new = self.registry.function(function).is_none();
+            let _in_turn = if is_new { Some(self.starting.acquire().await) } else { None };
             let ready = lock(&self.here).ready.get(function).filter(|(ready, _)| *ready == revision).cloned();
             let component = match ready {
                 Some((_, component)) => component,
@@ -301,9 +316,9 @@ impl<L: Log> Revisions<L> {
 
     /// Lets go of what was uploaded and runs here.
     async fn take_down(&self, function: &FunctionName, runs: Option<u64>) {
+        let is_staged = self.history(function).staged().is_some();
         let failed = {
             let mut here = lock(&self.here);
-            let is_staged = here.staged_since.keys().any(|(staged, _)| staged == function);
             if !is_staged {
                 here.ready.remove(function);
             }

@@ -28,12 +28,13 @@ impl<L: Log> Revisions<L> {
         let mut reported = None;
         loop {
             self.report(&mut reported).await;
-            let wait = if self.activate_staged().await { LOOK_EVERY } else { REPORT_EVERY };
+            let due = reported.as_ref().map_or_else(Instant::now, |said: &Reported| said.at) + REPORT_EVERY;
+            let next = if self.activate_staged().await { due.min(Instant::now() + LOOK_EVERY) } else { due };
             tokio::select! {
                 biased;
                 _ = is_done.wait_for(|done| *done) => break,
                 () = self.changed.notified() => {}
-                () = tokio::time::sleep(wait) => {}
+                () = tokio::time::sleep_until(next) => {}
             }
         }
         let ended = InstanceReport { ended: true, ..InstanceReport::default() };

@@ -43,6 +43,8 @@ pub(super) struct Revisions<L> {
     pub(super) examining: Arc<Semaphore>,
     /// Held while a component is read and compiled to run here: so many are in memory at most.
     pub(super) loading: Arc<Semaphore>,
+    /// Held while a function starts that does not run yet: each asks the log for its topics, and joins a group.
+    pub(super) starting: Arc<Semaphore>,
     pub(super) here: Arc<Mutex<Here>>,
     /// Told when something has changed that others want to know.
     pub(super) changed: Arc<Notify>,
@@ -91,6 +93,7 @@ impl<L> Clone for Revisions<L> {
             changing: Arc::clone(&self.changing),
             examining: Arc::clone(&self.examining),
             loading: Arc::clone(&self.loading),
+            starting: Arc::clone(&self.starting),
             here: Arc::clone(&self.here),
             changed: Arc::clone(&self.changed),
         }

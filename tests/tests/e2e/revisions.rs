@@ -360,9 +360,10 @@ async fn a_function_that_changes_over_slowly_holds_up_no_other() {
     let path = "functions/shop.slow/revisions";
     until(url, path, |slow| slow["active"].as_u64() > Some(ONE)).await;
     done(url, &["functions", "pause", "pay"]);
-    until(url, "functions/shop.pay", |pay| pay["paused"] == true).await;
+    until(url, "functions/shop.pay/revisions", |pay| pay["instances"][0]["paused"] == true).await;
     done(url, &["functions", "resume", "pay"]);
     let there = api.get(&format!("{url}/v1/{path}")).await;
+    assert!(there["instances"][0]["revision"].is_u64(), "{there:#}");
     assert_ne!(there["instances"][0]["revision"], there["active"], "it has changed over: {there:#}");
     server.kill();
 }
