@@ -87,31 +87,34 @@ async fn revisions(url: &str) -> Value {
     Api::default().get(&format!("{url}/v1/functions/{FUNCTION}/revisions")).await
 }
 
-/// Waits until as many instances run this revision.
-async fn run_everywhere(url: &str, revision: u64, instances: usize) {
+/// Waits until what the API tells is so, and answers with it.
+async fn until(url: &str, path: &str, is_so: impl Fn(&Value) -> bool) -> Value {
     let began = Instant::now();
     loop {
-        let there = revisions(url).await;
-        let told = there["instances"].as_array().expect("instances");
-        if told.iter().filter(|one| one["revision"] == revision).count() >= instances {
-            return;
+        let there = Api::default().get(&format!("{url}/v1/{path}")).await;
+        if is_so(&there) {
+            return there;
         }
-        assert!(began.elapsed() < PATIENCE, "they never run revision {revision}: {there:#}");
+        assert!(began.elapsed() < PATIENCE, "that never comes: {there:#}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
+/// Waits until as many instances run this revision.
+async fn run_everywhere(url: &str, revision: u64, instances: usize) {
+    let path = format!("functions/{FUNCTION}/revisions");
+    until(url, &path, |there| {
+        let told = there["instances"].as_array().expect("instances");
+        told.iter().filter(|one| one["revision"] == revision).count() >= instances
+    })
+    .await;
+}
+
 /// Waits until the instance runs the active revision, and answers with it.
 async fn run_what_is_active(url: &str) -> u64 {
-    let began = Instant::now();
-    loop {
-        let there = revisions(url).await;
-        if there["instances"][0]["revision"] == there["active"] && there["active"].is_u64() {
-            return there["active"].as_u64().expect("a number");
-        }
-        assert!(began.elapsed() < PATIENCE, "it never runs: {there:#}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
+    let path = format!("functions/{FUNCTION}/revisions");
+    let runs = |there: &Value| there["instances"][0]["revision"] == there["active"] && there["active"].is_u64();
+    until(url, &path, runs).await["active"].as_u64().expect("a number")
 }
 
 async fn roll_back(url: &str, to: u64) {
@@ -366,19 +369,6 @@ async fn a_function_that_changes_over_slowly_holds_up_no_other() {
     assert!(there["instances"][0]["live"] == true, "{there:#}");
     assert_ne!(there["instances"][0]["revision"], there["active"], "it has changed over: {there:#}");
     server.kill();
-}
-
-/// Waits until what the API tells is so.
-async fn until(url: &str, path: &str, is_so: impl Fn(&Value) -> bool) {
-    let began = Instant::now();
-    loop {
-        let there = Api::default().get(&format!("{url}/v1/{path}")).await;
-        if is_so(&there) {
-            return;
-        }
-        assert!(began.elapsed() < PATIENCE, "that never comes: {there:#}");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }
 
 /// What cannot run is refused with a reason before anything is changed.
