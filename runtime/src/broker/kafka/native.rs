@@ -361,8 +361,8 @@ pub(super) fn by_partition(positions: &[GroupPosition]) -> BTreeMap<(&str, u32),
 
 /// All that a group has committed, whoever asks. Transactions that are open are not waited for.
 ///
-/// A broker is looked for by a topic, any topic. The client is a consumer's with a group, any group: librdkafka 2.12 looks for the group's coordinator in it when it asked
-/// somebody who is none any more, whether there is one or not.
+/// A broker is looked for by a topic, any topic. The client is a consumer's with a group, any group: librdkafka 2.12 looks for the
+/// group's coordinator in it when it asked somebody who is none any more, whether there is one or not.
 pub(super) fn group_positions<C: ConsumerContext>(
     client: &Client<C>,
     group: &str,

@@ -331,8 +331,8 @@ impl Member {
     fn unmoved(&self, keeping: &[(Topic, u32)]) -> Result<Vec<(Topic, u32)>, String> {
         let deadline = Instant::now() + PUTTING_AWAY;
         let group = self.joining.clients.names.group(self.function());
+        let about = (keeping.first().map_or("", |(topic, _)| topic.as_str()), PUTTING_AWAY);
         loop {
-            let about = (keeping.first().map_or("", |(topic, _)| topic.as_str()), PUTTING_AWAY);
             let found = native::group_positions(self.consumer.client(), &group, about);
             let found = found.map_err(|code| unreachable_broker("tell what is committed", &code).to_string())?;
             let found = native::by_partition(&found);
