@@ -40,6 +40,19 @@ pub const KEY_MAX_BYTES: usize = 4 * KIB;
 /// Threads that run functions.
 pub const THREADS_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
+// Who may do what.
+
+/// Tokens in a log, expired ones among them.
+pub const TOKENS_MAX: usize = 1000;
+/// Longest name of a token, in bytes.
+pub const TOKEN_NAME_MAX_BYTES: usize = 100;
+/// Patterns of one kind, for functions or for topics, of one token.
+pub const TOKEN_PATTERNS_MAX: usize = 32;
+/// Shortest administrator's token of the configuration, which people make up themselves.
+pub const ADMIN_TOKEN_MIN_CHARS: usize = 32;
+/// Longest token of any kind, and longest file with one.
+pub const TOKEN_MAX_BYTES: usize = 4 * KIB;
+
 // Requests.
 
 /// Largest body of a request, unless the configuration says otherwise.
