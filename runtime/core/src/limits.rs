@@ -42,6 +42,8 @@ pub const THREADS_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
 // Who may do what.
 
+/// What a log keeps under one name for all instances, such as a token.
+pub const ENTRY_MAX_BYTES: usize = 64 * KIB;
 /// Tokens in a log, expired ones among them.
 pub const TOKENS_MAX: usize = 1000;
 /// Longest name of a token, in bytes.

@@ -1,9 +1,13 @@
-//! What runs, as the log keeps it: deployments of functions, their components, and what each instance says of both.
+//! What runs, as the log keeps it: deployments of functions, their components, and what each instance says of both. And small
+//! entries, which all instances see, such as tokens.
 
+use std::fmt;
 use std::future::Future;
+use std::str::FromStr;
 
 use bytes::Bytes;
 use millrace_core::digest::Digest;
+use millrace_core::limits;
 use millrace_core::name::FunctionName;
 use millrace_core::time::Timestamp;
 
@@ -11,8 +15,8 @@ use super::Error;
 
 /// The part of a log that says what runs. Whoever has the log has all that it takes to run every function.
 pub trait Deployments: Send + Sync + 'static {
-    /// All deployments of all functions, once there are others than those that `seen` was answered with; at once without
-    /// it. Cancel safe.
+    /// All deployments of all functions and all entries, once there are others than those that `seen` was answered with; at once
+    /// without it. Cancel safe.
     fn deployments(&self, seen: Option<u64>) -> impl Future<Output = Result<Deployed, Error>> + Send;
 
     /// Stores a deployment that builds on number `previous` (0 for the first); answers with its number. Durable when it
@@ -39,6 +43,10 @@ pub trait Deployments: Send + Sync + 'static {
     /// Removes a component, if it is there.
     fn remove_component(&self, digest: Digest) -> impl Future<Output = Result<(), Error>> + Send;
 
+    /// Replaces an entry, or removes it. Its content can have [`limits::ENTRY_MAX_BYTES`]. Durable when it returns, and seen by
+    /// whoever asks this instance from then on; of two that write at once, the later one in the log counts.
+    fn put_entry(&self, name: EntryName, content: Option<Bytes>) -> impl Future<Output = Result<(), Error>> + Send;
+
     /// Replaces what this instance says of itself.
     fn report(&self, content: Bytes) -> impl Future<Output = Result<(), Error>> + Send;
 
@@ -53,6 +61,67 @@ pub struct Deployed {
     pub seen: u64,
     /// All of them, by function and number.
     pub deployments: Vec<Deployment>,
+    /// All entries, by name.
+    pub entries: Vec<Entry>,
+}
+
+/// The name of an entry: 1 to 100 characters out of `a-z 0-9 . -`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EntryName(String);
+
+impl EntryName {
+    /// Longest name.
+    const MAX_CHARS: usize = 100;
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for EntryName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl FromStr for EntryName {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let legal = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'.' || b == b'-';
+        if text.is_empty() || text.len() > Self::MAX_CHARS || !text.bytes().all(legal) {
+            let max = Self::MAX_CHARS;
+            return Err(format!("an entry is named by 1 to {max} lower-case letters, digits, dots and hyphens"));
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+/// Something small that all instances know. What its content means is not the log's to know.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Entry {
+    /// Its name.
+    pub name: EntryName,
+    /// What was stored.
+    pub content: Bytes,
+}
+
+impl fmt::Debug for Entry {
+    /// Without the content, which may be nobody's business.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Entry({}, {} bytes)", self.name, self.content.len())
+    }
+}
+
+/// Refuses what is too large for an entry.
+pub(super) fn check_entry(content: Option<&Bytes>) -> Result<(), Error> {
+    let (bytes, max) = (content.map_or(0, Bytes::len), limits::ENTRY_MAX_BYTES);
+    if bytes <= max {
+        return Ok(());
+    }
+    Err(Error::Transient(format!("an entry has {bytes} bytes and can have {max}: leave something out")))
 }
 
 /// One deployment of a function. What its content means is not the log's to know.

@@ -42,6 +42,7 @@ mod committer;
 mod component;
 mod decision;
 mod deployment;
+mod entry;
 mod fullness;
 mod group;
 mod index;

@@ -42,6 +42,7 @@ mod catalog;
 mod clients;
 mod components;
 mod connection;
+mod entries;
 mod growth;
 mod instances;
 mod kept;

@@ -1,4 +1,4 @@
-//! Deployments and components: stored for the registry, which alone knows what they mean.
+//! Deployments, components and entries: stored for the registry, which alone knows what they mean.
 
 use std::ops::ControlFlow;
 
@@ -10,8 +10,9 @@ use super::EmbeddedLog;
 use super::committer::Committer;
 use super::state::State;
 use super::storage::{Op, Table, prefixed};
-use super::{component, deployment};
-use crate::broker::{DeployError, Deployed, Deployment, Deployments, Error, Report};
+use super::{component, deployment, entry};
+use crate::broker::deployments::check_entry;
+use crate::broker::{DeployError, Deployed, Deployment, Deployments, Entry, EntryName, Error, Report};
 
 /// The one instance there is.
 const INSTANCE: &str = "embedded";
@@ -21,7 +22,8 @@ impl Deployments for EmbeddedLog {
         let mut changes = self.state().watch_deployments();
         let changed = changes.wait_for(|changes| seen != Some(*changes)).await.map(|changes| *changes);
         let seen = changed.map_err(|_| Error::Fatal("the log was closed".to_owned()))?;
-        Ok(Deployed { seen, deployments: self.blocking(deployments).await?? })
+        self.blocking(move |state| Ok(Deployed { seen, deployments: deployments(state)?, entries: entries(state)? }))
+            .await?
     }
 
     async fn append_deployment(
@@ -86,6 +88,11 @@ impl Deployments for EmbeddedLog {
         .await?
     }
 
+    async fn put_entry(&self, name: EntryName, content: Option<Bytes>) -> Result<(), Error> {
+        check_entry(content.as_ref())?;
+        self.alone(move |committer| committer.put_entry(&name, content.as_deref())).await?
+    }
+
     async fn report(&self, content: Bytes) -> Result<(), Error> {
         let state = self.state();
         state.set_report(Report { instance: INSTANCE.to_owned(), at: state.options.clock.now(), content });
@@ -115,7 +122,28 @@ fn deployments(state: &State) -> Result<Vec<Deployment>, Error> {
     deployments.collect()
 }
 
+fn entries(state: &State) -> Result<Vec<Entry>, Error> {
+    let mut found = Vec::new();
+    let scanned = state.storage.scan(Table::State, prefixed(&[entry::TAG]), &mut |key, value| {
+        found.push(entry::decode(key, &value));
+        ControlFlow::Continue(())
+    });
+    scanned.map_err(|e| unreadable(Table::State, e))?;
+    found.into_iter().map(|found| found.map_err(|e| unreadable(Table::State, e))).collect()
+}
+
 impl Committer {
+    fn put_entry(&mut self, name: &EntryName, content: Option<&[u8]>) -> Result<(), Error> {
+        let key = entry::key(name);
+        let op = match content {
+            Some(content) => Op::Put(Table::State, key.clone().into(), entry::encode(&key, content)),
+            None => Op::Remove(Table::State, key.into()),
+        };
+        self.write(vec![op])?;
+        self.state.deployment_added();
+        Ok(())
+    }
+
     fn append_deployment(&mut self, function: FunctionName, previous: u64, content: &[u8]) -> Result<u64, DeployError> {
         let range = deployment::key(&function, 0)..deployment::key(&function, u64::MAX);
         let last = self.state.storage.last(Table::State, range).map_err(|e| unreadable(Table::State, e))?;

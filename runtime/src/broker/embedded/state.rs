@@ -30,7 +30,7 @@ pub(super) struct State {
     fatal: watch::Sender<Option<Error>>,
     /// When dead letters were last looked through for what may go.
     cleared_at: Mutex<Option<Timestamp>>,
-    /// Rises with each deployment.
+    /// Rises with each deployment and each change of an entry.
     deployments: watch::Sender<u64>,
     /// What this process says of itself. Nobody else asks, so it need not be on disk.
     report: Mutex<Option<Report>>,

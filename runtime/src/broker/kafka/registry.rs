@@ -1,5 +1,5 @@
-//! What runs, as records of one topic of one partition that keeps everything: deployments of functions, and where components are
-//! (`components.rs`).
+//! What runs, as records of one topic of one partition that keeps everything: deployments of functions, where components are
+//! (`components.rs`), and entries (`entries.rs`).
 //!
 //! A deployment. Key: the function's name; value: frame (version, checksum) around the number that the deployment builds on, and its
 //! content. Of two that build on the same number, the first in the log counts, and every reader sees that; so whoever writes one reads
@@ -18,12 +18,14 @@ use millrace_core::record::Record;
 use super::KafkaLog;
 use super::clients::lock;
 use super::components::{self, Stored};
+use super::entries;
 use super::kept::Fold;
 use super::member::commit::plain;
 use super::record::Placed;
 use super::topics::{self, Needed};
+use crate::broker::deployments::check_entry;
 use crate::broker::frame::{Corrupt, Decoder, Encoder};
-use crate::broker::{DeployError, Deployed, Deployment, Deployments, Error, Report};
+use crate::broker::{DeployError, Deployed, Deployment, Deployments, Entry, EntryName, Error, Report};
 
 const KIND: &str = "a deployment";
 const VERSION: u8 = 1;
@@ -50,7 +52,8 @@ pub(super) struct Registry {
     /// By the offsets of their records.
     deployments: BTreeMap<u64, Deployment>,
     components: BTreeMap<Digest, Stored>,
-    /// How often there were other deployments since the process began.
+    entries: BTreeMap<EntryName, Bytes>,
+    /// How often there were other deployments or entries since the process began.
     changes: u64,
 }
 
@@ -58,9 +61,10 @@ impl Fold for Registry {
     fn take(&mut self, offset: u64, record: &Record) {
         let key = record.key.as_deref().map(String::from_utf8_lossy).unwrap_or_default();
         let value = record.value.as_deref().unwrap_or_default();
-        let taken = match components::digest_of(&key) {
-            Some(digest) => self.take_component(digest, value),
-            None => self.take_deployment(offset, &key, value),
+        let taken = match (components::digest_of(&key), entries::name_of(&key)) {
+            (Some(digest), _) => self.take_component(digest, value),
+            (None, Some(name)) => self.take_entry(name, value),
+            (None, None) => self.take_deployment(offset, &key, value),
         };
         if let Err(error) = taken {
             tracing::error!(offset, key = &*key, error, "A record of the registry cannot be read and is left out.");
@@ -92,6 +96,21 @@ impl Registry {
         Ok(())
     }
 
+    fn take_entry(&mut self, name: Result<EntryName, String>, value: &[u8]) -> Result<(), String> {
+        let name = name?;
+        self.changes += 1;
+        match entries::decode(&name, value) {
+            Ok(Some(content)) => drop(self.entries.insert(name, content)),
+            Ok(None) => drop(self.entries.remove(&name)),
+            Err(error) => {
+                // Without a content it means nothing to anybody. Were it not there, a token that cannot be read would be none.
+                self.entries.insert(name, Bytes::new());
+                return Err(error.to_string());
+            }
+        }
+        Ok(())
+    }
+
     /// Where a component is, if it is there.
     pub(super) fn component(&self, digest: &Digest) -> Option<&Stored> {
         self.components.get(digest)
@@ -100,7 +119,8 @@ impl Registry {
     fn deployed(&self) -> Deployed {
         let mut deployments: Vec<_> = self.deployments.values().cloned().collect();
         deployments.sort_by(|a, b| (&a.function, a.number).cmp(&(&b.function, b.number)));
-        Deployed { seen: self.changes, deployments }
+        let entries = self.entries.iter().map(|(name, content)| Entry { name: name.clone(), content: content.clone() });
+        Deployed { seen: self.changes, deployments, entries: entries.collect() }
     }
 
     /// What became of a record that proposed a deployment.
@@ -227,6 +247,18 @@ impl Deployments for KafkaLog {
         self.remove_upload(digest).await
     }
 
+    async fn put_entry(&self, name: EntryName, content: Option<Bytes>) -> Result<(), Error> {
+        check_entry(content.as_ref())?;
+        let topic = self.registry_topic()?;
+        self.make_own(Needed::registry(topic.clone())).await?;
+        let value = entries::encode(&name, content.as_deref());
+        let record = plain(self.clock().now(), Some(entries::key(&name).into()), value);
+        let offsets = self.write_own("an entry", vec![Placed { topic, partition: 0, record }]).await?;
+        let untold = || Error::Transient("Kafka does not tell where an entry is".to_owned());
+        let offset = offsets.first().copied().ok_or_else(untold)?;
+        self.asking(move |log| lock(&log.0.registry).catch_up_beyond(log, offset)).await
+    }
+
     async fn report(&self, content: Bytes) -> Result<(), Error> {
         self.speak(content).await
     }
@@ -258,7 +290,7 @@ mod tests {
         for (offset, previous, content) in [(0, 0, "a"), (2, 1, "b"), (4, 1, "c"), (6, 2, "d"), (8, 9, "e")] {
             registry.take(offset, &record(previous, content));
         }
-        let Deployed { seen, deployments } = registry.deployed();
+        let Deployed { seen, deployments, .. } = registry.deployed();
         let all: Vec<_> = deployments.iter().map(|one| (one.number, &one.content[..])).collect();
         assert_eq!((seen, &all[..]), (3, &[(1, &b"a"[..]), (2, b"b"), (3, b"d")][..]));
         assert_eq!(registry.decided(2, function(), 1).unwrap(), 2);
@@ -282,6 +314,24 @@ mod tests {
     }
 
     #[test]
+    fn of_what_was_written_under_one_name_the_last_counts() {
+        let mut registry = Registry::default();
+        let name: EntryName = "token.1".parse().unwrap();
+        let entry =
+            |content| plain(Timestamp::EPOCH, Some(entries::key(&name).into()), entries::encode(&name, content));
+        for (offset, content, expected) in
+            [(0, Some(&b"a"[..]), &[&b"a"[..]][..]), (1, Some(b"b"), &[b"b"]), (2, None, &[]), (3, Some(b"c"), &[b"c"])]
+        {
+            registry.take(offset, &entry(content));
+            let deployed = registry.deployed();
+            assert_eq!(deployed.entries.iter().map(|one| &one.content[..]).collect::<Vec<_>>(), expected);
+            assert_eq!((deployed.seen, deployed.deployments), (offset + 1, Vec::new()));
+        }
+        registry.begin_anew();
+        assert_eq!((registry.deployed().seen, registry.deployed().entries), (5, Vec::new()));
+    }
+
+    #[test]
     fn the_layout_is_pinned() {
         assert_eq!(encode(&function(), 3, b"x")[..], [1, 216, 183, 215, 188, 3, 120]);
     }
@@ -294,12 +344,14 @@ mod tests {
         }
 
         #[test]
-        fn foreign_bytes_never_panic(key in prop_oneof![any::<Vec<u8>>(), "component:[0-9a-f]{64}".prop_map(String::into_bytes)], bytes: Vec<u8>) {
+        fn foreign_bytes_never_panic(key in prop_oneof![any::<Vec<u8>>(), "(component:[0-9a-f]{64}|entry:[a-z.]{1,9})".prop_map(String::into_bytes)], bytes: Vec<u8>) {
             drop(decode(&function(), &bytes));
             let record = plain(Timestamp::EPOCH, Some(key.into()), bytes.into());
             let mut registry = Registry::default();
             registry.take(0, &record);
-            prop_assert_eq!(registry.deployed().deployments, []);
+            let Deployed { deployments, entries, .. } = registry.deployed();
+            prop_assert_eq!(deployments, []);
+            prop_assert!(entries.iter().all(|entry| entry.content.is_empty()));
         }
     }
 }

@@ -8,7 +8,7 @@ use millrace_core::limits;
 
 use super::super::{EmbeddedLog, OpenError, Options};
 use super::support::*;
-use crate::broker::{DeployError, Deployment, Deployments as _};
+use crate::broker::{DeployError, Deployed, Deployment, Deployments as _, Entry, EntryName};
 
 fn refusal(options: Options) -> OpenError {
     EmbeddedLog::open(options).unwrap_err()
@@ -143,6 +143,24 @@ async fn deployments_are_numbered_and_the_first_to_build_on_one_wins() {
     let numbered = [(1, "one"), (2, "two"), (3, "three")].map(|(number, text)| deployment(pay.clone(), number, text));
     let expected = [&numbered[..], &[deployment(ship, 1, "ship")]].concat();
     assert_eq!(log.deployments(None).await.unwrap().deployments, expected);
+}
+
+#[tokio::test]
+async fn of_what_is_put_under_one_name_the_last_is_kept_and_whoever_waits_is_told() {
+    let (dir, log) = orders().await;
+    let [one, two] = ["token.1", "token.2"].map(|name| name.parse::<EntryName>().unwrap());
+    let content = |s: &'static str| Some(Bytes::from_static(s.as_bytes()));
+    let mut seen = log.deployments(None).await.unwrap().seen;
+    for (name, content) in [(&one, content("a")), (&two, content("b")), (&one, content("c")), (&two, None)] {
+        assert!(log.deployments(Some(seen)).now_or_never().is_none(), "there is no other yet");
+        log.put_entry(name.clone(), content).await.unwrap();
+        seen = log.deployments(Some(seen)).await.unwrap().seen;
+    }
+    let large = Bytes::from(vec![0; limits::ENTRY_MAX_BYTES + 1]);
+    assert!(log.put_entry(two, Some(large)).await.is_err());
+    let log = reopen(&dir, log);
+    let Deployed { deployments, entries, .. } = log.deployments(None).await.unwrap();
+    assert_eq!((deployments, entries), (Vec::new(), vec![Entry { name: one, content: content("c").unwrap() }]));
 }
 
 #[tokio::test]

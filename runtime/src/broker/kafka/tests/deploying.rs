@@ -18,7 +18,7 @@ use super::super::record::Placed;
 use super::super::topics::Needed;
 use super::super::{KafkaLog, native};
 use super::support::*;
-use crate::broker::{Catalog, DeployError, Deployed, Deployments, Error};
+use crate::broker::{Catalog, DeployError, Deployed, Deployments, Entry, EntryName, Error};
 
 /// Short for what must not come, and longer than it takes if it does.
 const A_WHILE: Duration = Duration::from_millis(1500);
@@ -124,6 +124,31 @@ async fn whoever_follows_deployments_wakes_when_another_instance_deploys() {
     // Another instance that begins reads the same.
     let third = cluster.open().await;
     assert_eq!(deployed(&third, None).await.deployments, two.deployments);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_follows_wakes_within_a_second_when_an_entry_changes_elsewhere() {
+    let Some(cluster) = Cluster::find() else { return };
+    let (first, second) = (cluster.open().await, cluster.open().await);
+    let name: EntryName = "token.07".parse().unwrap();
+    let mut seen = deployed(&second, None).await.seen;
+    // The first one makes the topic, which takes as long as it takes.
+    for (turn, text) in [Some("one"), Some("two"), None].into_iter().enumerate() {
+        let waiting = second.clone();
+        let following = tokio::spawn(async move { deployed(&waiting, Some(seen)).await });
+        within(first.put_entry(name.clone(), text.map(content))).await.unwrap();
+        let written = std::time::Instant::now();
+        let expected: Vec<_> =
+            text.map(|text| Entry { name: name.clone(), content: content(text) }).into_iter().collect();
+        // Whoever wrote it sees it at once.
+        assert_eq!(deployed(&first, None).await.entries, expected);
+        let told = within(following).await.unwrap();
+        assert_eq!((&told.entries, told.deployments.len()), (&expected, 0));
+        assert!(turn == 0 || written.elapsed() < Duration::from_secs(2), "{:?}", written.elapsed());
+        seen = told.seen;
+    }
+    let third = cluster.open().await;
+    assert_eq!(deployed(&third, None).await.entries, []);
 }
 
 #[tokio::test(flavor = "multi_thread")]
