@@ -15,11 +15,18 @@
 //! | `GET /v1/dead-letters?function=&status=&category=&topic=&after=&limit=` | [`types::DeadLetters`] |
 //! | `GET /v1/dead-letters/{function}/{topic}/{partition}/{offset}` | [`types::DeadLetter`] |
 //! | `POST /v1/dead-letters/redrive`, `…/resolve`, `…/discard` | [`types::LetterAnswer`] to a [`types::LetterRequest`] |
+//! | `GET /v1/tokens` | [`types::Tokens`] |
+//! | `POST /v1/tokens` | [`types::TokenMade`] to a [`types::TokenRequest`], `201` |
+//! | `DELETE /v1/tokens/{id}` | [`types::TokenRevoked`] |
 //! | `GET /livez`, `GET /readyz` | [`types::Health`] |
 //! | `GET /metrics` | figures for Prometheus |
 //!
 //! Any other answer is a [`types::Problem`]; those with `Retry-After` are worth repeating. `429` means too much at once,
 //! `503` that the log is full, failed or out of reach, or that the process is starting or ending.
+//!
+//! **Who may do what.** Each request shows a token as `Authorization: Bearer <token>`; what each route needs is a row of `routes.rs`.
+//! `/livez` and `/readyz` need none, and nothing does while there is no token at all and the API listens for this machine alone.
+//! Without a token that holds the answer is `401`, and `403` if it does not allow this; lists leave out what it does not allow.
 //!
 //! **Publishing.** `application/cloudevents+json` is one event, `application/cloudevents-batch+json` a list, all of which
 //! is published or nothing. With `ce-` headers the body is an event's data; without them it is plain: the event is made
@@ -36,12 +43,13 @@ use std::time::Duration;
 
 use axum::extract::{MatchedPath, Request, State as Given};
 use axum::http::Uri;
+use axum::http::header::ALLOW;
 use axum::middleware::{self, Next};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
+use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use millrace_core::limits;
-use millrace_core::name::DEFAULT_PREFIX;
+use millrace_core::name::{DEFAULT_PREFIX, FunctionName};
 use tokio::sync::{Semaphore, watch};
 use tokio::time::Instant;
 
@@ -50,6 +58,7 @@ use crate::clock::Clock;
 use crate::registry::Registry;
 use crate::worker::Revision;
 
+mod access;
 mod body;
 mod deploy;
 mod functions;
@@ -59,19 +68,27 @@ mod letters;
 mod metrics;
 mod problem;
 mod request;
+mod routes;
 mod serve;
 mod state;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod topics;
 mod trace;
 pub mod types;
 
+use access::Access;
+pub use access::{AccessOptions, Keyring};
 pub use deploy::{Decided, Deployer, Refused};
 use guard::Guard;
 pub use ingest::PLAIN_SOURCE;
 use metrics::Metrics;
 use problem::{Kind, Refusal};
+use routes::{
+    COMPONENT, DISCARD, FUNCTION, FUNCTIONS, LETTER, LETTERS, LIVE, METRICS, PAUSE, PUBLISH, READY, REDRIVE, RESOLVE,
+    RESUME, REVISIONS, ROLLBACK, SKIP, STATE, STATUS, TOKEN, TOKENS, TOPICS,
+};
 pub use serve::serve;
 
 /// What the API can be told.
@@ -81,6 +98,8 @@ pub struct ApiOptions {
     pub allowed_hosts: Vec<String>,
     /// What everything of ours in the broker begins with.
     pub prefix: String,
+    /// Who may do what.
+    pub access: AccessOptions,
     /// Requests served at the same time, at least 1; health checks do not count.
     pub max_concurrent: usize,
     /// Largest body of a request.
@@ -94,6 +113,7 @@ impl Default for ApiOptions {
         Self {
             allowed_hosts: Vec::new(),
             prefix: DEFAULT_PREFIX.to_owned(),
+            access: AccessOptions::default(),
             max_concurrent: limits::REQUESTS_IN_FLIGHT_MAX,
             max_body_bytes: limits::REQUEST_MAX_BYTES,
             drain: Duration::from_secs(10),
@@ -117,9 +137,10 @@ impl<B: Broker + Catalog, R: Revision> Api<B, R> {
     /// An API that says it is starting until [`Api::set_ready`].
     #[must_use]
     pub fn new(options: ApiOptions, broker: Arc<B>, registry: Registry<B, R>, clock: Clock) -> Self {
-        let ApiOptions { allowed_hosts, prefix, max_concurrent, max_body_bytes, drain } = options;
+        let ApiOptions { allowed_hosts, prefix, access, max_concurrent, max_body_bytes, drain } = options;
         let shared = Shared {
             guard: Guard::new(&allowed_hosts),
+            access: Access::new(access),
             prefix,
             in_flight: Semaphore::new(max_concurrent.clamp(1, Semaphore::MAX_PERMITS)),
             bodies: body::Intake::new(max_body_bytes),
@@ -147,6 +168,15 @@ impl<B: Broker + Catalog, R: Revision> Api<B, R> {
         self
     }
 
+    /// The same, with tokens. To be called before it is cloned.
+    #[must_use]
+    pub fn with_keyring(mut self, keyring: Arc<dyn Keyring>) -> Self {
+        if let Some(shared) = Arc::get_mut(&mut self.shared) {
+            shared.access.keyring = Some(keyring);
+        }
+        self
+    }
+
     /// Says that all functions have been activated or refused. Has no effect once draining has begun.
     pub fn set_ready(&self) {
         self.shared.stage.send_if_modified(|stage| {
@@ -169,6 +199,7 @@ struct Shared<B, R> {
     clock: Clock,
     prefix: String,
     guard: Guard,
+    access: Access,
     in_flight: Semaphore,
     bodies: body::Intake,
     long_polls: Semaphore,
@@ -210,8 +241,26 @@ impl fmt::Display for State {
     }
 }
 
+impl State {
+    /// As it may be told to everybody, without names and reasons.
+    const fn brief(&self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Starting => "starting",
+            Self::Draining => "draining",
+            Self::Failed(_) => "log failed; the server's log says why",
+            Self::Refused(_) => "functions refused; `millrace status` says which",
+        }
+    }
+}
+
 impl<B: Broker, R: Revision> Shared<B, R> {
     fn state(&self) -> State {
+        self.state_for(|_| true)
+    }
+
+    /// The same, as far as it is about functions that somebody may see.
+    fn state_for(&self, sees: impl Fn(&FunctionName) -> bool) -> State {
         if let Some(error) = &*self.failure.borrow() {
             return State::Failed(error.to_string());
         }
@@ -219,8 +268,9 @@ impl<B: Broker, R: Revision> Shared<B, R> {
             Stage::Starting => State::Starting,
             Stage::Draining => State::Draining,
             Stage::Ready => {
-                let refused: Vec<String> = self.registry.refused().keys().map(ToString::to_string).collect();
-                if refused.is_empty() { State::Ready } else { State::Refused(refused.join(", ")) }
+                let refused = self.registry.refused();
+                let seen: Vec<String> = refused.keys().filter(|name| sees(name)).map(ToString::to_string).collect();
+                if seen.is_empty() { State::Ready } else { State::Refused(seen.join(", ")) }
             }
         }
     }
@@ -262,32 +312,6 @@ impl Ids {
     }
 }
 
-/// Every route: the template under which it is counted.
-const ROUTES: [&str; 20] = [
-    PUBLISH, TOPICS, COMPONENT, FUNCTIONS, FUNCTION, REVISIONS, ROLLBACK, PAUSE, RESUME, SKIP, STATE, STATUS, LETTERS,
-    LETTER, REDRIVE, RESOLVE, DISCARD, LIVE, READY, METRICS,
-];
-const PUBLISH: &str = "/v1/topics/{topic}/events";
-const TOPICS: &str = "/v1/topics";
-const FUNCTIONS: &str = "/v1/functions";
-const FUNCTION: &str = "/v1/functions/{function}";
-const COMPONENT: &str = "/v1/components/{digest}";
-const REVISIONS: &str = "/v1/functions/{function}/revisions";
-const ROLLBACK: &str = "/v1/functions/{function}/rollback";
-const PAUSE: &str = "/v1/functions/{function}/pause";
-const RESUME: &str = "/v1/functions/{function}/resume";
-const SKIP: &str = "/v1/functions/{function}/skip";
-const STATE: &str = "/v1/functions/{function}/state";
-const STATUS: &str = "/v1/status";
-const LETTERS: &str = "/v1/dead-letters";
-const LETTER: &str = "/v1/dead-letters/{function}/{topic}/{partition}/{offset}";
-const REDRIVE: &str = "/v1/dead-letters/redrive";
-const RESOLVE: &str = "/v1/dead-letters/resolve";
-const DISCARD: &str = "/v1/dead-letters/discard";
-const LIVE: &str = "/livez";
-const READY: &str = "/readyz";
-const METRICS: &str = "/metrics";
-
 fn router<B: Broker + Catalog, R: Revision>(shared: Arc<Shared<B, R>>) -> Router {
     Router::new()
         .route(PUBLISH, get(topics::read::<B, R>).post(ingest::publish::<B, R>))
@@ -307,6 +331,8 @@ fn router<B: Broker + Catalog, R: Revision>(shared: Arc<Shared<B, R>>) -> Router
         .route(REDRIVE, post(letters::redrive::<B, R>))
         .route(RESOLVE, post(letters::resolve::<B, R>))
         .route(DISCARD, post(letters::discard::<B, R>))
+        .route(TOKENS, get(tokens::list::<B, R>).post(tokens::create::<B, R>))
+        .route(TOKEN, delete(tokens::revoke::<B, R>))
         .route(LIVE, get(live))
         .route(READY, get(ready::<B, R>))
         .route(METRICS, get(metrics::show::<B, R>))
@@ -324,7 +350,7 @@ async fn enter<B: Broker + Catalog, R: Revision>(
 ) -> Response {
     let begun = Instant::now();
     let matched = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
-    let route = ROUTES.into_iter().find(|route| *route == matched).unwrap_or("");
+    let route = routes::template(matched);
     let method = request.method().clone();
     let answer = admit(&api, route, request, next).await.unwrap_or_else(IntoResponse::into_response);
     api.metrics.answered(&method, route, answer.status(), begun.elapsed());
@@ -334,6 +360,16 @@ async fn enter<B: Broker + Catalog, R: Revision>(
 async fn admit<B, R>(api: &Shared<B, R>, route: &str, request: Request, next: Next) -> Result<Response, Refusal> {
     let local = request.extensions().get::<Local>().and_then(|Local(address)| *address);
     api.guard.check(request.uri(), request.headers(), local)?;
+    let row = routes::row_of(request.method().as_str(), route);
+    let request = api.authorize(row, request).await?;
+    // Whatever the table does not have is not reached, even if the router knows it.
+    if row.is_none() && route.is_empty() {
+        return Ok(unknown_path(request.uri().clone()).await.into_response());
+    }
+    if row.is_none() {
+        let allow = [(ALLOW, routes::methods(route))];
+        return Ok((allow, method_not_allowed().await).into_response());
+    }
     // Whoever asks whether we are well must not be told that we are busy.
     if matches!(route, LIVE | READY) {
         return Ok(next.run(request).await);
@@ -372,7 +408,8 @@ async fn ready<B: Broker + Catalog, R: Revision>(
 ) -> Result<Json<types::Health>, Refusal> {
     match api.state() {
         State::Ready => Ok(Json(types::Health { state: State::Ready.to_string() })),
-        state => Err(Refusal::new(Kind::NotReady, state).retry_soon()),
+        state if api.access.is_open() => Err(Refusal::new(Kind::NotReady, state).retry_soon()),
+        state => Err(Refusal::new(Kind::NotReady, state.brief()).retry_soon()),
     }
 }
 

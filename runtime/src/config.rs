@@ -11,6 +11,7 @@ use std::num::NonZeroUsize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use millrace_core::access::Secret;
 use millrace_core::limits::{self, CONFIG_FILE_MAX_BYTES};
 use millrace_core::name::DEFAULT_PREFIX;
 use millrace_core::settings::{self, suggestion};
@@ -37,6 +38,12 @@ const PROPERTIES_VARIABLE: &str = "MILLRACE_KAFKA_PROPERTIES_";
 pub const FILE_VARIABLE: &str = "MILLRACE_CONFIG";
 /// The environment variable that tells the command line which server to ask; nothing to a server itself.
 const CLIENT_VARIABLE: &str = "MILLRACE_URL";
+/// The environment variable that holds the command line's token; nothing to a server either.
+pub const TOKEN_VARIABLE: &str = "MILLRACE_TOKEN";
+/// The environment variable that holds the administrator's token.
+const ADMIN_TOKEN_VARIABLE: &str = "MILLRACE_ADMIN_TOKEN";
+/// Variables that are read elsewhere.
+const READ_ELSEWHERE: [&str; 4] = [FILE_VARIABLE, CLIENT_VARIABLE, TOKEN_VARIABLE, ADMIN_TOKEN_VARIABLE];
 
 /// Everything a process can be told.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,6 +78,14 @@ pub struct Http {
     /// Names of this host beyond the address it listens on and `localhost`: requests to others are refused, so that no web
     /// page can reach a process on the machine it is read on.
     pub hosts: Vec<String>,
+    /// Where the administrator's token is.
+    pub admin_token_file: Option<PathBuf>,
+    /// What is kept of the administrator's token, from the file or the environment.
+    pub admin_token: Option<Secret>,
+    /// Whether everybody may do everything while there is no token, even where others than this machine reach it.
+    pub allow_anonymous: bool,
+    /// Whether `/metrics` needs no token.
+    pub metrics_open: bool,
     /// Largest body of a request.
     pub request_max_bytes: usize,
     /// Requests served at the same time.
@@ -170,6 +185,10 @@ impl Default for Config {
             http: Http {
                 listen: DEFAULT_LISTEN,
                 hosts: Vec::new(),
+                admin_token_file: None,
+                admin_token: None,
+                allow_anonymous: false,
+                metrics_open: false,
                 request_max_bytes: limits::REQUEST_MAX_BYTES,
                 requests_in_flight: limits::REQUESTS_IN_FLIGHT_MAX,
             },
@@ -307,7 +326,48 @@ pub fn load(flags: &Flags, directory: &Path) -> Result<Resolved, Refused> {
         Err(e) => return Err(Refused(vec![format!("{} cannot be read: {e}", path.display())])),
     };
     let file = text.as_ref().map(|text| File { path: &path, text });
-    resolve(file, environment, flags, directory)
+    let mut resolved = resolve(file, environment, flags, directory)?;
+    resolved.config.http.read_admin_token().map_err(|problem| Refused(vec![problem]))?;
+    Ok(resolved)
+}
+
+/// What is kept of an administrator's token. Its text is in no message.
+fn admin_token(text: &str) -> Result<Secret, String> {
+    let (min, max) = (limits::ADMIN_TOKEN_MIN_CHARS, limits::TOKEN_MAX_BYTES);
+    if (min..=max).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic()) {
+        return Ok(Secret::of(text));
+    }
+    Err(format!(
+        "an administrator's token is {min} to {max} visible ASCII characters without spaces, made up at random; `openssl rand -hex 32` \
+         writes such a one"
+    ))
+}
+
+impl Http {
+    /// Reads the administrator's token, if it is in a file.
+    fn read_admin_token(&mut self) -> Result<(), String> {
+        let Some(path) = &self.admin_token_file else { return Ok(()) };
+        let place = format!("http.admin-token-file: {}", path.display());
+        if self.admin_token.is_some() {
+            return Err(format!("{place}: {ADMIN_TOKEN_VARIABLE} holds such a token too; give one of the two"));
+        }
+        let text = read_token(path).map_err(|e| format!("{place} cannot be read: {e}"))?;
+        self.admin_token = Some(admin_token(&text).map_err(|problem| format!("{place}: {problem}"))?);
+        Ok(())
+    }
+}
+
+/// The token in a file, without the white space around it.
+///
+/// # Errors
+/// If it cannot be read, or is longer than any token.
+pub fn read_token(path: &Path) -> io::Result<String> {
+    let (mut text, max) = (String::new(), limits::TOKEN_MAX_BYTES);
+    let read = std::fs::File::open(path)?.take(max as u64 + 1).read_to_string(&mut text)?;
+    if read > max {
+        return Err(io::Error::other(format!("it is longer than any token, {max} bytes")));
+    }
+    Ok(text.trim().to_owned())
 }
 
 /// Reads a file's text, as far as a configuration can be long.
@@ -388,9 +448,15 @@ impl Building {
             let found = variables.iter().find(|(name, _)| name == standard);
             given.extend(found.map(|(name, value)| Given::new(name, key, value)));
         }
+        if let Some((name, token)) = variables.iter().find(|(name, _)| name == ADMIN_TOKEN_VARIABLE) {
+            match admin_token(token) {
+                Ok(secret) => self.config.http.admin_token = Some(secret),
+                Err(problem) => self.problems.push(format!("{name}: {problem}")),
+            }
+        }
         let ours = variables
             .into_iter()
-            .filter(|(n, _)| n.starts_with(ENVIRONMENT_PREFIX) && n != FILE_VARIABLE && n != CLIENT_VARIABLE);
+            .filter(|(n, _)| n.starts_with(ENVIRONMENT_PREFIX) && !READ_ELSEWHERE.contains(&n.as_str()));
         for (name, value) in ours {
             // The names of librdkafka's properties have dots, and neither hyphens nor underscores.
             if let Some(property) = name.strip_prefix(PROPERTIES_VARIABLE).filter(|property| !property.is_empty()) {
@@ -431,10 +497,11 @@ impl Building {
 
     /// What only shows when everything is known.
     fn look_over(&mut self) {
-        let listen = self.config.http.listen;
-        if !listen.ip().is_loopback() {
+        let Http { listen, allow_anonymous, .. } = self.config.http;
+        if allow_anonymous && !listen.ip().to_canonical().is_loopback() {
             self.warnings.push(format!(
-                "the API listens on {listen}, where others can reach it, and asks nobody who they are; keep the network closed"
+                "the API listens on {listen}, where others can reach it, and while there is no token it asks nobody who they are \
+                 (http.allow-anonymous); keep the network closed"
             ));
         }
     }

@@ -10,7 +10,7 @@ use millrace_core::manifest::{Function, Manifest};
 use millrace_core::name::FunctionName;
 use tokio::sync::{Semaphore, watch};
 
-use crate::api::{Api, ApiOptions};
+use crate::api::{AccessOptions, Api, ApiOptions, Keyring as _};
 use crate::broker::embedded::{self, EmbeddedLog, OpenError};
 #[cfg(feature = "kafka")]
 use crate::broker::kafka::{self, KafkaLog};
@@ -27,11 +27,13 @@ mod follow;
 mod report;
 mod revisions;
 mod stage;
+mod tokens;
 mod topics;
 
 use revisions::Revisions;
 use stage::without_name;
 pub use stage::{StageError, Staged, function_options, intake, read_component};
+use tokens::Keys;
 use topics::Topics;
 
 /// How long others are waited for after everything was drained, such as for the group that a function leaves.
@@ -52,6 +54,15 @@ pub enum StartError {
     /// A topic cannot be made.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
+    /// Others could reach the API, and it would let everybody in.
+    #[error(
+        "the API would listen on {address}, where others can reach it, and nobody needs a token: give an administrator's token with \
+         http.admin-token-file or MILLRACE_ADMIN_TOKEN, or say http.allow-anonymous = true if the network is closed"
+    )]
+    Exposed {
+        /// The address.
+        address: std::net::SocketAddr,
+    },
     /// The address.
     #[error("cannot listen on {address}: {reason}")]
     Listen {
@@ -129,6 +140,11 @@ fn kafka_options(config: &Config, clock: Clock) -> kafka::Options {
     }
 }
 
+/// Whether only this machine reaches it.
+fn is_of_this_machine(address: std::net::SocketAddr) -> bool {
+    address.ip().to_canonical().is_loopback()
+}
+
 impl<L: Log> Server<L> {
     async fn start(
         config: Config,
@@ -147,6 +163,7 @@ impl<L: Log> Server<L> {
             clock,
             prefix: config.prefix.clone(),
             topics: Topics::new(Arc::clone(&log), config.topics.clone()),
+            keys: Keys::new(Arc::clone(&log)),
             known: Arc::default(),
             changing: Arc::default(),
             examining: Arc::new(Semaphore::new(1)),
@@ -244,10 +261,32 @@ impl<L: Log> Server<L> {
     /// Listens where the configuration says.
     ///
     /// # Errors
-    /// If the address cannot be used.
+    /// If the address cannot be used, or if others could reach it and nobody needs a token.
     pub async fn listen(&self) -> Result<tokio::net::TcpListener, StartError> {
-        let address = self.config.http.listen;
+        let (address, http) = (self.config.http.listen, &self.config.http);
+        let tokens = self.revisions.keys.tokens();
+        let is_closed = http.admin_token.is_some() || tokens.count() > 0;
+        if !is_closed && !is_of_this_machine(address) && !http.allow_anonymous {
+            return Err(StartError::Exposed { address });
+        }
+        if http.admin_token.is_none() && tokens.count() > 0 && !tokens.iter().any(|(_, token)| token.lasts()) {
+            tracing::error!(
+                "There are tokens, and none with the role admin that does not expire: to make or revoke others, give the server \
+                 http.admin-token-file and start it again."
+            );
+        }
         tokio::net::TcpListener::bind(address).await.map_err(|e| StartError::Listen { address, reason: e.to_string() })
+    }
+
+    /// Who may do what, for whoever comes in here.
+    fn access(&self, listener: &tokio::net::TcpListener) -> AccessOptions {
+        let http = &self.config.http;
+        let is_near = listener.local_addr().is_ok_and(is_of_this_machine);
+        AccessOptions {
+            open_without_tokens: is_near || http.allow_anonymous,
+            open_metrics: http.metrics_open,
+            admin_token: http.admin_token,
+        }
     }
 
     /// Serves until `stop` ends or the log fails, then drains.
@@ -263,12 +302,14 @@ impl<L: Log> Server<L> {
         let options = ApiOptions {
             allowed_hosts: http.hosts.clone(),
             prefix: self.config.prefix.clone(),
+            access: self.access(&listener),
             max_concurrent: http.requests_in_flight,
             max_body_bytes: http.request_max_bytes,
             drain: self.config.drain,
         };
         let api = Api::new(options, Arc::clone(&self.log), self.registry().clone(), self.clock);
         let api = api.with_deployer(Arc::new(self.revisions.clone()));
+        let api = api.with_keyring(Arc::new(self.revisions.keys.clone()));
         api.set_ready();
         let (unfollow, unfollowed) = watch::channel(false);
         let mut following = tokio::spawn(self.revisions.clone().follow(unfollowed));

@@ -3,13 +3,14 @@
 use std::fmt;
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use bytes::Bytes;
 use futures::future::BoxFuture;
+use millrace_core::access::Caller;
 use millrace_core::digest::Digest;
 use millrace_core::limits;
 use millrace_core::manifest::Manifest;
@@ -31,7 +32,7 @@ pub trait Deployer: fmt::Debug + Send + Sync + 'static {
     /// Puts a component into the log, if it can be a handler. Says whether it is new there. The content has this digest.
     fn put_component(&self, digest: Digest, content: Bytes) -> BoxFuture<'_, Result<bool, Refused>>;
 
-    /// Does something to a function. With `builds_on` only if that is its latest deployment; in a rehearsal everything is
+    /// Does something to a function, for whoever is named last. With `builds_on` only if that is its latest deployment; in a rehearsal everything is
     /// checked and nothing done.
     fn change(
         &self,
@@ -39,6 +40,7 @@ pub trait Deployer: fmt::Debug + Send + Sync + 'static {
         action: Action,
         builds_on: Option<u64>,
         rehearsal: bool,
+        by: String,
     ) -> BoxFuture<'_, Result<Decided, Refused>>;
 
     /// All that was done to a function, and what the instances say of themselves.
@@ -197,20 +199,27 @@ pub(super) async fn put_component<B: Broker + Catalog, R: Revision>(
 /// `PUT /v1/functions/{function}`
 pub(super) async fn deploy<B: Broker + Catalog, R: Revision>(
     State(api): State<Arc<Shared<B, R>>>,
+    Extension(caller): Extension<Arc<Caller>>,
     function: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Json<types::Deployed>, Refusal> {
     let function = function_of(function)?;
     let types::DeployRequest { component, manifest, builds_on, dry_run } = api.json_request(request).await?;
     let component: Digest = component.parse().map_err(|e| Refusal::malformed(format_args!("`component`: {e}")))?;
-    let source = source(&function, component, &manifest, &api.prefix)?;
-    change(&api, function, Action::Deploy(source), builds_on, dry_run).await
+    let source = source(&api, &function, component, &manifest, &caller)?;
+    change(&api, &caller, function, Action::Deploy(source), builds_on, dry_run).await
 }
 
-/// What a manifest says of a function.
-fn source(function: &FunctionName, component: Digest, manifest: &str, prefix: &str) -> Result<Source, Refusal> {
+/// What a manifest says of a function, if it has to do with topics alone that the caller may have to do with.
+fn source<B, R>(
+    api: &Shared<B, R>,
+    function: &FunctionName,
+    component: Digest,
+    manifest: &str,
+    caller: &Caller,
+) -> Result<Source, Refusal> {
     let invalid = |reason: String| Refusal::new(Kind::InvalidFunction, reason);
-    let (manifest, _warnings) = Manifest::parse_with_prefix(manifest, prefix).map_err(|problems| {
+    let (manifest, _warnings) = Manifest::parse_with_prefix(manifest, &api.prefix).map_err(|problems| {
         let told = problems.iter().map(|problem| {
             let (line, path) = (problem.line, &problem.path);
             let help = if problem.help.is_empty() { String::new() } else { format!("; {}", problem.help) };
@@ -222,18 +231,21 @@ fn source(function: &FunctionName, component: Digest, manifest: &str, prefix: &s
         let there_are: Vec<String> = manifest.functions.iter().map(|one| format!("`{}`", one.name)).collect();
         invalid(format!("the manifest has no function `{function}`, only {}", there_are.join(", ")))
     })?;
+    let touched = named.topics.iter().chain(&named.grants.publish);
+    touched.into_iter().try_for_each(|topic| api.reaches_topic(caller, topic.as_str()))?;
     Ok(Source::uploaded(&manifest, named, component))
 }
 
 async fn change<B, R>(
     api: &Shared<B, R>,
+    caller: &Caller,
     function: FunctionName,
     action: Action,
     builds_on: Option<u64>,
     rehearsal: bool,
 ) -> Result<Json<types::Deployed>, Refusal> {
     let name = function.to_string();
-    let decided = api.deployer()?.change(function, action, builds_on, rehearsal).await;
+    let decided = api.deployer()?.change(function, action, builds_on, rehearsal, caller.name().to_owned()).await;
     let Decided { number, revision, new } = decided.map_err(|e| Refusal::from(e).about(&name))?;
     Ok(Json(types::Deployed { function: name, number, revision: (revision > 0).then_some(revision), new }))
 }
@@ -241,6 +253,7 @@ async fn change<B, R>(
 /// `POST /v1/functions/{function}/rollback`
 pub(super) async fn rollback<B: Broker + Catalog, R: Revision>(
     State(api): State<Arc<Shared<B, R>>>,
+    Extension(caller): Extension<Arc<Caller>>,
     function: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Json<types::Deployed>, Refusal> {
@@ -256,37 +269,40 @@ pub(super) async fn rollback<B: Broker + Catalog, R: Revision>(
             })?
         }
     };
-    change(&api, function, Action::Rollback { to }, builds_on, dry_run).await
+    change(&api, &caller, function, Action::Rollback { to }, builds_on, dry_run).await
 }
 
 /// `POST /v1/functions/{function}/pause`
 pub(super) async fn pause<B: Broker + Catalog, R: Revision>(
     State(api): State<Arc<Shared<B, R>>>,
+    Extension(caller): Extension<Arc<Caller>>,
     function: Result<Path<String>, PathRejection>,
     uri: Uri,
 ) -> Result<Json<types::Deployed>, Refusal> {
     no_query(&uri, "a function is paused as a whole")?;
-    change(&api, function_of(function)?, Action::Pause, None, false).await
+    change(&api, &caller, function_of(function)?, Action::Pause, None, false).await
 }
 
 /// `POST /v1/functions/{function}/resume`
 pub(super) async fn resume<B: Broker + Catalog, R: Revision>(
     State(api): State<Arc<Shared<B, R>>>,
+    Extension(caller): Extension<Arc<Caller>>,
     function: Result<Path<String>, PathRejection>,
     uri: Uri,
 ) -> Result<Json<types::Deployed>, Refusal> {
     no_query(&uri, "a function is resumed as a whole")?;
-    change(&api, function_of(function)?, Action::Resume, None, false).await
+    change(&api, &caller, function_of(function)?, Action::Resume, None, false).await
 }
 
 /// `DELETE /v1/functions/{function}`
 pub(super) async fn delete<B: Broker + Catalog, R: Revision>(
     State(api): State<Arc<Shared<B, R>>>,
+    Extension(caller): Extension<Arc<Caller>>,
     function: Result<Path<String>, PathRejection>,
     uri: Uri,
 ) -> Result<Json<types::Deployed>, Refusal> {
     no_query(&uri, "a function is deleted as a whole")?;
-    change(&api, function_of(function)?, Action::Delete, None, false).await
+    change(&api, &caller, function_of(function)?, Action::Delete, None, false).await
 }
 
 /// `GET /v1/functions/{function}/revisions`

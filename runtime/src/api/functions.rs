@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::Uri;
+use axum::{Extension, Json};
 use futures::{StreamExt, TryStreamExt};
+use millrace_core::access::Caller;
 use millrace_core::breaker::Phase;
 use millrace_core::name::{FunctionName, Unit};
 use millrace_core::progress::{Stream, Totals};
@@ -38,22 +39,25 @@ pub(super) struct Observed {
 /// `GET /v1/functions` and `GET /v1/status`
 pub(super) async fn list<B: Broker + Catalog, R: Revision>(
     State(api): State<Arc<Shared<B, R>>>,
+    Extension(caller): Extension<Arc<Caller>>,
     uri: Uri,
 ) -> Result<Json<types::Status>, Refusal> {
     no_query(&uri, "ask for one function as /v1/functions/<application>.<function>")?;
-    let functions = api.observe().await?.iter().map(Observed::status).collect();
-    let refused = api.registry.refused().into_iter();
+    let sees = |name: &FunctionName| caller.reaches_function(name.as_str()).is_ok();
+    let functions = api.observe(sees).await?.iter().map(Observed::status).collect();
+    let refused = api.registry.refused().into_iter().filter(|(name, _)| sees(name));
     let refused = refused.map(|(name, reason)| types::RefusedFunction { name: name.to_string(), reason }).collect();
-    Ok(Json(types::Status { state: api.state().to_string(), functions, refused }))
+    Ok(Json(types::Status { state: api.state_for(sees).to_string(), functions, refused }))
 }
 
 /// `GET /v1/functions/{function}`
 pub(super) async fn show<B: Broker + Catalog, R: Revision>(
     State(api): State<Arc<Shared<B, R>>>,
+    Extension(caller): Extension<Arc<Caller>>,
     function: Result<Path<String>, PathRejection>,
 ) -> Result<Json<types::FunctionStatus>, Refusal> {
     let name = function_of(function)?;
-    let function = api.function(&name)?;
+    let function = api.function(&name, &caller)?;
     Ok(Json(api.observe_one(function).await?.status()))
 }
 
@@ -69,12 +73,14 @@ pub(super) fn unknown(name: &FunctionName, there_are: &[FunctionName]) -> Refusa
 
 impl<B: Broker, R: Revision> Shared<B, R> {
     /// The active function with this name.
-    pub(super) fn function(&self, name: &FunctionName) -> Result<FunctionInfo, Refusal> {
+    pub(super) fn function(&self, name: &FunctionName, caller: &Caller) -> Result<FunctionInfo, Refusal> {
         self.registry.function(name).ok_or_else(|| {
             if let Some(reason) = self.registry.refused().get(name) {
                 return Refusal::new(Kind::UnknownFunction, format_args!("function `{name}` was refused: {reason}"));
             }
-            let active: Vec<_> = self.registry.functions().iter().map(|info| info.settings.name.clone()).collect();
+            let active = self.registry.functions();
+            let names = active.iter().map(|info| info.settings.name.clone());
+            let active: Vec<_> = names.filter(|name| caller.reaches_function(name.as_str()).is_ok()).collect();
             unknown(name, &active)
         })
     }
@@ -83,12 +89,13 @@ impl<B: Broker, R: Revision> Shared<B, R> {
 /// `POST /v1/functions/{function}/skip`
 pub(super) async fn skip<B: Broker + Catalog, R: Revision>(
     State(api): State<Arc<Shared<B, R>>>,
+    Extension(caller): Extension<Arc<Caller>>,
     function: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Json<types::SkipAnswer>, Refusal> {
     let name = function_of(function)?;
     let types::SkipRequest { dry_run } = api.json_request(request).await?;
-    let function = api.function(&name)?;
+    let function = api.function(&name, &caller)?;
     let mut partitions = Vec::new();
     for unit in function.units {
         let gone = if dry_run { unit.gone() } else { unit.skip().await };
@@ -110,9 +117,11 @@ fn skipped(unit: &Unit, gone: &Gone) -> types::Skipped {
 }
 
 impl<B: Broker + Catalog, R: Revision> Shared<B, R> {
-    /// All functions, by name.
-    pub(super) async fn observe(&self) -> Result<Vec<Observed>, Refusal> {
-        let observing = self.registry.functions().into_iter().map(|function| self.observe_one(function));
+    /// The functions that somebody sees, by name.
+    pub(super) async fn observe(&self, sees: impl Fn(&FunctionName) -> bool) -> Result<Vec<Observed>, Refusal> {
+        let mut seen = self.registry.functions();
+        seen.retain(|function| sees(&function.settings.name));
+        let observing = seen.into_iter().map(|function| self.observe_one(function));
         futures::stream::iter(observing).buffered(OBSERVED_AT_ONCE).try_collect().await
     }
 

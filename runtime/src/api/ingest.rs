@@ -5,14 +5,15 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::http::header::CONTENT_TYPE;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
 use bytes::Bytes;
 use bytestring::ByteString;
+use millrace_core::access::Caller;
 use millrace_core::codec::{self, Mode};
 use millrace_core::event::Event;
 use millrace_core::name::{Topic, is_reserved};
@@ -37,6 +38,7 @@ const OCTETS: &str = "application/octet-stream";
 /// `POST /v1/topics/{topic}/events`
 pub(super) async fn publish<B: Broker + Catalog, R: Revision>(
     State(api): State<Arc<Shared<B, R>>>,
+    Extension(caller): Extension<Arc<Caller>>,
     topic: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, Refusal> {
@@ -58,7 +60,7 @@ pub(super) async fn publish<B: Broker + Catalog, R: Revision>(
         0 => Vec::new(),
         _ => match given.name(api.broker.publish(records).await) {
             Ok(placements) => placements,
-            Err(refusal) => return Err(api.with_topics(refusal).await),
+            Err(refusal) => return Err(api.with_topics(refusal, &caller).await),
         },
     };
     api.metrics.sent(&topic, count);

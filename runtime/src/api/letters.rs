@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::Uri;
+use axum::{Extension, Json};
+use millrace_core::access::Caller;
 use millrace_core::letter::{self, LetterHeaders, MalformedLetter};
 use millrace_core::name::FunctionName;
 use millrace_core::outcome::Category;
@@ -40,6 +41,7 @@ struct ListQuery {
 /// `GET /v1/dead-letters`
 pub(super) async fn list<B: Broker + Catalog, R: Revision>(
     State(api): State<Arc<Shared<B, R>>>,
+    Extension(caller): Extension<Arc<Caller>>,
     uri: Uri,
 ) -> Result<Json<types::DeadLetters>, Refusal> {
     let asked: ListQuery = query(&uri)?;
@@ -52,9 +54,9 @@ pub(super) async fn list<B: Broker + Catalog, R: Revision>(
     };
     let after: Option<Cursor> = parsed("after", asked.after.as_deref())?;
     let limit = page(asked.limit)?;
-    let functions = api.functions_with_letters(&filter).await?;
-    let (letters, next) =
-        scan::scan(&*api.broker, &functions, after, limit, |letter| filter.matches(&letter).then_some(letter)).await?;
+    let functions = api.functions_with_letters(&filter, &caller).await?;
+    let take = |letter: StoredLetter| (filter.matches(&letter) && api.sees(&caller, &letter)).then_some(letter);
+    let (letters, next) = scan::scan(&*api.broker, &functions, after, limit, take).await?;
     let letters = letters.iter().map(|letter| api.shown(letter)).collect();
     Ok(Json(types::DeadLetters { letters, next: next.map(|next| next.to_string()) }))
 }
@@ -113,8 +115,16 @@ impl<B: Broker + Catalog, R: Revision> Shared<B, R> {
         }
     }
 
+    /// Whether a letter of a function that somebody sees is of a topic that one sees.
+    fn sees(&self, caller: &Caller, letter: &StoredLetter) -> bool {
+        self.reaches_topic(caller, letter.id.topic.as_str()).is_ok()
+    }
+
     /// The functions whose letters are asked for, by name: active ones, and those that left letters behind.
-    async fn functions_with_letters(&self, filter: &Filter) -> Result<Vec<FunctionName>, Refusal> {
+    async fn functions_with_letters(&self, filter: &Filter, caller: &Caller) -> Result<Vec<FunctionName>, Refusal> {
+        if let Some(wanted) = &filter.function {
+            caller.reaches_function(wanted.as_str())?;
+        }
         let mut names: Vec<FunctionName> =
             self.registry.functions().into_iter().map(|info| info.settings.name.clone()).collect();
         for topic in self.broker.topics().await? {
@@ -122,6 +132,7 @@ impl<B: Broker + Catalog, R: Revision> Shared<B, R> {
             let name = ours.and_then(|rest| rest.strip_suffix(".dead-letter")).and_then(|name| name.parse().ok());
             names.extend(name.filter(|_| topic.internal));
         }
+        names.retain(|name| caller.reaches_function(name.as_str()).is_ok());
         names.sort_unstable();
         names.dedup();
         match &filter.function {

@@ -159,7 +159,7 @@ pub(super) async fn show<B: Broker + Catalog, R: Revision>(
 ) -> Result<impl IntoResponse, Refusal> {
     let mut registry = Registry::default();
     api.metrics.register(&mut registry);
-    let asked = async { Ok::<_, Refusal>((api.observe().await?, api.broker.kept().await?)) };
+    let asked = async { Ok::<_, Refusal>((api.observe(|_| true).await?, api.broker.kept().await?)) };
     let told = tokio::time::timeout(LOG_ANSWERS_WITHIN, asked).await.ok().and_then(Result::ok);
     let answers: Gauge = Gauge::default();
     answers.set(i64::from(told.is_some()));

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use axum::http::header::{CONTENT_TYPE, RETRY_AFTER};
+use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
@@ -20,11 +20,13 @@ const LATER: Duration = Duration::from_secs(30);
 pub(super) enum Kind {
     Conflict,
     DeadLetterNotOpen,
+    Forbidden,
     ForeignHost,
     ForeignOrigin,
     Internal,
     InvalidEvent,
     InvalidFunction,
+    Lockout,
     LogBusy,
     LogFailed,
     LogFull,
@@ -36,12 +38,14 @@ pub(super) enum Kind {
     ReservedTopic,
     TooLarge,
     TooManyRequests,
+    Unauthenticated,
     UnknownComponent,
     UnknownDeadLetter,
     UnknownFunction,
     UnknownPartition,
     UnknownPath,
     UnknownRevision,
+    UnknownToken,
     UnknownTopic,
     UnsupportedMediaType,
 }
@@ -53,11 +57,13 @@ impl Kind {
         match self {
             Self::Conflict => ("conflict", "The function was changed meanwhile, or elsewhere", S::CONFLICT),
             Self::DeadLetterNotOpen => ("dead-letter-not-open", "The dead letter is not open", S::CONFLICT),
+            Self::Forbidden => ("forbidden", "The token does not allow this", S::FORBIDDEN),
             Self::ForeignHost => ("foreign-host", "The request is meant for another host", S::FORBIDDEN),
             Self::ForeignOrigin => ("foreign-origin", "The request comes from a foreign web page", S::FORBIDDEN),
             Self::Internal => ("internal", "The runtime could not answer", S::INTERNAL_SERVER_ERROR),
             Self::InvalidEvent => ("invalid-event", "The event is not valid", S::BAD_REQUEST),
             Self::InvalidFunction => ("invalid-function", "The function cannot be deployed", S::UNPROCESSABLE_ENTITY),
+            Self::Lockout => ("lockout", "Nobody could make tokens any more, or there are too many", S::CONFLICT),
             Self::LogBusy => ("log-busy", "Too many writes are waiting", S::TOO_MANY_REQUESTS),
             Self::LogFailed => ("log-failed", "The log cannot go on", S::SERVICE_UNAVAILABLE),
             Self::LogFull => ("log-full", "The log is full", S::SERVICE_UNAVAILABLE),
@@ -69,12 +75,14 @@ impl Kind {
             Self::ReservedTopic => ("reserved-topic", "The topic belongs to the runtime", S::FORBIDDEN),
             Self::TooLarge => ("too-large", "The request is too large", S::PAYLOAD_TOO_LARGE),
             Self::TooManyRequests => ("too-many-requests", "Too many requests at once", S::TOO_MANY_REQUESTS),
+            Self::Unauthenticated => ("unauthenticated", "A token is needed", S::UNAUTHORIZED),
             Self::UnknownComponent => ("unknown-component", "There is no such component", S::NOT_FOUND),
             Self::UnknownDeadLetter => ("unknown-dead-letter", "There is no such dead letter", S::NOT_FOUND),
             Self::UnknownFunction => ("unknown-function", "There is no such function", S::NOT_FOUND),
             Self::UnknownPartition => ("unknown-partition", "There is no such partition", S::NOT_FOUND),
             Self::UnknownPath => ("unknown-path", "There is nothing at this path", S::NOT_FOUND),
             Self::UnknownRevision => ("unknown-revision", "There is no such revision", S::NOT_FOUND),
+            Self::UnknownToken => ("unknown-token", "There is no such token", S::NOT_FOUND),
             Self::UnknownTopic => ("unknown-topic", "There is no such topic", S::NOT_FOUND),
             Self::UnsupportedMediaType => {
                 ("unsupported-media-type", "The content type is not understood", S::UNSUPPORTED_MEDIA_TYPE)
@@ -192,6 +200,9 @@ impl IntoResponse for Refusal {
         };
         let body = serde_json::to_vec(&problem).unwrap_or_default();
         let mut response = (status, [(CONTENT_TYPE, PROBLEM_TYPE)], body).into_response();
+        if self.kind == Kind::Unauthenticated {
+            response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
         if let Some(after) = self.retry_after {
             response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(after.as_secs()));
         }

@@ -3,11 +3,12 @@
 use std::str::FromStr;
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::Uri;
+use axum::{Extension, Json};
 use bytestring::ByteString;
+use millrace_core::access::Caller;
 use millrace_core::codec::base64;
 use millrace_core::limits;
 use millrace_core::name::{Topic, Unit};
@@ -55,6 +56,7 @@ impl FromStr for Place {
 /// `GET /v1/functions/{function}/state`
 pub(super) async fn list<B: Broker + Catalog, R: Revision>(
     api: State<Arc<Shared<B, R>>>,
+    Extension(caller): Extension<Arc<Caller>>,
     function: Result<Path<String>, PathRejection>,
     uri: Uri,
 ) -> Result<Json<types::State>, Refusal> {
@@ -62,7 +64,7 @@ pub(super) async fn list<B: Broker + Catalog, R: Revision>(
     let Query { topic, partition, prefix, after, limit } = query(&uri)?;
     let (after, topic) = (parsed::<Place>("after", after.as_deref())?, parsed::<Topic>("topic", topic.as_deref())?);
     let (prefix, max) = (ByteString::from(prefix.unwrap_or_default()), page(limit)?);
-    api.function(&name)?;
+    api.function(&name, &caller)?;
     let mut units: Vec<Unit> = api.broker.units(&name).await?.into_iter().map(|info| info.unit).collect();
     units.retain(|unit| {
         let follows = |after: &Place| (&unit.topic, unit.partition) >= (&after.topic, after.partition);

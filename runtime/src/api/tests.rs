@@ -1,5 +1,6 @@
 //! The API over real connections, on a log in memory that can be told to refuse.
 
+mod access;
 mod deploying;
 mod embedded;
 mod fake;
@@ -102,17 +103,26 @@ impl Server {
     }
 
     async fn start_with(options: ApiOptions) -> Self {
-        Self::on(Fake::with_topics(&[("orders", 3), ("payments", 1)]), options).await
+        Self::start_as(options, |api| api).await
+    }
+
+    async fn start_as(options: ApiOptions, with: impl FnOnce(Api<Fake, Idle>) -> Api<Fake, Idle>) -> Self {
+        Self::on_as(Fake::with_topics(&[("orders", 3), ("payments", 1)]), options, with).await
     }
 }
 
 impl<B: Broker + Catalog> Server<B> {
     async fn on(broker: B, options: ApiOptions) -> Self {
+        Self::on_as(broker, options, |api| api).await
+    }
+
+    /// With an API that something was added to.
+    async fn on_as(broker: B, options: ApiOptions, with: impl FnOnce(Api<B, Idle>) -> Api<B, Idle>) -> Self {
         let broker = Arc::new(broker);
         let clock = Clock::starting_at(NOW);
         let registry = Registry::new(Arc::clone(&broker), clock);
         let api = Api::new(options, Arc::clone(&broker), registry.clone(), clock);
-        let api = api.with_deployer(Arc::new(deploying::InMemory::default()));
+        let api = with(api.with_deployer(Arc::new(deploying::InMemory::default())));
         let listener = TcpListener::bind(("127.0.0.1", 0)).await.unwrap();
         let address = listener.local_addr().unwrap();
         let (stop, stopped) = oneshot::channel();

@@ -4,10 +4,11 @@ use std::str::FromStr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::Uri;
+use axum::{Extension, Json};
+use millrace_core::access::Caller;
 use millrace_core::codec::{self, base64};
 use millrace_core::limits;
 use millrace_core::name::Topic;
@@ -37,11 +38,13 @@ struct ListQuery {
 /// `GET /v1/topics`
 pub(super) async fn list<B: Broker + Catalog, R: Revision>(
     State(api): State<Arc<Shared<B, R>>>,
+    Extension(caller): Extension<Arc<Caller>>,
     uri: Uri,
 ) -> Result<Json<types::Topics>, Refusal> {
     let ListQuery { internal } = query(&uri)?;
     let topics = api.broker.topics().await?;
-    let topics = topics.into_iter().filter(|topic| internal || !topic.internal).map(shown).collect();
+    let seen = topics.into_iter().filter(|topic| api.reaches_topic(&caller, &topic.name).is_ok());
+    let topics = seen.filter(|topic| internal || !topic.internal).map(shown).collect();
     Ok(Json(types::Topics { topics }))
 }
 
@@ -66,6 +69,7 @@ struct ReadQuery {
 /// `GET /v1/topics/{topic}/events`
 pub(super) async fn read<B: Broker + Catalog, R: Revision>(
     State(api): State<Arc<Shared<B, R>>>,
+    Extension(caller): Extension<Arc<Caller>>,
     topic: Result<Path<String>, PathRejection>,
     uri: Uri,
 ) -> Result<Json<types::Records>, Refusal> {
@@ -80,7 +84,7 @@ pub(super) async fn read<B: Broker + Catalog, R: Revision>(
     }
     let topics = api.broker.topics().await?;
     let Some(info) = topics.iter().find(|info| info.name == topic.as_str()) else {
-        return Err(Refusal::from(CatalogError::UnknownTopic(topic)).and(declared(&topics)));
+        return Err(api.with_topics(CatalogError::UnknownTopic(topic).into(), &caller).await);
     };
     let mut next = from.places(&topic, partition, &info.partitions)?;
     let mut records = page_of(&*api.broker, &topic, &mut next, limit).await?;
@@ -113,9 +117,12 @@ fn declared(topics: &[TopicInfo]) -> String {
 
 impl<B: Broker + Catalog, R: Revision> Shared<B, R> {
     /// The same refusal, and if it is about a topic that is not there, what to do about it.
-    pub(super) async fn with_topics(&self, refusal: Refusal) -> Refusal {
+    pub(super) async fn with_topics(&self, refusal: Refusal, caller: &Caller) -> Refusal {
         match self.broker.topics().await {
-            Ok(topics) if refusal.is(Kind::UnknownTopic) => refusal.and(declared(&topics)),
+            Ok(mut topics) if refusal.is(Kind::UnknownTopic) => {
+                topics.retain(|topic| self.reaches_topic(caller, &topic.name).is_ok());
+                refusal.and(declared(&topics))
+            }
             Ok(_) | Err(_) => refusal,
         }
     }

@@ -14,7 +14,7 @@ use super::build::{self, Build};
 use super::error::{Error, Exit};
 use super::output::{Console, Style};
 use crate::config::{self, Config, Flags, LogFormat};
-use crate::server::Server;
+use crate::server::{Server, StartError};
 use crate::telemetry;
 use crate::worker::feed::{Feed, Logs, Reader};
 
@@ -88,10 +88,7 @@ pub(crate) async fn run(args: Args, context: &mut Context) -> Result<Exit, Error
     for function in &application.manifest.functions {
         activate(&server, function, &places.directory, context).await?;
     }
-    let listener = server
-        .listen()
-        .await
-        .map_err(|e| Error::failed(e, "choose another address with --listen, or stop the other process"))?;
+    let listener = server.listen().await.map_err(|e| not_listening(&e))?;
     let address = listener.local_addr().map_err(|e| Error::file("the address listened on", &e))?;
     say_where_to_look(&server, &application.manifest, address, began.elapsed(), context)?;
     let showing = reader.map(|reader| Showing::start(reader, context));
@@ -105,6 +102,15 @@ pub(crate) async fn run(args: Args, context: &mut Context) -> Result<Exit, Error
     }
     context.console.note("Stopped. Everything that was settled is kept; start again to go on.")?;
     Ok(Exit::Done)
+}
+
+/// Why nobody can be listened to.
+pub(super) fn not_listening(error: &StartError) -> Error {
+    let fix = match error {
+        StartError::Exposed { .. } => "do one of these, or listen for this machine alone with --listen 127.0.0.1:6455",
+        _ => "choose another address with --listen, or stop the other process",
+    };
+    Error::failed(error, fix)
 }
 
 /// Takes over what changes, for ever.

@@ -11,7 +11,7 @@ use millrace_core::manifest::FILE_NAME;
 
 use super::Context;
 use super::application::Application;
-use super::dev::{read, stop_signal};
+use super::dev::{not_listening, read, stop_signal};
 use super::error::{Error, Exit};
 use super::format;
 use crate::broker::Log;
@@ -126,10 +126,7 @@ async fn serve<L: Log>(
         context.console.note("Stopped before it was ready.")?;
         return Ok(Exit::Done);
     }
-    let listener = server
-        .listen()
-        .await
-        .map_err(|e| Error::failed(e, "choose another address with --listen, or stop the other process"))?;
+    let listener = server.listen().await.map_err(|e| not_listening(&e))?;
     let address = listener.local_addr().map_err(|e| Error::file("the address listened on", &e))?;
     let mut names: Vec<&str> = applications.iter().map(|one| one.manifest.application.as_str()).collect();
     if names.is_empty() {

@@ -37,7 +37,7 @@ impl Setting {
 const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// All settings, in the order of the sample.
-pub(super) const SETTINGS: [Setting; 22] = [
+pub(super) const SETTINGS: [Setting; 25] = [
     Setting {
         key: "data.directory",
         about: "The directory that holds everything durable. Only one process can use it at a time.\n\
@@ -68,7 +68,8 @@ pub(super) const SETTINGS: [Setting; 22] = [
     },
     Setting {
         key: "http.listen",
-        about: "Where the API listens. It asks nobody who they are: keep it where only friends can reach it.",
+        about: "Where the API listens. Where others than this machine can reach it, a token is needed, or http.allow-anonymous.\n\
+                It speaks plain HTTP: beyond this machine let something in front of it encrypt, or tokens can be read on the way.",
         show: |c| Some(quoted(c.http.listen)),
         example: None,
         apply: |c, text, _| {
@@ -87,6 +88,32 @@ pub(super) const SETTINGS: [Setting; 22] = [
             c.http.hosts = hosts.map(str::to_ascii_lowercase).collect();
             Ok(())
         },
+    },
+    Setting {
+        key: "http.admin-token-file",
+        about: "A file with a token for administrators that is not in the log: 32 visible characters or more, made up at random.\n\
+                It makes the first token, and others when nobody else can. The environment variable MILLRACE_ADMIN_TOKEN holds\n\
+                such a token itself. Relative to this file.",
+        show: |c| c.http.admin_token_file.as_ref().map(|file| quoted(file.display())),
+        example: Some("\"/etc/millrace/admin-token\""),
+        apply: |c, text, base| {
+            c.http.admin_token_file = Some(base.join(filled(text)?));
+            Ok(())
+        },
+    },
+    Setting {
+        key: "http.allow-anonymous",
+        about: "Whether everybody who reaches the API may do everything while there is no token, even from other machines.",
+        show: |c| Some(c.http.allow_anonymous.to_string()),
+        example: None,
+        apply: |c, text, _| set(&mut c.http.allow_anonymous, choice(text, &SWITCH)),
+    },
+    Setting {
+        key: "http.metrics-open",
+        about: "Whether /metrics needs no token, although the rest does.",
+        show: |c| Some(c.http.metrics_open.to_string()),
+        example: None,
+        apply: |c, text, _| set(&mut c.http.metrics_open, choice(text, &SWITCH)),
     },
     Setting {
         key: "http.request-max-size",
@@ -227,6 +254,7 @@ pub(super) const SETTINGS: [Setting; 22] = [
     },
 ];
 
+const SWITCH: [(&str, bool); 2] = [("true", true), ("false", false)];
 const FORMATS: [(&str, LogFormat); 2] = [("human", LogFormat::Human), ("json", LogFormat::Json)];
 const LEVELS: [(&str, tracing::Level); 5] = [
     ("error", tracing::Level::ERROR),

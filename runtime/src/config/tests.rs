@@ -145,11 +145,47 @@ fn what_cannot_be_used_is_refused_with_its_place_and_the_fix() {
 #[test]
 fn what_is_probably_not_meant_is_a_warning() {
     let env = environment(&[("MILLRACE_LOG_LEVL", "x"), ("MILLRACE_SERVICE_PORT", "1"), ("MILLRACE_CONFIG", "f")]);
-    let warnings = resolve(None, env, &flags(&["http.listen=0.0.0.0:80"]), Path::new("")).unwrap().warnings;
+    let warnings = resolve(None, env, &flags(&["http.listen=0.0.0.0:80", "http.allow-anonymous=true"]), Path::new(""))
+        .unwrap()
+        .warnings;
     assert_eq!(warnings.len(), 3, "{warnings:?}");
     assert!(warnings[0].ends_with("MILLRACE_LOG_LEVL sets nothing; did you mean MILLRACE_LOG_LEVEL?"));
     assert!(warnings[1].ends_with("MILLRACE_SERVICE_PORT sets nothing"));
     assert!(warnings[2].contains("asks nobody who they are"));
+}
+
+#[test]
+fn an_admin_token_is_read_from_a_file_or_the_environment_and_shown_nowhere() {
+    const TOKEN: &str = "planted-0123456789-0123456789-0123456789";
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("token");
+    let from_file = |text: &str| {
+        std::fs::write(&path, text).unwrap();
+        std::fs::write(directory.path().join(FILE_NAME), "http.admin-token-file = 'token'").unwrap();
+        load(&Flags::default(), directory.path())
+    };
+    let config = from_file(&format!("{TOKEN}\n")).unwrap().config;
+    assert!(config.http.admin_token.is_some_and(|secret| secret.is(TOKEN)));
+    assert!(!format!("{config:?}").contains("planted"));
+    for wrong in ["planted-short", "planted planted planted planted planted", &"planted".repeat(1000), ""] {
+        let said = from_file(wrong).unwrap_err().to_string();
+        assert!(said.contains("http.admin-token-file") && !said.contains("planted"), "{said}");
+    }
+    let of = |value: &str| {
+        let env = environment(&[("MILLRACE_ADMIN_TOKEN", value), ("MILLRACE_TOKEN", "planted")]);
+        resolve(None, env, &Flags::default(), Path::new(""))
+    };
+    let resolved = of(TOKEN).unwrap();
+    assert!(resolved.config.http.admin_token.is_some_and(|secret| secret.is(TOKEN)));
+    assert_eq!(resolved.warnings, [""; 0]);
+    let said = of("planted-short").unwrap_err().to_string();
+    assert!(
+        said.contains("MILLRACE_ADMIN_TOKEN: an administrator's token is 32 to") && !said.contains("planted"),
+        "{said}"
+    );
+    let mut both = resolved.config.http;
+    both.admin_token_file = Some(path);
+    assert!(both.read_admin_token().unwrap_err().contains("give one of the two"));
 }
 
 #[test]

@@ -76,7 +76,7 @@ impl<L: Log> Revisions<L> {
         };
         for (function, revision) in staged {
             if self.may_activate(&reports, &function, revision) {
-                match self.propose(&function, Action::Activate { revision }, None).await {
+                match self.propose(&function, Action::Activate { revision }, None, "").await {
                     Ok(Decided { new: true, .. }) => self.remove_what_is_not_needed().await,
                     // Another instance was quicker, or somebody has decided otherwise.
                     Ok(_) | Err(Refused::Impossible { .. }) => {}

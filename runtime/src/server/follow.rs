@@ -52,14 +52,14 @@ impl<L: Log> Revisions<L> {
         Ok(())
     }
 
-    /// Runs what is uploaded from now on, and tells others of it, until told to stop. What is begun then is finished.
+    /// Runs what is uploaded from now on, tells others of it, and takes over tokens, until told to stop. What is begun then is finished.
     pub(super) async fn follow(self, stop: watch::Receiver<bool>) {
         let (done, is_done) = watch::channel(false);
         let following = async {
-            self.take_over(stop).await;
+            self.take_over(stop.clone()).await;
             done.send_replace(true);
         };
-        tokio::join!(following, self.tell(is_done));
+        tokio::join!(self.keys.clone().follow(stop.clone()), following, self.tell(is_done));
     }
 
     async fn take_over(&self, mut stop: watch::Receiver<bool>) {

@@ -14,6 +14,7 @@ use millrace_core::name::FunctionName;
 use millrace_core::revision::{Action, Change, History, Origin, Source, State, histories};
 
 use super::stage::{self, StageError, Staged, function_options, intake, read_component};
+use super::tokens::Keys;
 use super::topics::Topics;
 use crate::api::{Decided, Deployer, Refused};
 use crate::broker::{DeployError, Deployed, Error, Log, Report};
@@ -35,6 +36,7 @@ pub(super) struct Revisions<L> {
     /// Names of topics with it belong to the runtime.
     pub(super) prefix: String,
     pub(super) topics: Topics<L>,
+    pub(super) keys: Keys<L>,
     /// What was read of the log last, with what to wait for others with.
     pub(super) known: Arc<Mutex<(u64, BTreeMap<FunctionName, History>)>>,
     /// Held by whoever changes what runs of a function.
@@ -89,6 +91,7 @@ impl<L> Clone for Revisions<L> {
             clock: self.clock,
             prefix: self.prefix.clone(),
             topics: self.topics.clone(),
+            keys: self.keys.clone(),
             known: Arc::clone(&self.known),
             changing: Arc::clone(&self.changing),
             examining: Arc::clone(&self.examining),
@@ -107,8 +110,9 @@ impl<L: Log> Revisions<L> {
         Ok(())
     }
 
-    /// Keeps what was read, unless somebody has read more meanwhile.
+    /// Keeps what was read of deployments and tokens, unless somebody has read more meanwhile.
     pub(super) fn take_in(&self, deployed: &Deployed) {
+        self.keys.take_over(deployed);
         let read = deployed.deployments.iter().map(|one| (&one.function, one.number, &one.content[..]));
         let read = histories(read);
         let mut known = lock(&self.known);
@@ -147,7 +151,7 @@ impl<L: Log> Revisions<L> {
         let component = self.load(function, directory).await?;
         let staged = self.stage(function, &component)?;
         let action = Action::Deploy(Source::of_directory(function, component.digest()));
-        let decided = self.propose(&function.name, action, None).await.map_err(|refused| match refused {
+        let decided = self.propose(&function.name, action, None, "").await.map_err(|refused| match refused {
             Refused::Broker(reason) => StageError::Broker { function: function.name.clone(), reason },
             Refused::Uploaded { revision } => StageError::Uploaded { function: function.name.clone(), revision },
             other => StageError::Undecided { function: function.name.clone(), reason: other.to_string() },
@@ -201,6 +205,7 @@ impl<L: Log> Revisions<L> {
         function: &FunctionName,
         action: Action,
         builds_on: Option<u64>,
+        by: &str,
     ) -> Result<Decided, Refused> {
         for _ in 0..PROPOSALS_MAX {
             let history = self.history(function);
@@ -212,7 +217,7 @@ impl<L: Log> Revisions<L> {
             if history.is_done(&action) {
                 return Ok(decided(history.latest()));
             }
-            let change = Change::new(action.clone(), self.clock.now(), "").encode();
+            let change = Change::new(action.clone(), self.clock.now(), by).encode();
             match self.log.append_deployment(function.clone(), history.latest(), change.into()).await {
                 Ok(number) => {
                     self.refresh().await?;
@@ -316,6 +321,7 @@ impl<L: Log> Deployer for Revisions<L> {
         action: Action,
         builds_on: Option<u64>,
         rehearsal: bool,
+        by: String,
     ) -> BoxFuture<'_, Result<Decided, Refused>> {
         async move {
             self.refresh().await?;
@@ -340,7 +346,7 @@ impl<L: Log> Deployer for Revisions<L> {
                 let number = history.latest() + u64::from(!done);
                 return Ok(Decided { number, revision: revision_after(&history, &action, number), new: !done });
             }
-            let decided = self.propose(&function, action, builds_on).await?;
+            let decided = self.propose(&function, action, builds_on, &by).await?;
             lock(&self.here).proposed.insert(function, decided.revision);
             Ok(decided)
         }

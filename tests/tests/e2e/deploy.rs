@@ -72,7 +72,11 @@ fn variables() -> Vec<(String, String)> {
     let all = ["deploy/Containerfile", "deploy/compose.yaml", UNIT].map(text).join("\n").replace(": ", "=");
     let words = all.split_whitespace().map(|word| word.trim_start_matches("Environment=").to_owned());
     let named = words.filter(|word| word.starts_with("MILLRACE_"));
-    named.filter_map(|word| word.split_once('=').map(|(name, value)| (name.to_owned(), value.to_owned()))).collect()
+    named
+        .filter_map(|word| {
+            word.split_once('=').map(|(name, value)| (name.to_owned(), value.trim_matches('"').to_owned()))
+        })
+        .collect()
 }
 
 /// The command of the unit, with the variables of all three: the binary knows each, and goes as far as looking for Kafka.

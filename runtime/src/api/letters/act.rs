@@ -2,8 +2,9 @@
 
 use std::sync::Arc;
 
-use axum::Json;
 use axum::extract::{Request, State};
+use axum::{Extension, Json};
+use millrace_core::access::Caller;
 use millrace_core::limits;
 use millrace_core::name::FunctionName;
 
@@ -19,34 +20,37 @@ type Answer = Result<Json<types::LetterAnswer>, Refusal>;
 /// `POST /v1/dead-letters/redrive`
 pub(in super::super) async fn redrive<B: Broker + Catalog, R: Revision>(
     State(api): State<Arc<Shared<B, R>>>,
+    Extension(caller): Extension<Arc<Caller>>,
     request: Request,
 ) -> Answer {
     let request = api.letter_request(request).await?;
     if request.note.is_some() {
         return Err(Refusal::malformed("`note` goes with resolve and discard; leave it out to redrive"));
     }
-    api.act(&request, &LetterAction::Redrive).await
+    api.act(&caller, &request, &LetterAction::Redrive).await
 }
 
 /// `POST /v1/dead-letters/resolve`
 pub(in super::super) async fn resolve<B: Broker + Catalog, R: Revision>(
     State(api): State<Arc<Shared<B, R>>>,
+    Extension(caller): Extension<Arc<Caller>>,
     request: Request,
 ) -> Answer {
     let request = api.letter_request(request).await?;
     let note = request.note.clone();
-    api.act(&request, &LetterAction::Resolve(note)).await
+    api.act(&caller, &request, &LetterAction::Resolve(note)).await
 }
 
 /// `POST /v1/dead-letters/discard`
 pub(in super::super) async fn discard<B: Broker + Catalog, R: Revision>(
     State(api): State<Arc<Shared<B, R>>>,
+    Extension(caller): Extension<Arc<Caller>>,
     request: Request,
 ) -> Answer {
     let request = api.letter_request(request).await?;
     let note = request.note.clone().filter(|note| !note.trim().is_empty());
     let note = note.ok_or_else(|| Refusal::malformed("`note` is missing: say why these events are given up"))?;
-    api.act(&request, &LetterAction::Discard(note)).await
+    api.act(&caller, &request, &LetterAction::Discard(note)).await
 }
 
 impl<B: Broker + Catalog, R: Revision> Shared<B, R> {
@@ -58,15 +62,19 @@ impl<B: Broker + Catalog, R: Revision> Shared<B, R> {
         Ok(request)
     }
 
-    async fn act(&self, request: &types::LetterRequest, action: &LetterAction) -> Answer {
+    async fn act(&self, caller: &Caller, request: &types::LetterRequest, action: &LetterAction) -> Answer {
         let force = if request.force { Force::Yes } else { Force::No };
         let (mut chosen, next) = match Choice::of(request)? {
-            Choice::Named { function, ids } => (self.named(&function, ids, force).await?, None),
+            Choice::Named { function, ids } => {
+                caller.reaches_function(function.as_str())?;
+                ids.iter().try_for_each(|id| self.reaches_topic(caller, id.topic.as_str()))?;
+                (self.named(&function, ids, force).await?, None)
+            }
             Choice::Matching(filter) => {
                 let after = parsed("after", request.after.as_deref())?;
-                let functions = self.functions_with_letters(&filter).await?;
+                let functions = self.functions_with_letters(&filter, caller).await?;
                 let name = |letter: crate::broker::StoredLetter| (letter.function, letter.id);
-                let take = |letter| filter.matches(&letter).then(|| name(letter));
+                let take = |letter| (filter.matches(&letter) && self.sees(caller, &letter)).then(|| name(letter));
                 scan(&*self.broker, &functions, after, limits::PAGE_MAX_ITEMS, take).await?
             }
         };

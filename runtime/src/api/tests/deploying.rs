@@ -48,6 +48,7 @@ impl Deployer for InMemory {
         action: Action,
         builds_on: Option<u64>,
         rehearsal: bool,
+        by: String,
     ) -> BoxFuture<'_, Result<Decided, Refused>> {
         let mut histories = self.histories.lock().unwrap();
         let history = histories.entry(function).or_default();
@@ -57,7 +58,7 @@ impl Deployer for InMemory {
             Err(reason) => Err(Refused::Impossible { reason }),
             Ok(()) => {
                 if !rehearsal {
-                    history.apply(latest + 1, &Change::new(action, NOW, "me").encode());
+                    history.apply(latest + 1, &Change::new(action, NOW, &by).encode());
                 }
                 Ok(Decided { number: latest + 1, revision: latest + 1, new: true })
             }
@@ -172,7 +173,7 @@ async fn what_was_done_to_a_function_is_told_in_order() {
     assert_eq!((&*revisions.state, revisions.latest, revisions.active, revisions.paused), ("active", 3, Some(1), true));
     let told: Vec<(u64, &str, &str)> =
         revisions.deployments.iter().map(|one| (one.number, &*one.action, &*one.by)).collect();
-    assert_eq!(told, [(1, "deploy", "me"), (2, "rollback", "me"), (3, "pause", "me")]);
+    assert_eq!(told, [(1, "deploy", ""), (2, "rollback", ""), (3, "pause", "")]);
     let [instance] = &revisions.instances[..] else { panic!("one can be read and has not ended: {revisions:?}") };
     assert_eq!((&*instance.instance, instance.here.revision, instance.here.ready), ("a", Some(1), Some(3)));
     assert_eq!(post("resume", json!({})).await.status, 200);

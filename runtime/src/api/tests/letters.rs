@@ -11,7 +11,7 @@ use super::super::types::{DeadLetter, DeadLetters, LetterAnswer};
 use super::{Answer, NOW, Server};
 use crate::broker::{CatalogError, Error, LetterId, LetterStatus, StoredLetter};
 
-fn letter(function: &str, offset: u64, category: Category) -> StoredLetter {
+pub(super) fn letter(function: &str, offset: u64, category: Category) -> StoredLetter {
     let headers = LetterHeaders {
         function: function.parse().unwrap(),
         revision: 7,

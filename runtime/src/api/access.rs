@@ -1,0 +1,169 @@
+//! Who asks, and whether that is allowed. What each route needs is in `routes.rs`.
+
+use std::fmt;
+use std::sync::Arc;
+
+use axum::extract::{FromRequestParts, RawPathParams, Request};
+use axum::http::HeaderMap;
+use axum::http::header::AUTHORIZATION;
+use futures::future::BoxFuture;
+use millrace_core::access::{Caller, Denied, Permission, Secret, Token, TokenId, Tokens};
+use millrace_core::time::Timestamp;
+
+use tokio::sync::Mutex;
+
+use super::Shared;
+use super::problem::{Kind, Refusal};
+use super::routes::{About, Needs, Row};
+use crate::broker::Error;
+
+/// What the administrator's token of the configuration is called.
+const OF_CONFIGURATION: &str = "admin token of the configuration";
+
+/// Keeps tokens, in agreement with all other instances.
+pub trait Keyring: fmt::Debug + Send + Sync + 'static {
+    /// All tokens as this instance knows them: at most about a second behind the log while that answers.
+    fn tokens(&self) -> Arc<Tokens>;
+
+    /// All tokens as the log has them.
+    fn refresh(&self) -> BoxFuture<'_, Result<Arc<Tokens>, Error>>;
+
+    /// Puts a token into the log, or removes it. It holds here once this is done.
+    fn put(&self, id: TokenId, token: Option<Token>) -> BoxFuture<'_, Result<(), Error>>;
+}
+
+/// What the configuration says of who may do what.
+#[derive(Clone, Debug)]
+pub struct AccessOptions {
+    /// Whether everybody may do everything while there is no token at all.
+    pub open_without_tokens: bool,
+    /// Whether `/metrics` needs no token.
+    pub open_metrics: bool,
+    /// A token for everything that is not in the log.
+    pub admin_token: Option<Secret>,
+}
+
+impl Default for AccessOptions {
+    fn default() -> Self {
+        Self { open_without_tokens: true, open_metrics: false, admin_token: None }
+    }
+}
+
+/// Knows who may do what.
+#[derive(Debug)]
+pub(super) struct Access {
+    options: AccessOptions,
+    pub(super) keyring: Option<Arc<dyn Keyring>>,
+    everybody: Arc<Caller>,
+    administrator: Arc<Caller>,
+    /// Held by whoever makes or revokes a token.
+    pub(super) deciding: Mutex<()>,
+}
+
+impl Access {
+    pub(super) fn new(options: AccessOptions) -> Self {
+        let [everybody, administrator] = ["", OF_CONFIGURATION].map(|name| Arc::new(Caller::unrestricted(name)));
+        Self { options, keyring: None, everybody, administrator, deciding: Mutex::default() }
+    }
+
+    /// Whether there is a token for everything that is not in the log.
+    pub(super) const fn has_administrator(&self) -> bool {
+        self.options.admin_token.is_some()
+    }
+
+    /// Whether requests need no token once there is none in the log.
+    pub(super) const fn opens_without_tokens(&self) -> bool {
+        self.options.open_without_tokens && self.options.admin_token.is_none()
+    }
+
+    /// Whether requests need no token.
+    pub(super) fn is_open(&self) -> bool {
+        let has_tokens = self.keyring.as_ref().is_some_and(|keyring| keyring.tokens().count() > 0);
+        self.opens_without_tokens() && !has_tokens
+    }
+
+    /// Who asks.
+    fn caller(&self, headers: &HeaderMap, now: Timestamp) -> Result<Arc<Caller>, Refusal> {
+        if self.is_open() {
+            return Ok(Arc::clone(&self.everybody));
+        }
+        let known = bearer(headers).and_then(|shown| {
+            if self.options.admin_token.is_some_and(|secret| secret.is(shown)) {
+                return Some(Arc::clone(&self.administrator));
+            }
+            self.keyring.as_ref()?.tokens().caller(shown, now).map(Arc::new)
+        });
+        known.ok_or_else(unauthenticated)
+    }
+}
+
+/// The same words whatever the reason: whoever guesses learns nothing.
+pub(super) fn unauthenticated() -> Refusal {
+    let detail = "this needs a token that holds, in the header `Authorization: Bearer <token>`; the command line takes it \
+                          from the environment variable MILLRACE_TOKEN or from --token-file";
+    Refusal::new(Kind::Unauthenticated, detail)
+}
+
+/// The token that a request shows, if it shows exactly one (<https://www.rfc-editor.org/rfc/rfc6750>).
+fn bearer(headers: &HeaderMap) -> Option<&str> {
+    let mut given = headers.get_all(AUTHORIZATION).iter();
+    let (Some(given), None) = (given.next(), given.next()) else { return None };
+    let (scheme, token) = given.to_str().ok()?.split_once(' ')?;
+    scheme.eq_ignore_ascii_case("bearer").then(|| token.trim())
+}
+
+impl From<Denied> for Refusal {
+    fn from(denied: Denied) -> Self {
+        Self::new(Kind::Forbidden, denied)
+    }
+}
+
+impl<B, R> Shared<B, R> {
+    /// Finds out who sends a request, and refuses what that one may not do. `row` is that of the route, if there is one.
+    pub(super) async fn authorize(&self, row: Option<&Row>, request: Request) -> Result<Request, Refusal> {
+        let (permission, about) = match row.map(|row| row.needs) {
+            Some(Needs::Nothing) => return Ok(request),
+            Some(Needs::UnlessOpened(..)) if self.access.options.open_metrics => return Ok(request),
+            Some(Needs::Permission(permission, about) | Needs::UnlessOpened(permission, about)) => {
+                (Some(permission), about)
+            }
+            None => (None, About::Neither),
+        };
+        let caller = self.access.caller(request.headers(), self.clock.now())?;
+        if let Some(permission) = permission {
+            caller.may(permission)?;
+        }
+        let (mut parts, body) = request.into_parts();
+        if about == About::All {
+            caller.reaches_all("this")?;
+        }
+        if matches!(about, About::Function | About::Topic | About::Letter) {
+            match RawPathParams::from_request_parts(&mut parts, &()).await {
+                Ok(params) => params.iter().try_for_each(|(name, value)| self.reaches(&caller, name, value))?,
+                // It names nothing that there could be.
+                Err(_) => caller.reaches_all("this")?,
+            }
+        }
+        parts.extensions.insert(caller);
+        Ok(Request::from_parts(parts, body))
+    }
+
+    /// Whether somebody may have to do with what a part of a path names.
+    fn reaches(&self, caller: &Caller, part: &str, name: &str) -> Result<(), Refusal> {
+        match part {
+            "function" => Ok(caller.reaches_function(name)?),
+            "topic" => self.reaches_topic(caller, name),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether somebody may have to do with a topic.
+    pub(super) fn reaches_topic(&self, caller: &Caller, topic: &str) -> Result<(), Refusal> {
+        caller.reaches_topic(&self.prefix, topic)?;
+        // It has what is kept of tokens.
+        if topic.strip_prefix(&self.prefix) == Some(".registry") {
+            caller.may(Permission::Administer)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,441 @@
+//! Who may do what: each route with each kind of token.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
+use axum::http::{Method, Request};
+use bytes::Bytes;
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use millrace_core::access::{Role, Secret, Shown, Token, TokenId, Tokens};
+use serde_json::json;
+
+use super::super::access::{AccessOptions, Keyring};
+use super::super::routes::{About, Needs, ROWS, Row};
+use super::super::types::{self, TokenMade, TokenRevoked};
+use super::super::{Api, ApiOptions};
+use super::letters::letter;
+use super::{Answer, NOW, Server};
+use crate::broker::{Error, LetterStatus};
+use millrace_core::outcome::Category;
+
+/// Keeps tokens in memory.
+#[derive(Debug, Default)]
+struct Ring(Mutex<BTreeMap<String, Vec<u8>>>);
+
+impl Keyring for Ring {
+    fn tokens(&self) -> Arc<Tokens> {
+        let kept = self.0.lock().unwrap();
+        Arc::new(Tokens::read(kept.iter().map(|(name, content)| (name.as_str(), &content[..]))))
+    }
+
+    fn refresh(&self) -> BoxFuture<'_, Result<Arc<Tokens>, Error>> {
+        async { Ok(self.tokens()) }.boxed()
+    }
+
+    fn put(&self, id: TokenId, token: Option<Token>) -> BoxFuture<'_, Result<(), Error>> {
+        let mut kept = self.0.lock().unwrap();
+        match token {
+            Some(token) => kept.insert(id.entry(), token.encode()),
+            None => kept.remove(&id.entry()),
+        };
+        async { Ok(()) }.boxed()
+    }
+}
+
+impl Ring {
+    /// Keeps one more token, and answers with its text.
+    fn add(&self, seed: u8, token: Token) -> String {
+        let shown = Shown::of_random([seed; 6], [seed; 32]);
+        let token = Token { secret: shown.secret(), ..token };
+        self.put(shown.id.clone(), Some(token)).now_or_never().unwrap().unwrap();
+        shown.text()
+    }
+}
+
+fn token(roles: &[Role]) -> Token {
+    Token {
+        name: "ada".to_owned(),
+        secret: Secret::of(""),
+        roles: roles.iter().copied().collect(),
+        functions: Vec::new(),
+        topics: Vec::new(),
+        created_ms: 0,
+        created_by: String::new(),
+        expires_ms: None,
+    }
+}
+
+fn only(roles: &[Role], functions: &[&str], topics: &[&str]) -> Token {
+    let patterns = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
+    Token { functions: patterns(functions), topics: patterns(topics), ..token(roles) }
+}
+
+async fn start(access: AccessOptions) -> (Server, Arc<Ring>) {
+    let ring = Arc::<Ring>::default();
+    let keyring: Arc<dyn Keyring> = ring.clone();
+    let server =
+        Server::start_as(ApiOptions { access, ..ApiOptions::default() }, |api: Api<_, _>| api.with_keyring(keyring))
+            .await;
+    (server, ring)
+}
+
+async fn ask(server: &Server, method: &str, path: &str, shown: Option<&str>, body: &str) -> Answer {
+    let mut request = server.request(Method::from_bytes(method.as_bytes()).unwrap(), path);
+    if let Some(shown) = shown {
+        request = request.header(AUTHORIZATION, shown);
+    }
+    let request = request.header(CONTENT_TYPE, "application/json");
+    server.send(request.body(Bytes::copy_from_slice(body.as_bytes())).unwrap()).await
+}
+
+async fn with_token(server: &Server, method: &str, path: &str, token: &str, body: serde_json::Value) -> Answer {
+    ask(server, method, path, Some(&format!("Bearer {token}")), &body.to_string()).await
+}
+
+/// `allowed`, whatever comes of it, or why not.
+fn verdict(answer: &Answer) -> String {
+    match answer.status {
+        401 => {
+            assert_eq!(answer.headers.get(WWW_AUTHENTICATE).unwrap(), "Bearer");
+            "unauthenticated".to_owned()
+        }
+        403 => answer.problem().kind.rsplit('/').next().unwrap().to_owned(),
+        _ => "allowed".to_owned(),
+    }
+}
+
+/// Who may use which route, once more and in other words: a new route needs a row here too.
+const MAY: [(&str, &str, &str); 27] = [
+    ("POST", "/v1/topics/{topic}/events", "publish admin"),
+    ("GET", "/v1/topics/{topic}/events", "view deploy operate admin"),
+    ("GET", "/v1/topics", "view deploy operate admin"),
+    ("GET", "/v1/functions", "view deploy operate admin"),
+    ("GET", "/v1/status", "view deploy operate admin"),
+    ("GET", "/v1/functions/{function}", "view deploy operate admin"),
+    ("GET", "/v1/functions/{function}/revisions", "view deploy operate admin"),
+    ("GET", "/v1/functions/{function}/state", "view deploy operate admin"),
+    ("GET", "/v1/components/{digest}", "view deploy operate admin"),
+    ("PUT", "/v1/components/{digest}", "deploy admin"),
+    ("PUT", "/v1/functions/{function}", "deploy admin"),
+    ("DELETE", "/v1/functions/{function}", "deploy admin"),
+    ("POST", "/v1/functions/{function}/rollback", "deploy operate admin"),
+    ("POST", "/v1/functions/{function}/pause", "operate admin"),
+    ("POST", "/v1/functions/{function}/resume", "operate admin"),
+    ("POST", "/v1/functions/{function}/skip", "operate admin"),
+    ("GET", "/v1/dead-letters", "view deploy operate admin"),
+    ("GET", "/v1/dead-letters/{function}/{topic}/{partition}/{offset}", "view deploy operate admin"),
+    ("POST", "/v1/dead-letters/redrive", "operate admin"),
+    ("POST", "/v1/dead-letters/resolve", "operate admin"),
+    ("POST", "/v1/dead-letters/discard", "operate admin"),
+    ("GET", "/v1/tokens", "admin"),
+    ("POST", "/v1/tokens", "admin"),
+    ("DELETE", "/v1/tokens/{id}", "admin"),
+    ("GET", "/livez", "all"),
+    ("GET", "/readyz", "all"),
+    ("GET", "/metrics", "view deploy operate admin"),
+];
+
+fn path(row: &Row) -> String {
+    let named = [("{function}", "shop.pay"), ("{topic}", "orders"), ("{partition}", "0"), ("{offset}", "1")];
+    let path = named.iter().fold(row.path.to_owned(), |path, (part, name)| path.replace(part, name));
+    path.replace("{digest}", &"0".repeat(64)).replace("{id}", "ffffffffffff")
+}
+
+#[tokio::test]
+async fn each_route_is_for_whom_the_table_says() {
+    let (server, ring) = start(AccessOptions::default()).await;
+    let plain = Role::ALL.map(|role| (role, ring.add(role as u8, token(&[role]))));
+    let elsewhere = Role::ALL.map(|role| (role, ring.add(10 + role as u8, only(&[role], &["other.*"], &["other*"]))));
+    let expired = ring.add(20, Token { expires_ms: Some(NOW.as_millis()), ..token(&Role::ALL) });
+    let revoked = ring.add(21, token(&Role::ALL));
+    ring.put("151515151515".parse().unwrap(), None).await.unwrap();
+    let wrong = format!("{}{}", &plain[4].1[..20], "0".repeat(plain[4].1.len() - 20));
+    let bad = [
+        None,
+        Some("Bearer planted".to_owned()),
+        Some(format!("Bearer {wrong}")),
+        Some(format!("Bearer {expired}")),
+        Some(format!("Bearer {revoked}")),
+        Some(format!("Basic {}", plain[4].1)),
+        Some(plain[4].1.clone()),
+    ];
+    assert_eq!(ROWS.len(), MAY.len());
+    let mut said = Vec::new();
+    for row in &ROWS {
+        let may = MAY.iter().find(|(method, path, _)| (*method, *path) == (row.method, row.path)).unwrap().2;
+        let is_free = row.needs == Needs::Nothing;
+        assert_eq!(is_free, may == "all", "{row:?}");
+        let path = path(row);
+        let mut unauthenticated = Vec::new();
+        for shown in &bad {
+            let answer = ask(&server, row.method, &path, shown.as_deref(), "{}").await;
+            assert_eq!(verdict(&answer), if is_free { "allowed" } else { "unauthenticated" }, "{row:?} {shown:?}");
+            unauthenticated.push(answer.body.clone());
+            said.push(answer.body);
+        }
+        // Nothing tells which of the reasons it was.
+        assert!(unauthenticated.iter().all(|body| *body == unauthenticated[0]), "{row:?}");
+        let head = if row.method == "GET" { ask(&server, "HEAD", &path, None, "").await.status } else { 401 };
+        assert_eq!(head == 401, !is_free, "{row:?}");
+        for (role, token) in &plain {
+            let answer = with_token(&server, row.method, &path, token, json!({})).await;
+            let expected = if is_free || may.contains(role.as_str()) { "allowed" } else { "forbidden" };
+            assert_eq!(verdict(&answer), expected, "{row:?} {role}: {answer:?}");
+            // The router knows what the table has.
+            assert_ne!(answer.status, 405, "{row:?}");
+            assert!(
+                answer.status != 404
+                    || !answer.summary().contains("unknown-path")
+                    || answer.problem().detail.contains("this server")
+            );
+            if expected == "forbidden" {
+                assert!(
+                    may.split(' ').all(|role| answer.problem().detail.contains(&format!("`{role}`"))),
+                    "{answer:?}"
+                );
+            }
+            said.push(answer.body);
+        }
+        for (role, token) in &elsewhere {
+            let answer = with_token(&server, row.method, &path, token, json!({})).await;
+            let restricted = match row.needs {
+                Needs::Nothing => false,
+                Needs::Permission(_, about) | Needs::UnlessOpened(_, about) => {
+                    !matches!(about, About::Chosen | About::Neither)
+                }
+            };
+            let may = is_free || may.contains(role.as_str()) && !restricted;
+            assert_eq!(verdict(&answer), if may { "allowed" } else { "forbidden" }, "{row:?} {role}: {answer:?}");
+            said.push(answer.body);
+        }
+    }
+    said.push(with_token(&server, "GET", "/metrics", &plain[4].1, json!({})).await.body);
+    let said = said.iter().map(|body| String::from_utf8_lossy(body)).collect::<String>();
+    for secret in plain.iter().chain(&elsewhere).map(|(_, token)| token).chain([&expired, &revoked, &wrong]) {
+        assert!(!said.contains(&secret[16..]));
+    }
+    assert!(!said.contains("planted"));
+}
+
+#[tokio::test]
+async fn what_is_not_in_the_table_is_not_reached_without_a_token_and_not_with_one() {
+    let (server, ring) = start(AccessOptions::default()).await;
+    let admin = ring.add(1, token(&[Role::Admin]));
+    for (method, path, expected) in [
+        ("GET", "/nowhere", "404 unknown-path"),
+        ("DELETE", "/v1/topics", "405 method-not-allowed"),
+        ("OPTIONS", "/v1/functions/shop.pay", "405 method-not-allowed"),
+        ("POST", "/livez", "405 method-not-allowed"),
+    ] {
+        assert_eq!(ask(&server, method, path, None, "").await.status, 401, "{method} {path}");
+        assert_eq!(with_token(&server, method, path, &admin, json!({})).await.summary(), expected, "{method} {path}");
+    }
+    let answer = with_token(&server, "OPTIONS", "/v1/functions/shop.pay", &admin, json!({})).await;
+    assert_eq!(answer.headers.get("allow").unwrap(), "GET,HEAD,PUT,DELETE");
+    // Two tokens are none.
+    let twice = server.request(Method::GET, "/v1/topics").header(AUTHORIZATION, format!("Bearer {admin}"));
+    let twice: Request<Bytes> = twice.header(AUTHORIZATION, format!("Bearer {admin}")).body(Bytes::new()).unwrap();
+    assert_eq!(server.send(twice).await.status, 401);
+}
+
+#[tokio::test]
+async fn without_any_token_it_depends_on_the_configuration() {
+    let admin = "an-administrator-s-token-0123456789";
+    let closed = AccessOptions { open_without_tokens: false, ..AccessOptions::default() };
+    let configured = AccessOptions { admin_token: Some(Secret::of(admin)), ..AccessOptions::default() };
+    let measured = AccessOptions { open_metrics: true, ..closed.clone() };
+    for (access, anonymous, metrics, with_admin) in [
+        (AccessOptions::default(), 200, 200, 200),
+        (closed, 401, 401, 401),
+        (configured, 401, 401, 200),
+        (measured, 401, 200, 401),
+    ] {
+        let (server, _) = start(access).await;
+        assert_eq!(server.get("/v1/topics").await.status, anonymous);
+        assert_eq!(server.get("/metrics").await.status, metrics);
+        assert_eq!(with_token(&server, "GET", "/v1/tokens", admin, json!({})).await.status, with_admin);
+        assert_eq!(server.get("/livez").await.status, 200);
+    }
+}
+
+#[tokio::test]
+async fn lists_leave_out_what_patterns_do_not_allow() {
+    let (server, ring) = start(AccessOptions::default()).await;
+    server.activate("pay").await;
+    server.activate("ship").await;
+    server.broker.add_internal("millrace.registry");
+    let of_payments = |mut letter: crate::broker::StoredLetter| {
+        letter.id.topic = "payments".parse().unwrap();
+        letter
+    };
+    let unknown = Category::Unknown;
+    let letters =
+        [letter("shop.pay", 1, unknown), of_payments(letter("shop.pay", 2, unknown)), letter("shop.ship", 3, unknown)];
+    server.broker.lock().letters = letters.map(|letter| ((letter.function.clone(), letter.id.clone()), letter)).into();
+    let narrow = ring.add(1, only(&[Role::View, Role::Operate], &["shop.p*"], &["ord*"]));
+    let wide = ring.add(2, token(&[Role::View]));
+    let admin = ring.add(3, token(&[Role::Admin]));
+    let names = async |path: &str, token: &str| {
+        let answer = with_token(&server, "GET", path, token, json!({})).await;
+        let text = String::from_utf8(answer.body.to_vec()).unwrap();
+        ["shop.pay", "shop.ship", "orders", "payments", "millrace.registry"]
+            .map(|name| text.contains(&format!("\"{name}")))
+    };
+    for (path, of_narrow, of_wide) in [
+        ("/v1/functions", [true, false, true, false, false], [true, true, true, false, false]),
+        ("/v1/topics?internal=true", [false, false, true, false, false], [false, false, true, true, false]),
+        ("/v1/dead-letters", [true, false, true, false, false], [true, true, true, true, false]),
+    ] {
+        assert_eq!(names(path, &narrow).await, of_narrow, "{path}");
+        assert_eq!(names(path, &wide).await, of_wide, "{path}");
+    }
+    assert!(names("/v1/topics?internal=true", &admin).await[4]);
+    let get = async |path: &str, token: &str| verdict(&with_token(&server, "GET", path, token, json!({})).await);
+    assert_eq!(get("/v1/topics/millrace.registry/events", &wide).await, "forbidden");
+    assert_eq!(get("/v1/topics/millrace.registry/events", &admin).await, "allowed");
+    assert_eq!(get("/v1/dead-letters?function=shop.ship", &narrow).await, "forbidden");
+    assert_eq!(get("/v1/functions/shop.%70ay", &narrow).await, "allowed");
+    assert_eq!(get("/v1/functions/shop.%73hip", &narrow).await, "forbidden");
+    let absent = with_token(&server, "GET", "/v1/functions/shop.paid", &narrow, json!({})).await.problem().detail;
+    assert!(absent.contains("shop.pay") && !absent.contains("shop.ship"), "{absent}");
+    let absent = with_token(&server, "GET", "/v1/topics/ordinary/events", &narrow, json!({})).await.problem().detail;
+    assert!(absent.contains("`orders`") && !absent.contains("payments"), "{absent}");
+    for (request, expected) in [
+        (json!({"function": "shop.ship", "ids": ["orders/1/3"]}), "403 forbidden"),
+        (json!({"function": "shop.pay", "ids": ["orders/1/1", "payments/1/2"]}), "403 forbidden"),
+        (json!({"function": "shop.ship"}), "403 forbidden"),
+        (json!({"all": true}), "200"),
+    ] {
+        let answer = with_token(&server, "POST", "/v1/dead-letters/redrive", &narrow, request.clone()).await;
+        assert_eq!(answer.summary(), expected, "{request}");
+    }
+    let redriven =
+        server.broker.lock().letters.values().filter(|letter| letter.status == LetterStatus::Redriven).count();
+    assert_eq!(redriven, 1);
+}
+
+#[tokio::test]
+async fn a_manifest_with_topics_beyond_the_patterns_is_refused() {
+    let (server, ring) = start(AccessOptions::default()).await;
+    let narrow = ring.add(1, only(&[Role::Deploy], &["shop.*"], &["orders*"]));
+    let put = async |topics: &str, publish: &str| {
+        let manifest = format!(
+            "application = 'shop'\n[functions.pay]\ncomponent = 'x.wasm'\ntopics = [{topics}]\ngrants.publish = [{publish}]"
+        );
+        let body = json!({"component": "0".repeat(64), "manifest": manifest});
+        with_token(&server, "PUT", "/v1/functions/shop.pay", &narrow, body).await
+    };
+    assert_eq!(put("'orders'", "'payments'").await.summary(), "403 forbidden");
+    assert_eq!(put("'payments'", "'orders'").await.summary(), "403 forbidden");
+    assert!(put("'payments'", "").await.problem().detail.contains("`orders*` alone, and `payments`"));
+    // There is nobody here who deploys.
+    assert_eq!(put("'orders'", "'orders-2'").await.summary(), "404 unknown-path");
+}
+
+#[tokio::test]
+async fn tokens_are_made_shown_once_listed_and_revoked() {
+    let (server, ring) = start(AccessOptions::default()).await;
+    let make = async |token: Option<&str>, request: serde_json::Value| {
+        let shown = token.map(|token| format!("Bearer {token}"));
+        ask(&server, "POST", "/v1/tokens", shown.as_deref(), &request.to_string()).await
+    };
+    // The first one must be able to make others.
+    let early = make(None, json!({"name": "ci", "roles": ["deploy"]})).await;
+    assert_eq!(early.summary(), "409 lockout");
+    assert!(early.problem().detail.contains("make one with the role `admin` first"));
+    let brief = make(None, json!({"name": "root", "roles": ["admin"], "expires_in": "1d"})).await;
+    assert_eq!(brief.summary(), "409 lockout");
+    let root: TokenMade = made(&make(None, json!({"name": "root", "roles": ["admin"]})).await);
+    // From now on it is needed.
+    assert_eq!(make(None, json!({"name": "x", "roles": ["admin"]})).await.status, 401);
+    for (wrong, expected) in [
+        (json!({"name": "x", "roles": []}), "`roles` is empty"),
+        (json!({"name": "", "roles": ["view"]}), "`name` is 1 to 100 bytes"),
+        (json!({"name": "x", "roles": ["root"]}), "`roles`: `root` is no role"),
+        (json!({"name": "x", "roles": ["view"], "topics": ["a b"]}), "`topics`: a pattern is"),
+        (json!({"name": "x", "roles": ["view"], "expires_in": "11000d"}), "`expires_in`: write something from 1s to"),
+        (json!({"name": "x", "roles": ["view"], "expires_in": "soon"}), "`expires_in`: "),
+        (json!({"name": "x", "roles": ["admin"], "functions": ["*"]}), "whoever has the role `admin`"),
+    ] {
+        let answer = make(Some(&root.token), wrong.clone()).await;
+        assert_eq!(answer.summary(), "400 malformed-request", "{wrong}");
+        assert!(answer.problem().detail.contains(expected), "{wrong}: {answer:?}");
+    }
+    let asked =
+        json!({"name": "ci", "roles": ["deploy"], "functions": ["shop.*"], "topics": ["orders*"], "expires_in": "90d"});
+    let ci = made(&make(Some(&root.token), asked).await);
+    assert_eq!((ci.made.created_by.as_str(), ci.made.state.as_str()), ("root", "valid"));
+    let expires = ci.made.expires_at.as_deref();
+    assert!(expires.is_some_and(|at| at.starts_with("2027-04-15T08:00:")), "{expires:?}");
+    assert_eq!(with_token(&server, "GET", "/v1/functions", &ci.token, json!({})).await.status, 200);
+    let list = with_token(&server, "GET", "/v1/tokens", &root.token, json!({})).await;
+    let kept = String::from_utf8(list.body.to_vec()).unwrap() + &format!("{:?}", ring.tokens());
+    for made in [&root, &ci] {
+        assert!(kept.contains(&made.made.id) && !kept.contains(&made.token[16..]));
+    }
+    assert_eq!(list.json::<types::Tokens>().tokens.len(), 2);
+    let revoke =
+        async |id: &str| with_token(&server, "DELETE", &format!("/v1/tokens/{id}"), &root.token, json!({})).await;
+    let last = revoke(&root.made.id).await;
+    assert_eq!(last.summary(), "409 lockout");
+    assert!(last.problem().detail.contains("http.admin-token-file"));
+    assert_eq!(revoke("000000000000").await.summary(), "404 unknown-token");
+    let whole = revoke(&ci.token).await;
+    assert!(whole.status == 404 && !whole.problem().detail.contains(&ci.token[16..]));
+    assert_eq!(revoke(&ci.made.id).await.json::<TokenRevoked>().name, "ci");
+    // It does not hold from then on.
+    assert_eq!(with_token(&server, "GET", "/v1/functions", &ci.token, json!({})).await.status, 401);
+    // The last of all can go, where this machine alone reaches the API.
+    assert_eq!(revoke(&root.made.id).await.status, 200);
+    assert_eq!(server.get("/v1/functions").await.status, 200);
+}
+
+fn made(answer: &Answer) -> TokenMade {
+    assert_eq!(answer.status, 201, "{answer:?}");
+    answer.json()
+}
+
+/// Does not know yet what the log has.
+#[derive(Debug)]
+struct Behind(Arc<Ring>);
+
+impl Keyring for Behind {
+    fn tokens(&self) -> Arc<Tokens> {
+        Arc::default()
+    }
+
+    fn refresh(&self) -> BoxFuture<'_, Result<Arc<Tokens>, Error>> {
+        self.0.refresh()
+    }
+
+    fn put(&self, id: TokenId, token: Option<Token>) -> BoxFuture<'_, Result<(), Error>> {
+        self.0.put(id, token)
+    }
+}
+
+#[tokio::test]
+async fn an_instance_that_does_not_know_yet_of_the_first_token_lets_nobody_touch_tokens() {
+    let ring = Arc::<Ring>::default();
+    ring.add(1, token(&[Role::Admin]));
+    let behind: Arc<dyn Keyring> = Arc::new(Behind(ring.clone()));
+    let server = Server::start_as(ApiOptions::default(), |api: Api<_, _>| api.with_keyring(behind)).await;
+    assert_eq!(server.get("/v1/topics").await.status, 200);
+    for (method, path) in [("GET", "/v1/tokens"), ("POST", "/v1/tokens"), ("DELETE", "/v1/tokens/010101010101")] {
+        let body = json!({"name": "x", "roles": ["admin"]}).to_string();
+        assert_eq!(ask(&server, method, path, None, &body).await.summary(), "401 unauthenticated", "{method}");
+    }
+    assert_eq!(ring.tokens().count(), 1);
+}
+
+#[tokio::test]
+async fn whoever_has_no_token_is_not_told_what_was_refused() {
+    let (server, ring) = start(AccessOptions::default()).await;
+    server.registry.refuse(&"shop.secret".parse().unwrap(), "why".to_owned());
+    server.api.set_ready();
+    assert!(server.get("/readyz").await.problem().detail.contains("shop.secret"));
+    ring.add(1, token(&[Role::Admin]));
+    let brief = server.get("/readyz").await.problem();
+    assert_eq!((brief.status, brief.detail.contains("shop.secret")), (503, false));
+}

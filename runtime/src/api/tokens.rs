@@ -1,0 +1,170 @@
+//! Making, listing and revoking tokens.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::extract::rejection::PathRejection;
+use axum::extract::{Path, Request, State};
+use axum::http::{StatusCode, Uri};
+use axum::response::{IntoResponse, Response};
+use axum::{Extension, Json};
+use millrace_core::access::{Caller, Lockout, Shown, Token, TokenId, Tokens};
+use millrace_core::limits;
+use millrace_core::time::Timestamp;
+use millrace_core::units::Period;
+
+use super::access::{Keyring, unauthenticated};
+use super::problem::{Kind, Refusal};
+use super::request::no_query;
+use super::{Shared, types};
+use crate::broker::{Broker, Catalog};
+use crate::worker::Revision;
+
+impl From<Lockout> for Refusal {
+    fn from(lockout: Lockout) -> Self {
+        Self::new(Kind::Lockout, lockout)
+    }
+}
+
+impl<B, R> Shared<B, R> {
+    /// All tokens as the log has them. Somebody who needed no token can have come in just before the first one was made, here or on
+    /// another instance, and has to show it all the same.
+    async fn tokens_for(&self, caller: &Caller) -> Result<Arc<Tokens>, Refusal> {
+        let tokens = self.keyring()?.refresh().await?;
+        if caller.name().is_empty() && tokens.count() > 0 {
+            return Err(unauthenticated());
+        }
+        Ok(tokens)
+    }
+
+    fn keyring(&self) -> Result<&dyn Keyring, Refusal> {
+        let none = || Refusal::new(Kind::UnknownPath, "this server keeps no tokens");
+        self.access.keyring.as_deref().ok_or_else(none)
+    }
+}
+
+/// `GET /v1/tokens`
+pub(super) async fn list<B: Broker + Catalog, R: Revision>(
+    State(api): State<Arc<Shared<B, R>>>,
+    Extension(caller): Extension<Arc<Caller>>,
+    uri: Uri,
+) -> Result<Json<types::Tokens>, Refusal> {
+    no_query(&uri, "all tokens are shown")?;
+    let (tokens, now) = (api.tokens_for(&caller).await?, api.clock.now());
+    let readable = tokens.iter().map(|(id, token)| shown(id, token, now));
+    let unreadable = tokens.unreadable().map(|id| types::Token {
+        id: id.to_string(),
+        state: "unreadable".to_owned(),
+        ..types::Token::default()
+    });
+    Ok(Json(types::Tokens { tokens: readable.chain(unreadable).collect() }))
+}
+
+fn shown(id: &TokenId, token: &Token, now: Timestamp) -> types::Token {
+    let texts = |patterns: &[millrace_core::access::Pattern]| patterns.iter().map(ToString::to_string).collect();
+    types::Token {
+        id: id.to_string(),
+        name: token.name.clone(),
+        roles: token.roles.iter().map(ToString::to_string).collect(),
+        functions: texts(&token.functions),
+        topics: texts(&token.topics),
+        created_at: Timestamp::from_millis(token.created_ms).to_rfc3339(),
+        created_by: token.created_by.clone(),
+        expires_at: token.expires_ms.map(|at| Timestamp::from_millis(at).to_rfc3339()),
+        state: if token.holds(now) { "valid" } else { "expired" }.to_owned(),
+    }
+}
+
+/// `POST /v1/tokens`
+pub(super) async fn create<B: Broker + Catalog, R: Revision>(
+    State(api): State<Arc<Shared<B, R>>>,
+    Extension(caller): Extension<Arc<Caller>>,
+    request: Request,
+) -> Result<Response, Refusal> {
+    let keyring = api.keyring()?;
+    let asked: types::TokenRequest = api.json_request(request).await?;
+    let now = api.clock.now();
+    let new = random()?;
+    let token = token(asked, &new, &caller, now)?;
+    // One after the other, so that each sees what the one before did.
+    let _deciding = api.access.deciding.lock().await;
+    let tokens = api.tokens_for(&caller).await?;
+    tokens.may_add(&token, api.access.has_administrator())?;
+    let answer = types::TokenMade { token: new.text(), made: shown(&new.id, &token, now) };
+    let put = keyring.put(new.id.clone(), Some(token)).await;
+    put.map_err(|e| {
+        let id = &new.id;
+        let what =
+            format_args!("`millrace tokens list` shows whether {id} is there; revoke it then, and make another one");
+        Refusal::from(e).and(what)
+    })?;
+    tracing::info!(token = %new.id, name = answer.made.name, by = caller.name(), "A token was made.");
+    Ok((StatusCode::CREATED, Json(answer)).into_response())
+}
+
+/// What somebody asks for.
+fn token(asked: types::TokenRequest, new: &Shown, caller: &Caller, now: Timestamp) -> Result<Token, Refusal> {
+    let types::TokenRequest { name, roles, functions, topics, expires_in } = asked;
+    let malformed = |field: &str, e: &dyn std::fmt::Display| Refusal::malformed(format_args!("`{field}`: {e}"));
+    let patterns = |field: &'static str, texts: Vec<String>| {
+        texts.iter().map(|text| text.parse().map_err(|e| malformed(field, &e))).collect::<Result<Vec<_>, _>>()
+    };
+    let expires = expires_in.map(|text| lasting(&text)).transpose().map_err(|e| malformed("expires_in", &e))?;
+    let token = Token {
+        name,
+        secret: new.secret(),
+        roles: roles.iter().map(|role| role.parse().map_err(|e| malformed("roles", &e))).collect::<Result<_, _>>()?,
+        functions: patterns("functions", functions)?,
+        topics: patterns("topics", topics)?,
+        created_ms: now.as_millis(),
+        created_by: caller.name().to_owned(),
+        expires_ms: expires.map(|after| (now + after).as_millis()),
+    };
+    token.check().map_err(Refusal::malformed)?;
+    Ok(token)
+}
+
+/// For how long a token holds.
+fn lasting(text: &str) -> Result<Duration, String> {
+    let Period(period) = text.parse().map_err(|e: millrace_core::units::InvalidQuantity| e.to_string())?;
+    if (Duration::from_secs(1)..=limits::TOKEN_EXPIRY_MAX).contains(&period) {
+        return Ok(period);
+    }
+    Err(format!(
+        "write something from 1s to {}, or leave it out for a token that does not expire",
+        Period(limits::TOKEN_EXPIRY_MAX)
+    ))
+}
+
+/// A token that nobody can guess.
+fn random() -> Result<Shown, Refusal> {
+    let (mut id, mut secret) = ([0; 6], [0; 32]);
+    let filled = getrandom::fill(&mut id).and_then(|()| getrandom::fill(&mut secret));
+    filled.map_err(|e| Refusal::new(Kind::Internal, format_args!("the system gives no random bytes: {e}")))?;
+    Ok(Shown::of_random(id, secret))
+}
+
+/// `DELETE /v1/tokens/{id}`
+pub(super) async fn revoke<B: Broker + Catalog, R: Revision>(
+    State(api): State<Arc<Shared<B, R>>>,
+    Extension(caller): Extension<Arc<Caller>>,
+    id: Result<Path<String>, PathRejection>,
+    uri: Uri,
+) -> Result<Json<types::TokenRevoked>, Refusal> {
+    no_query(&uri, "the token is revoked for ever")?;
+    let keyring = api.keyring()?;
+    let Path(id) = id.map_err(|e| Refusal::new(Kind::UnknownToken, e.body_text()))?;
+    // What does not look like one may be a whole token, which is not repeated.
+    let id: TokenId = id.parse().map_err(|e| Refusal::new(Kind::UnknownToken, e))?;
+    let _deciding = api.access.deciding.lock().await;
+    let tokens = api.tokens_for(&caller).await?;
+    if !tokens.has(&id) {
+        let detail = format_args!("there is no token `{id}`; `millrace tokens list` shows those there are");
+        return Err(Refusal::new(Kind::UnknownToken, detail));
+    }
+    tokens.may_remove(&id, api.access.has_administrator(), api.access.opens_without_tokens())?;
+    let name = tokens.iter().find(|(one, _)| **one == id).map(|(_, token)| token.name.clone());
+    keyring.put(id.clone(), None).await?;
+    tracing::info!(token = %id, name, by = caller.name(), "A token was revoked.");
+    Ok(Json(types::TokenRevoked { id: id.to_string(), name: name.unwrap_or_default() }))
+}

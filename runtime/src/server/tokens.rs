@@ -1,0 +1,117 @@
+//! The tokens that hold, kept up with the log.
+
+use std::fmt;
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+
+use futures::FutureExt as _;
+use futures::future::BoxFuture;
+use millrace_core::access::{Token, TokenId, Tokens};
+use tokio::sync::watch;
+
+use crate::api::Keyring;
+use crate::broker::{Deployed, EntryName, Error, Log};
+
+/// When the log is asked again that did not answer.
+const AGAIN_AFTER: Duration = Duration::from_secs(1);
+
+/// What all requests share of tokens. Cheap to clone.
+pub(super) struct Keys<L> {
+    log: Arc<L>,
+    known: Arc<RwLock<Known>>,
+}
+
+#[derive(Default)]
+struct Known {
+    /// What it was read with. It rises, so that nothing older takes the place of what is newer.
+    seen: u64,
+    tokens: Arc<Tokens>,
+}
+
+impl<L> Clone for Keys<L> {
+    fn clone(&self) -> Self {
+        Self { log: Arc::clone(&self.log), known: Arc::clone(&self.known) }
+    }
+}
+
+impl<L> fmt::Debug for Keys<L> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Keys").finish_non_exhaustive()
+    }
+}
+
+impl<L> Keys<L> {
+    /// Knows none yet.
+    pub(super) fn new(log: Arc<L>) -> Self {
+        Self { log, known: Arc::default() }
+    }
+
+    /// Takes over what was read, unless something newer is known.
+    pub(super) fn take_over(&self, deployed: &Deployed) {
+        let entries = deployed.entries.iter().map(|entry| (entry.name.as_str(), &entry.content[..]));
+        let tokens = Tokens::read(entries);
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        if deployed.seen >= known.seen {
+            *known = Known { seen: deployed.seen, tokens: Arc::new(tokens) };
+        }
+    }
+
+    fn current(&self) -> Arc<Tokens> {
+        Arc::clone(&self.known.read().unwrap_or_else(PoisonError::into_inner).tokens)
+    }
+}
+
+impl<L: Log> Keys<L> {
+    /// Keeps up with the log until told to stop. Apart from what follows functions, for which it can take minutes to be compiled:
+    /// a token that was revoked must not hold for that long.
+    pub(super) async fn follow(self, mut stop: watch::Receiver<bool>) {
+        let mut seen = None;
+        loop {
+            let deployed = tokio::select! {
+                biased;
+                _ = stop.wait_for(|stop| *stop) => return,
+                deployed = self.log.deployments(seen) => deployed,
+            };
+            match deployed {
+                Ok(deployed) => {
+                    seen = Some(deployed.seen);
+                    self.take_over(&deployed);
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "Tokens cannot be read; those that were read last hold, and it is tried again.");
+                    tokio::time::sleep(AGAIN_AFTER).await;
+                }
+            }
+        }
+    }
+
+    async fn read(&self) -> Result<(), Error> {
+        self.take_over(&self.log.deployments(None).await?);
+        Ok(())
+    }
+}
+
+impl<L: Log> Keyring for Keys<L> {
+    fn tokens(&self) -> Arc<Tokens> {
+        self.current()
+    }
+
+    fn refresh(&self) -> BoxFuture<'_, Result<Arc<Tokens>, Error>> {
+        async move {
+            self.read().await?;
+            Ok(self.current())
+        }
+        .boxed()
+    }
+
+    fn put(&self, id: TokenId, token: Option<Token>) -> BoxFuture<'_, Result<(), Error>> {
+        async move {
+            let name: EntryName = id.entry().parse().map_err(Error::Transient)?;
+            let put = self.log.put_entry(name, token.map(|token| token.encode().into())).await;
+            // If it is not known whether it was written, what is there counts.
+            let read = self.read().await;
+            put.and(read)
+        }
+        .boxed()
+    }
+}
