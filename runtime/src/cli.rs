@@ -1,6 +1,7 @@
 //! The command line of `millrace`: one file per subcommand.
 
 use std::future::Future;
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -32,11 +33,14 @@ mod tail;
 mod testing;
 #[cfg(test)]
 mod tests;
+mod tokens;
 mod topics;
 
-use client::Client;
+use client::{Client, Token};
 use error::{EXIT_CODES, Error, Exit};
 use output::{ColorWhen, Console};
+
+use crate::config::{TOKEN_VARIABLE, read_token};
 
 /// Runs event functions compiled to WebAssembly, with effects exactly once.
 #[derive(Debug, Parser)]
@@ -77,6 +81,10 @@ struct Global {
         help_heading = "Global options"
     )]
     server: String,
+    /// File with the token that the server asks for; else it is taken from MILLRACE_TOKEN in the environment. There is no flag for the
+    /// token itself: everybody on a machine can read its command lines, and shells keep them
+    #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
+    token_file: Option<PathBuf>,
     /// Answers in JSON, for programs
     #[arg(long, global = true, help_heading = "Global options")]
     json: bool,
@@ -118,6 +126,8 @@ enum Command {
     State(state::Args),
     /// Look at failed events, and send them again, resolve or discard them
     DeadLetters(dead_letters::Args),
+    /// Make, list and revoke tokens, which say who may do what
+    Tokens(tokens::Args),
     /// Measure how fast an application is on this machine
     Bench(bench::Args),
     /// Write completions for a shell
@@ -131,15 +141,61 @@ pub(crate) struct Context {
     pub(crate) console: Console,
     /// The server's address, as it was given.
     pub(crate) server: String,
+    /// Where the token is.
+    pub(crate) token: TokenPlace,
+}
+
+/// Where the token is that the server asks for.
+#[derive(Clone, Debug)]
+pub(crate) enum TokenPlace {
+    /// In a file.
+    File(PathBuf),
+    /// In the environment.
+    Variable(Token),
+    /// There is none.
+    Nowhere,
+}
+
+impl TokenPlace {
+    /// What was given, of which the file wins over the environment.
+    ///
+    /// # Errors
+    /// If there is something in the environment that is no token.
+    fn of(file: Option<PathBuf>, variable: Option<String>) -> Result<Self, Error> {
+        match (file, variable.filter(|text| !text.is_empty())) {
+            (Some(file), _) => Ok(Self::File(file)),
+            (None, Some(text)) => Ok(Self::Variable(Token::parse(&text, TOKEN_VARIABLE)?)),
+            (None, None) => Ok(Self::Nowhere),
+        }
+    }
+
+    fn token(&self) -> Result<Option<Token>, Error> {
+        match self {
+            Self::File(file) => {
+                let text = read_token(file).map_err(|e| Error::file(file.display(), &e))?;
+                Token::parse(&text, file.display()).map(Some)
+            }
+            Self::Variable(token) => Ok(Some(token.clone())),
+            Self::Nowhere => Ok(None),
+        }
+    }
 }
 
 impl Context {
     /// A client of the server.
     ///
     /// # Errors
-    /// If the address is none.
+    /// If the address is none, or the token cannot be read.
     pub(crate) fn client(&self) -> Result<Client, Error> {
-        Client::new(&self.server)
+        self.client_of(&self.server)
+    }
+
+    /// A client of another server.
+    ///
+    /// # Errors
+    /// As [`Context::client`].
+    pub(crate) fn client_of(&self, server: &str) -> Result<Client, Error> {
+        Ok(Client::new(server)?.with_token(self.token.token()?))
     }
 }
 
@@ -151,8 +207,13 @@ pub fn main() -> ExitCode {
     }
     crate::allocator::keep_free_memory();
     let cli = Cli::parse();
-    let context =
-        Context { console: Console::of_process(cli.global.json, cli.global.color), server: cli.global.server };
+    let Global { server, token_file, json, color } = cli.global;
+    let console = Console::of_process(json, color);
+    let token = match TokenPlace::of(token_file, std::env::var(TOKEN_VARIABLE).ok()) {
+        Ok(token) => token,
+        Err(error) => return console.close(Err(error)).map_or_else(|e| e.exit(), |()| Exit::Usage).into(),
+    };
+    let context = Context { console, server, token };
     let runtime = match runtime(&cli.command) {
         Ok(runtime) => runtime,
         Err(e) => {
@@ -210,6 +271,7 @@ async fn dispatch(command: Command, context: &mut Context) -> Result<Exit, Error
         Command::Functions(args) => until_interrupted(functions::run(&args, context)).await,
         Command::State(args) => until_interrupted(state::run(&args, context)).await,
         Command::DeadLetters(args) => until_interrupted(dead_letters::run(args, context)).await,
+        Command::Tokens(args) => until_interrupted(tokens::run(&args, context)).await,
         Command::Bench(args) => Box::pin(bench::run(&args, context)).await,
         Command::Completions(args) => completions::run(&args, &mut Cli::command(), context),
     }

@@ -454,6 +454,14 @@ impl Api {
         Some((status, serde_json::from_slice(&body).unwrap_or_default()))
     }
 
+    /// Sends a request without a body and with these headers, and tells its status; none if there is no answer.
+    pub async fn send_with(&self, method: Method, url: &str, headers: &[(&str, &str)]) -> Option<StatusCode> {
+        let request = Request::builder().method(method).uri(url);
+        let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
+        let request = request.body(Full::default()).expect("the request is well-formed");
+        Some(self.http.request(request).await.ok()?.status())
+    }
+
     /// Reads a resource that must be there.
     ///
     /// # Panics

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::header::{ACCEPT, CONTENT_TYPE, HeaderMap, RETRY_AFTER};
+use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -15,7 +15,7 @@ use serde::de::DeserializeOwned;
 
 use super::error::{Error, Exit};
 use super::format;
-use crate::api::types::{Component, Problem};
+use crate::api::types::{Component, PROBLEM_PREFIX, Problem};
 use crate::config::DEFAULT_LISTEN;
 
 /// How long connecting may take.
@@ -35,6 +35,28 @@ pub(crate) struct Client {
     base: String,
     http: legacy::Client<HttpConnector, Full<Bytes>>,
     answer_timeout: Duration,
+    token: Option<Token>,
+}
+
+/// A token, as the header that shows it. Its text is in no output.
+#[derive(Clone, Debug)]
+pub(crate) struct Token(HeaderValue);
+
+impl Token {
+    /// Reads it from a text that was found in this place.
+    ///
+    /// # Errors
+    /// If it cannot be one.
+    pub(crate) fn parse(text: &str, place: impl fmt::Display) -> Result<Self, Error> {
+        let header = HeaderValue::try_from(format!("Bearer {text}")).ok();
+        let is_one = !text.is_empty() && text.bytes().all(|b| b.is_ascii_graphic());
+        let mut header = header.filter(|_| is_one).ok_or_else(|| {
+            let fix = "put there what `millrace tokens create` printed, and nothing else";
+            Error::usage(format_args!("there is no token in {place}"), fix)
+        })?;
+        header.set_sensitive(true);
+        Ok(Self(header))
+    }
 }
 
 /// A request's path with its query, every part encoded.
@@ -131,7 +153,8 @@ impl From<Refusal> for Error {
                 "look at the server's log, then try again",
             ),
             Refusal::Problem { problem, retry_after } => {
-                let fix = retry_after.map(|after| format!("try again in {}", format::duration(after)));
+                let again = || retry_after.map(|after| format!("try again in {}", format::duration(after)));
+                let fix = token_fix(&problem).map(str::to_owned).or_else(again);
                 Self::failed(told(&problem), fix.unwrap_or_default())
             }
             Refusal::Foreign { server, reason } => Self::failed(
@@ -139,6 +162,21 @@ impl From<Refusal> for Error {
                 "check --server, and that both sides have the same version",
             ),
         }
+    }
+}
+
+/// What to do if the server wants a token, or another one.
+fn token_fix(problem: &Problem) -> Option<&'static str> {
+    match problem.kind.strip_prefix(PROBLEM_PREFIX)? {
+        "unauthenticated" => Some(
+            "give a token that holds in MILLRACE_TOKEN or with --token-file FILE; whoever has the role admin makes one: \
+             `millrace tokens create NAME --role ROLE`",
+        ),
+        "forbidden" => Some(
+            "give a token that allows it in MILLRACE_TOKEN or with --token-file FILE; whoever has the role admin makes one: \
+             `millrace tokens create NAME --role ROLE`",
+        ),
+        _ => None,
     }
 }
 
@@ -171,7 +209,13 @@ impl Client {
         connector.set_nodelay(true);
         let http = legacy::Client::builder(TokioExecutor::new()).build(connector);
         let base = with_scheme.trim_end_matches('/').to_owned();
-        Ok(Self { base, http, answer_timeout: ANSWER_TIMEOUT })
+        Ok(Self { base, http, answer_timeout: ANSWER_TIMEOUT, token: None })
+    }
+
+    /// The same, that shows a token with each request.
+    #[must_use]
+    pub(crate) fn with_token(self, token: Option<Token>) -> Self {
+        Self { token, ..self }
     }
 
     /// The server's address.
@@ -263,7 +307,10 @@ impl Client {
         request: Result<Request<Full<Bytes>>, hyper::http::Error>,
         timeout: Duration,
     ) -> Result<T, Refusal> {
-        let request = request.map_err(|e| self.foreign(&e))?;
+        let mut request = request.map_err(|e| self.foreign(&e))?;
+        if let Some(Token(header)) = &self.token {
+            request.headers_mut().insert(AUTHORIZATION, header.clone());
+        }
         let exchange = tokio::time::timeout(timeout, self.exchange(request)).await;
         let late = |_| self.lost(&format_args!("no answer within {}", format::duration(timeout)));
         let (status, headers, body) = exchange.map_err(late)??;

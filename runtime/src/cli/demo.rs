@@ -137,7 +137,7 @@ async fn show(
     server: &str,
     context: &mut Context,
 ) -> Result<Vec<String>, Error> {
-    let client = Client::new(server)?;
+    let client = context.client_of(server)?;
     publish(directory, server, context).await?;
     let status = settle(&client, context).await?;
     let mut wrong = Vec::new();

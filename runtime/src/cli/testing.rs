@@ -19,7 +19,7 @@ use super::client::Client;
 use super::error::Exit;
 use super::output::Console;
 use super::output::captured::Written;
-use super::{Cli, Context};
+use super::{Cli, Context, TokenPlace};
 
 /// An answer of the server.
 #[derive(Clone, Debug)]
@@ -54,6 +54,11 @@ impl Answer {
         Self { status, content_type: "application/problem+json", ..Self::json(&problem) }
     }
 
+    pub(super) fn problem_of(status: u16, kind: &str, detail: &str) -> Self {
+        let answer = Self::problem(status, detail);
+        Self { body: answer.body.replace("/problems/some", &format!("/problems/{kind}")), ..answer }
+    }
+
     pub(super) fn problem_at(status: u16, detail: &str, index: usize) -> Self {
         let mut answer = Self::problem(status, detail);
         let mut problem: serde_json::Value = serde_json::from_str(&answer.body).unwrap();
@@ -83,6 +88,7 @@ pub(super) struct Asked {
     /// Method, path and query.
     pub(super) line: String,
     pub(super) content_type: String,
+    pub(super) authorization: String,
     pub(super) body: String,
 }
 
@@ -162,6 +168,7 @@ async fn serve(state: State, request: Request<Incoming>) -> Result<Response<Full
     let asked = Asked {
         line: format!("{} {}", head.method, head.uri),
         content_type: head.headers.get("content-type").map_or("", |v| v.to_str().unwrap()).to_owned(),
+        authorization: head.headers.get("authorization").map_or("", |v| v.to_str().unwrap()).to_owned(),
         body: String::from_utf8(body.to_vec()).unwrap(),
     };
     let answer = (state.script.lock().unwrap())(&asked);
@@ -211,7 +218,8 @@ impl Ran {
 pub(super) async fn run(words: &[&str]) -> Ran {
     let cli = Cli::try_parse_from(std::iter::once(&"millrace").chain(words)).unwrap();
     let (console, written): (Console, Written) = Console::captured(cli.global.json);
-    let exit = super::run(cli.command, Context { console, server: cli.global.server }).await;
+    let token = TokenPlace::of(cli.global.token_file, None).unwrap();
+    let exit = super::run(cli.command, Context { console, server: cli.global.server, token }).await;
     Ran { exit, out: written.out(), err: written.err() }
 }
 

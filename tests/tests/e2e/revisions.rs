@@ -31,7 +31,7 @@ const MANIFEST: &str = "application = \"shop\"\n[topics.orders]\npartitions = 4\
     grants = { publish = [\"payments\"] }\n";
 
 /// A server that was given nothing but a place for its data.
-fn embedded(directory: &Path) -> Dev {
+pub(super) fn embedded(directory: &Path) -> Dev {
     Dev::started(
         Command::new(program())
             .args(["serve", "--embedded", "--listen", "127.0.0.1:0", "--log-level", "error", "--data"])
@@ -41,7 +41,7 @@ fn embedded(directory: &Path) -> Dev {
 }
 
 /// An instance that was given nothing but the broker's address.
-fn on_kafka(directory: &Path, instance: &str, bootstrap: &str) -> Dev {
+pub(super) fn on_kafka(directory: &Path, instance: &str, bootstrap: &str) -> Dev {
     let data = directory.join(instance);
     std::fs::create_dir_all(&data).expect("a directory");
     Dev::started(
@@ -67,7 +67,7 @@ fn done(url: &str, arguments: &[&str]) -> String {
 }
 
 /// Two directories with the same application, whose handlers emit events of type `emitted` and `omitted`.
-fn two_versions(directory: &Path) -> [String; 2] {
+pub(super) fn two_versions(directory: &Path) -> [String; 2] {
     let [one, other] = ["one", "other"].map(|name| directory.join(name));
     for path in [&one, &other] {
         std::fs::create_dir_all(path).expect("a directory");
