@@ -8,8 +8,8 @@ use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use futures::future::BoxFuture;
 use millrace_core::access::{Caller, Denied, Permission, Secret, Token, TokenId, Tokens};
+use millrace_core::name::Topic;
 use millrace_core::time::Timestamp;
-
 use tokio::sync::Mutex;
 
 use super::Shared;
@@ -155,6 +155,15 @@ impl<B, R> Shared<B, R> {
             "topic" => self.reaches_topic(caller, name),
             _ => Ok(()),
         }
+    }
+
+    /// Whether somebody may have to do with all of these topics.
+    pub(super) fn reaches_topics<'a>(
+        &self,
+        caller: &Caller,
+        topics: impl IntoIterator<Item = &'a Topic>,
+    ) -> Result<(), Refusal> {
+        topics.into_iter().try_for_each(|topic| self.reaches_topic(caller, topic.as_str()))
     }
 
     /// Whether somebody may have to do with a topic.

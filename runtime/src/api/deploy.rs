@@ -206,17 +206,16 @@ pub(super) async fn deploy<B: Broker + Catalog, R: Revision>(
     let function = function_of(function)?;
     let types::DeployRequest { component, manifest, builds_on, dry_run } = api.json_request(request).await?;
     let component: Digest = component.parse().map_err(|e| Refusal::malformed(format_args!("`component`: {e}")))?;
-    let source = source(&api, &function, component, &manifest, &caller)?;
+    let source = source(&api, &function, component, &manifest)?;
     change(&api, &caller, function, Action::Deploy(source), builds_on, dry_run).await
 }
 
-/// What a manifest says of a function, if it has to do with topics alone that the caller may have to do with.
+/// What a manifest says of a function.
 fn source<B, R>(
     api: &Shared<B, R>,
     function: &FunctionName,
     component: Digest,
     manifest: &str,
-    caller: &Caller,
 ) -> Result<Source, Refusal> {
     let invalid = |reason: String| Refusal::new(Kind::InvalidFunction, reason);
     let (manifest, _warnings) = Manifest::parse_with_prefix(manifest, &api.prefix).map_err(|problems| {
@@ -231,9 +230,25 @@ fn source<B, R>(
         let there_are: Vec<String> = manifest.functions.iter().map(|one| format!("`{}`", one.name)).collect();
         invalid(format!("the manifest has no function `{function}`, only {}", there_are.join(", ")))
     })?;
-    let touched = named.topics.iter().chain(&named.grants.publish);
-    touched.into_iter().try_for_each(|topic| api.reaches_topic(caller, topic.as_str()))?;
     Ok(Source::uploaded(&manifest, named, component))
+}
+
+impl<B, R> Shared<B, R> {
+    /// Whether somebody may have to do with all topics that a function reads or publishes to, before a change and after it.
+    fn reaches_change(&self, caller: &Caller, history: &History, action: &Action) -> Result<(), Refusal> {
+        let after = match action {
+            Action::Deploy(source) => Some(source),
+            Action::Rollback { to } => history.revision(*to),
+            Action::Activate { .. } | Action::Pause | Action::Resume | Action::Delete => None,
+        };
+        let before = history.active().into_iter().chain(history.staged()).map(|(_, source)| source);
+        before.chain(after).try_for_each(|source| {
+            let Ok((_, function)) = source.read(&self.prefix) else {
+                return Ok(caller.reaches_all("a revision whose manifest cannot be read")?);
+            };
+            self.reaches_topics(caller, function.topics.iter().chain(&function.grants.publish))
+        })
+    }
 }
 
 async fn change<B, R>(
@@ -244,8 +259,12 @@ async fn change<B, R>(
     builds_on: Option<u64>,
     rehearsal: bool,
 ) -> Result<Json<types::Deployed>, Refusal> {
-    let name = function.to_string();
-    let decided = api.deployer()?.change(function, action, builds_on, rehearsal, caller.name().to_owned()).await;
+    let (name, deployer) = (function.to_string(), api.deployer()?);
+    if !caller.is_for_all() {
+        let (history, _) = deployer.history(function.clone()).await?;
+        api.reaches_change(caller, &history, &action)?;
+    }
+    let decided = deployer.change(function, action, builds_on, rehearsal, caller.name().to_owned()).await;
     let Decided { number, revision, new } = decided.map_err(|e| Refusal::from(e).about(&name))?;
     Ok(Json(types::Deployed { function: name, number, revision: (revision > 0).then_some(revision), new }))
 }

@@ -96,6 +96,7 @@ pub(super) async fn skip<B: Broker + Catalog, R: Revision>(
     let name = function_of(function)?;
     let types::SkipRequest { dry_run } = api.json_request(request).await?;
     let function = api.function(&name, &caller)?;
+    api.reaches_topics(&caller, &function.settings.topics)?;
     let mut partitions = Vec::new();
     for unit in function.units {
         let gone = if dry_run { unit.gone() } else { unit.skip().await };

@@ -69,7 +69,8 @@ pub(super) async fn list<B: Broker + Catalog, R: Revision>(
     units.retain(|unit| {
         let follows = |after: &Place| (&unit.topic, unit.partition) >= (&after.topic, after.partition);
         let chosen = topic.as_ref().is_none_or(|topic| unit.topic == *topic);
-        chosen && partition.is_none_or(|number| unit.partition == number) && after.as_ref().is_none_or(follows)
+        let seen = api.reaches_topic(&caller, unit.topic.as_str()).is_ok();
+        seen && chosen && partition.is_none_or(|number| unit.partition == number) && after.as_ref().is_none_or(follows)
     });
     let mut values = Vec::new();
     let mut bytes_left = limits::RESPONSE_MAX_BYTES;

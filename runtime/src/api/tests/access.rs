@@ -140,7 +140,7 @@ const MAY: [(&str, &str, &str); 27] = [
 fn path(row: &Row) -> String {
     let named = [("{function}", "shop.pay"), ("{topic}", "orders"), ("{partition}", "0"), ("{offset}", "1")];
     let path = named.iter().fold(row.path.to_owned(), |path, (part, name)| path.replace(part, name));
-    path.replace("{digest}", &"0".repeat(64)).replace("{id}", "ffffffffffff")
+    path.replace("{digest}", &"e".repeat(64)).replace("{id}", "ffffffffffff")
 }
 
 #[tokio::test]
@@ -330,8 +330,77 @@ async fn a_manifest_with_topics_beyond_the_patterns_is_refused() {
     assert_eq!(put("'orders'", "'payments'").await.summary(), "403 forbidden");
     assert_eq!(put("'payments'", "'orders'").await.summary(), "403 forbidden");
     assert!(put("'payments'", "").await.problem().detail.contains("`orders*` alone, and `payments`"));
-    // There is nobody here who deploys.
-    assert_eq!(put("'orders'", "'orders-2'").await.summary(), "404 unknown-path");
+    assert_eq!(put("'orders'", "'orders-2'").await.summary(), "200");
+}
+
+#[tokio::test]
+async fn whoever_changes_a_function_reaches_all_topics_of_what_it_was_and_of_what_it_becomes() {
+    let (server, ring) = start(AccessOptions::default()).await;
+    let admin = ring.add(1, token(&[Role::Admin]));
+    let both = [Role::Deploy, Role::Operate];
+    let narrow = ring.add(2, only(&both, &["shop.*"], &["orders*"]));
+    let wide = ring.add(3, only(&both, &["shop.*"], &["orders*", "payments"]));
+    let of_function = ring.add(4, only(&both, &["shop.*"], &[]));
+    let there = "/v1/functions/shop.pay";
+    let deploy = async |token: &str, topics: &str, publish: &str| {
+        let manifest = format!(
+            "application = 'shop'\n[functions.pay]\ncomponent = 'x.wasm'\ntopics = ['{topics}']\ngrants.publish = ['{publish}']"
+        );
+        let body = json!({"component": "0".repeat(64), "manifest": manifest});
+        with_token(&server, "PUT", there, token, body).await.summary()
+    };
+    let act = async |token: &str, what: &str, body: serde_json::Value| {
+        let (method, path) = match what {
+            "delete" => ("DELETE", there.to_owned()),
+            _ => ("POST", format!("{there}/{what}")),
+        };
+        with_token(&server, method, &path, token, body).await.summary()
+    };
+    let to = |revision: u64| json!({ "to": revision });
+    // Revision 1 publishes to `payments`, and revision 3 does not.
+    assert_eq!(deploy(&admin, "orders", "payments").await, "200");
+    assert_eq!(act(&admin, "rollback", to(1)).await, "200");
+    assert_eq!(deploy(&admin, "orders", "orders-2").await, "200");
+    assert_eq!(act(&admin, "rollback", to(3)).await, "200");
+    for (token, what, body, expected) in [
+        (&narrow, "pause", json!({}), "200"),
+        (&narrow, "rollback", to(3), "200"),
+        (&narrow, "rollback", to(1), "403 forbidden"),
+        (&narrow, "rollback", json!({"to": 1, "dry_run": true}), "403 forbidden"),
+        (&narrow, "rollback", json!({}), "403 forbidden"),
+        (&of_function, "rollback", to(1), "200"),
+        // What runs now is not for `narrow`.
+        (&narrow, "rollback", to(3), "403 forbidden"),
+        (&narrow, "pause", json!({}), "403 forbidden"),
+        (&narrow, "resume", json!({}), "403 forbidden"),
+        (&narrow, "delete", json!({}), "403 forbidden"),
+        (&wide, "pause", json!({}), "200"),
+        (&wide, "rollback", to(3), "200"),
+        (&wide, "rollback", to(1), "200"),
+        (&wide, "resume", json!({}), "200"),
+    ] {
+        assert_eq!(act(token, what, body.clone()).await, expected, "{what} {body}");
+    }
+    assert_eq!(deploy(&narrow, "orders", "orders-2").await, "403 forbidden");
+    assert_eq!(deploy(&wide, "orders", "orders-2").await, "200");
+    // Nor may others touch what is staged.
+    assert_eq!(deploy(&wide, "payments", "orders").await, "200");
+    assert_eq!(act(&wide, "delete", json!({})).await, "200");
+    assert_eq!(act(&wide, "rollback", to(3)).await, "200");
+    assert_eq!(deploy(&wide, "payments", "orders").await, "200");
+    assert_eq!(act(&narrow, "pause", json!({})).await, "403 forbidden");
+}
+
+#[tokio::test]
+async fn a_position_is_moved_and_state_shown_only_of_topics_that_somebody_reaches() {
+    let (server, ring) = start(AccessOptions::default()).await;
+    server.activate("pay").await;
+    for (topic, skips) in [("orders", "200"), ("payments", "403 forbidden")] {
+        let token = ring.add(topic.len().try_into().unwrap(), only(&[Role::Operate], &[], &[topic]));
+        let path = "/v1/functions/shop.pay/skip";
+        let answer = with_token(&server, "POST", path, &token, json!({"dry_run": true})).await;
+        assert_eq!(answer.summary(), skips, "{topic}");
+    }
 }
 
 #[tokio::test]

@@ -80,6 +80,7 @@ pub(super) async fn history(which: &Which, context: &mut Context) -> Result<Exit
         ("action", Side::Left),
         ("component", Side::Left),
         ("at", Side::Left),
+        ("by", Side::Left),
         ("state", Side::Left),
     ]);
     for one in &revisions.deployments {
@@ -93,6 +94,7 @@ pub(super) async fn history(which: &Which, context: &mut Context) -> Result<Exit
             action(one).into(),
             Cell::styled(one.component.as_deref().map_or("", changes::short), Style::Faint),
             format::one_line(&one.at, 40).into(),
+            format::one_line(&one.by, 100).into(),
             note,
         ]);
     }
