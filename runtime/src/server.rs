@@ -265,7 +265,7 @@ impl<L: Log> Server<L> {
     pub async fn listen(&self) -> Result<tokio::net::TcpListener, StartError> {
         let (address, http) = (self.config.http.listen, &self.config.http);
         let tokens = self.revisions.keys.tokens();
-        let is_closed = http.admin_token.is_some() || tokens.count() > 0;
+        let is_closed = http.admin_token.is_some() || tokens.are_needed();
         if !is_closed && !is_of_this_machine(address) && !http.allow_anonymous {
             return Err(StartError::Exposed { address });
         }

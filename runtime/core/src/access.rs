@@ -236,6 +236,8 @@ pub struct Tokens {
     tokens: BTreeMap<TokenId, Token>,
     /// Those that a newer version made, or that are damaged. They let nobody in, and still keep the API closed.
     unreadable: BTreeSet<TokenId>,
+    /// Whether there were others, of which the log has nothing any more.
+    lost: bool,
 }
 
 impl Tokens {
@@ -250,6 +252,18 @@ impl Tokens {
             }
         }
         all
+    }
+
+    /// The same, where the log lost what it had before: there may have been tokens that nobody revoked.
+    #[must_use]
+    pub fn after_a_loss(self) -> Self {
+        Self { lost: true, ..self }
+    }
+
+    /// Whether a request needs a token. While there are none it does not, unless there were some that nobody revoked.
+    #[must_use]
+    pub fn are_needed(&self) -> bool {
+        self.count() > 0 || self.lost
     }
 
     /// How many there are, be they of use or not.
@@ -303,7 +317,7 @@ impl Tokens {
     /// # Errors
     /// If nobody could make another one after it.
     pub fn may_remove(&self, id: &TokenId, elsewhere: bool, open: bool) -> Result<(), Lockout> {
-        let is_last = self.count() == 1 && open;
+        let is_last = self.count() == 1 && open && !self.lost;
         let lasts = |token: &Token| token.lasts();
         let others_last = self.tokens.iter().any(|(other, token)| other != id && lasts(token));
         let is_needed = self.tokens.get(id).is_some_and(lasts) && !others_last;

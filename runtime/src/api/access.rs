@@ -78,7 +78,7 @@ impl Access {
 
     /// Whether requests need no token.
     pub(super) fn is_open(&self) -> bool {
-        let has_tokens = self.keyring.as_ref().is_some_and(|keyring| keyring.tokens().count() > 0);
+        let has_tokens = self.keyring.as_ref().is_some_and(|keyring| keyring.tokens().are_needed());
         self.opens_without_tokens() && !has_tokens
     }
 

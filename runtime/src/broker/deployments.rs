@@ -63,6 +63,8 @@ pub struct Deployed {
     pub deployments: Vec<Deployment>,
     /// All entries, by name.
     pub entries: Vec<Entry>,
+    /// Whether this process has seen entries that are gone although nobody removed them: somebody emptied the log.
+    pub entries_lost: bool,
 }
 
 /// The name of an entry: 1 to 100 characters out of `a-z 0-9 . -`.

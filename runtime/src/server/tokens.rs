@@ -49,11 +49,21 @@ impl<L> Keys<L> {
     /// Takes over what was read, unless something newer is known.
     pub(super) fn take_over(&self, deployed: &Deployed) {
         let entries = deployed.entries.iter().map(|entry| (entry.name.as_str(), &entry.content[..]));
-        let tokens = Tokens::read(entries);
-        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
-        if deployed.seen >= known.seen {
-            *known = Known { seen: deployed.seen, tokens: Arc::new(tokens) };
+        let mut tokens = Tokens::read(entries);
+        if deployed.entries_lost {
+            tokens = tokens.after_a_loss();
         }
+        let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
+        if deployed.seen < known.seen {
+            return;
+        }
+        if known.tokens.count() > 0 && deployed.entries_lost && tokens.count() == 0 {
+            tracing::error!(
+                "The log has lost its tokens: nobody revoked them. Requests are refused, until there are tokens again or this instance \
+                 starts anew; http.admin-token-file gives it one that is not in the log."
+            );
+        }
+        *known = Known { seen: deployed.seen, tokens: Arc::new(tokens) };
     }
 
     fn current(&self) -> Arc<Tokens> {

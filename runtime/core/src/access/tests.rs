@@ -145,6 +145,22 @@ fn nobody_is_locked_out() {
 }
 
 #[test]
+fn requests_need_a_token_while_there_is_one_or_there_were_some_that_nobody_revoked() {
+    let (none, one) = (Tokens::default(), tokens(&[(1, token(1, &[Role::Admin]))]));
+    for (all, expected) in [
+        (none.clone(), false),
+        (none.after_a_loss(), true),
+        (one.clone(), true),
+        (one.clone().after_a_loss(), true),
+        (Tokens::read([(shown(1).id.entry().as_str(), &b"{"[..])]), true),
+    ] {
+        assert_eq!(all.are_needed(), expected, "{all:?}");
+    }
+    // Revoking the last one would open nothing then.
+    assert_eq!(one.after_a_loss().may_remove(&shown(1).id, false, true), Err(Lockout::Last));
+}
+
+#[test]
 fn there_is_a_bound() {
     let many: Vec<_> = (0..limits::TOKENS_MAX)
         .map(|n| {

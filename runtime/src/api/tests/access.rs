@@ -498,6 +498,41 @@ async fn an_instance_that_does_not_know_yet_of_the_first_token_lets_nobody_touch
     assert_eq!(ring.tokens().count(), 1);
 }
 
+/// Its log has lost what it had.
+#[derive(Debug)]
+struct Emptied(Arc<Ring>);
+
+impl Keyring for Emptied {
+    fn tokens(&self) -> Arc<Tokens> {
+        Arc::new(Tokens::clone(&self.0.tokens()).after_a_loss())
+    }
+
+    fn refresh(&self) -> BoxFuture<'_, Result<Arc<Tokens>, Error>> {
+        async { Ok(self.tokens()) }.boxed()
+    }
+
+    fn put(&self, id: TokenId, token: Option<Token>) -> BoxFuture<'_, Result<(), Error>> {
+        self.0.put(id, token)
+    }
+}
+
+#[tokio::test]
+async fn an_instance_whose_log_has_lost_its_tokens_opens_to_nobody() {
+    let admin = "an-administrator-s-token-0123456789";
+    let ring = Arc::<Ring>::default();
+    let emptied: Arc<dyn Keyring> = Arc::new(Emptied(ring.clone()));
+    let access = AccessOptions { admin_token: Some(Secret::of(admin)), ..AccessOptions::default() };
+    for (access, of_configuration) in [(AccessOptions::default(), 401), (access, 200)] {
+        let options = ApiOptions { access, ..ApiOptions::default() };
+        let keyring = Arc::clone(&emptied);
+        let server = Server::start_as(options, |api: Api<_, _>| api.with_keyring(keyring)).await;
+        assert_eq!(server.get("/v1/topics").await.status, 401);
+        assert_eq!(with_token(&server, "GET", "/v1/topics", admin, json!({})).await.status, of_configuration);
+        let made = with_token(&server, "POST", "/v1/tokens", admin, json!({"name": "x", "roles": ["admin"]})).await;
+        assert_eq!(made.status, if of_configuration == 200 { 201 } else { 401 });
+    }
+}
+
 #[tokio::test]
 async fn whoever_has_no_token_is_not_told_what_was_refused() {
     let (server, ring) = start(AccessOptions::default()).await;

@@ -22,8 +22,7 @@ impl Deployments for EmbeddedLog {
         let mut changes = self.state().watch_deployments();
         let changed = changes.wait_for(|changes| seen != Some(*changes)).await.map(|changes| *changes);
         let seen = changed.map_err(|_| Error::Fatal("the log was closed".to_owned()))?;
-        self.blocking(move |state| Ok(Deployed { seen, deployments: deployments(state)?, entries: entries(state)? }))
-            .await?
+        self.blocking(move |state| deployed(state, seen)).await?
     }
 
     async fn append_deployment(
@@ -106,6 +105,11 @@ impl Deployments for EmbeddedLog {
 
 fn unreadable(table: Table, e: impl std::fmt::Display) -> Error {
     Error::Transient(format!("cannot read keyspace `{}` of the log: {e}; restore it from a backup", table.name()))
+}
+
+fn deployed(state: &State, seen: u64) -> Result<Deployed, Error> {
+    // Nobody else writes to it while it is open.
+    Ok(Deployed { seen, deployments: deployments(state)?, entries: entries(state)?, entries_lost: false })
 }
 
 fn deployments(state: &State) -> Result<Vec<Deployment>, Error> {

@@ -53,6 +53,8 @@ pub(super) struct Registry {
     deployments: BTreeMap<u64, Deployment>,
     components: BTreeMap<Digest, Stored>,
     entries: BTreeMap<EntryName, Bytes>,
+    /// Whether there were entries in a topic that was made anew.
+    entries_lost: bool,
     /// How often there were other deployments or entries since the process began.
     changes: u64,
 }
@@ -72,7 +74,8 @@ impl Fold for Registry {
     }
 
     fn begin_anew(&mut self) {
-        *self = Self { changes: self.changes + 1, ..Self::default() };
+        let entries_lost = self.entries_lost || !self.entries.is_empty();
+        *self = Self { changes: self.changes + 1, entries_lost, ..Self::default() };
     }
 }
 
@@ -120,7 +123,7 @@ impl Registry {
         let mut deployments: Vec<_> = self.deployments.values().cloned().collect();
         deployments.sort_by(|a, b| (&a.function, a.number).cmp(&(&b.function, b.number)));
         let entries = self.entries.iter().map(|(name, content)| Entry { name: name.clone(), content: content.clone() });
-        Deployed { seen: self.changes, deployments, entries: entries.collect() }
+        Deployed { seen: self.changes, deployments, entries: entries.collect(), entries_lost: self.entries_lost }
     }
 
     /// What became of a record that proposed a deployment.
@@ -327,8 +330,15 @@ mod tests {
             assert_eq!(deployed.entries.iter().map(|one| &one.content[..]).collect::<Vec<_>>(), expected);
             assert_eq!((deployed.seen, deployed.deployments), (offset + 1, Vec::new()));
         }
+        assert!(!registry.deployed().entries_lost);
+        for turn in 5..7 {
+            registry.begin_anew();
+            let Deployed { seen, entries, entries_lost, .. } = registry.deployed();
+            assert_eq!((seen, entries, entries_lost), (turn, Vec::new(), true));
+        }
+        let mut registry = Registry::default();
         registry.begin_anew();
-        assert_eq!((registry.deployed().seen, registry.deployed().entries), (5, Vec::new()));
+        assert!(!registry.deployed().entries_lost, "there was nothing");
     }
 
     #[test]

@@ -174,7 +174,9 @@ async fn a_registry_that_is_made_anew_is_read_from_its_beginning() {
     let Some(cluster) = Cluster::find() else { return };
     let (first, second) = (cluster.open().await, cluster.open().await);
     deploy(&first, 0, "old").await.unwrap();
+    within(first.put_entry("token.07".parse().unwrap(), Some(content("one")))).await.unwrap();
     let old = deployed(&second, None).await;
+    assert_eq!((old.entries.len(), old.entries_lost), (1, false));
     let registry = first.registry_topic().unwrap();
     delete(&first, &registry).await;
     let waiting = second.clone();
@@ -199,7 +201,11 @@ async fn a_registry_that_is_made_anew_is_read_from_its_beginning() {
         }
     });
     assert_eq!(number.await, 1);
-    assert_eq!(contents(&within(following).await.unwrap()), [(1, &b"new"[..])]);
+    let new = within(following).await.unwrap();
+    assert_eq!((contents(&new), new.entries.len(), new.entries_lost), (vec![(1, &b"new"[..])], 0, true));
+    // Whoever begins now cannot know.
+    let third = cluster.open().await;
+    assert!(!deployed(&third, None).await.entries_lost);
 }
 
 #[tokio::test(flavor = "multi_thread")]
