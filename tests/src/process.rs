@@ -456,10 +456,24 @@ impl Api {
 
     /// Sends a request without a body and with these headers, and tells its status; none if there is no answer.
     pub async fn send_with(&self, method: Method, url: &str, headers: &[(&str, &str)]) -> Option<StatusCode> {
+        Some(self.ask(method, url, headers, String::new()).await?.0)
+    }
+
+    /// Sends a request with these headers; none if there is no answer, which is a text here.
+    pub async fn ask(
+        &self,
+        method: Method,
+        url: &str,
+        headers: &[(&str, &str)],
+        body: String,
+    ) -> Option<(StatusCode, String)> {
         let request = Request::builder().method(method).uri(url);
         let request = headers.iter().fold(request, |request, (name, value)| request.header(*name, *value));
-        let request = request.body(Full::default()).expect("the request is well-formed");
-        Some(self.http.request(request).await.ok()?.status())
+        let request = request.body(Full::from(body)).expect("the request is well-formed");
+        let response = self.http.request(request).await.ok()?;
+        let status = response.status();
+        let body = response.into_body().collect().await.ok()?.to_bytes();
+        Some((status, String::from_utf8_lossy(&body).into_owned()))
     }
 
     /// Reads a resource that must be there.

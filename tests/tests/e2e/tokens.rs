@@ -6,12 +6,14 @@ use std::time::{Duration, Instant};
 
 use hyper::Method;
 use millrace_tests::process::{Api, Dev, Kafka, program};
+use serde_json::{Value, json};
 
 use super::revisions::{embedded, on_kafka, two_versions};
 
 /// Longer than anything here takes, by far.
 const PATIENCE: Duration = Duration::from_secs(30);
 const STATUS: &str = "/v1/status";
+const TOPICS: &str = "org.apache.kafka.tools.TopicCommand";
 
 fn millrace(url: &str, token: &str, arguments: &[&str]) -> Output {
     let mut command = Command::new(program());
@@ -81,6 +83,76 @@ async fn from_the_first_token_on_each_request_needs_one_also_after_a_restart() {
     }
 }
 
+/// In the token of the configuration, and in what is shown instead of a token.
+const PLANTED: &str = "planted-4f1c77aa0b";
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn no_secret_is_in_what_a_process_says_answers_and_keeps() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let [version, _] = two_versions(directory.path());
+    let admin = format!("{PLANTED}-0123456789-0123456789");
+    let log = directory.path().join("said");
+    let mut command = Command::new(program());
+    command.args(["serve", "--embedded", "--listen", "127.0.0.1:0", "--log-level", "trace", "--data"]);
+    command.arg(directory.path().join("data")).current_dir(directory.path()).env("MILLRACE_ADMIN_TOKEN", &admin);
+    let server = Dev::started(command.stderr(std::fs::File::create(&log).expect("a file")));
+    let url = &server.url;
+    let root = done(url, &admin, &["tokens", "create", "root", "--role", "admin"]);
+    let ci = done(url, &root, &["tokens", "create", "ci", "--role", "publish", "--topic", "orders"]);
+    done(url, &root, &["deploy", &version, "--yes"]);
+    let shown =
+        [&admin, &root, &ci, &format!("{root}0"), &format!("{PLANTED}-wrong")].map(|text| format!("Bearer {text}"));
+    let event = json!({"specversion": "1.0", "id": "1", "source": "/shop", "type": "j"}).to_string();
+    let mut said = String::new();
+    for shown in &shown {
+        let headers = [("authorization", shown.as_str()), ("content-type", "application/cloudevents+json")];
+        for (method, path, body) in [
+            (Method::POST, "/v1/topics/orders/events", &*event),
+            (Method::POST, "/v1/topics/payments/events", "{"),
+            (Method::GET, &format!("/v1/topics?token={PLANTED}"), ""),
+            (Method::DELETE, &format!("/v1/tokens/{root}"), ""),
+            (Method::PUT, "/v1/functions/shop.pay", "{"),
+            (Method::POST, "/v1/tokens", "{}"),
+            (Method::GET, "/v1/tokens", ""),
+            (Method::GET, "/v1/status", ""),
+            (Method::GET, "/nowhere", ""),
+        ] {
+            let answer = Api::default().ask(method, &format!("{url}{path}"), &headers, body.to_owned()).await;
+            said.push_str(&answer.expect("the server answers").1);
+        }
+    }
+    let ask = async |path: &str| {
+        let headers = [("authorization", shown[1].as_str())];
+        let answer = Api::default().ask(Method::GET, &format!("{url}{path}"), &headers, String::new()).await;
+        let (status, body) = answer.expect("the server answers");
+        assert!(status.is_success(), "{path}: {body}");
+        body
+    };
+    let began = Instant::now();
+    let letter = loop {
+        let letters: Value = serde_json::from_str(&ask("/v1/dead-letters").await).expect("an object");
+        match letters["letters"][0]["id"].as_str() {
+            Some(id) => break format!("/v1/dead-letters/shop.pay/{id}"),
+            None => assert!(began.elapsed() < PATIENCE, "nothing failed"),
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    };
+    for path in ["/metrics", "/v1/dead-letters", &letter, "/v1/topics/orders/events?from=earliest"] {
+        said.push_str(&ask(path).await);
+    }
+    assert!(server.stop());
+    said.push_str(&std::fs::read_to_string(&log).expect("a file"));
+    assert!(
+        said.contains("A token was made.") && said.contains("unauthenticated") && said.contains("rejected"),
+        "{said}"
+    );
+    let secrets = [&root, &ci].map(|token| token.rsplit('_').next().expect("a token has a secret"));
+    for secret in [PLANTED, secrets[0], secrets[1]] {
+        assert!(!said.contains(secret), "it is said");
+        assert!(!is_in(directory.path(), secret), "it is on the disk");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn where_others_reach_it_a_server_starts_with_a_token_alone_or_when_told_so() {
     let directory = tempfile::tempdir().expect("a directory");
@@ -147,4 +219,18 @@ async fn on_kafka_a_token_holds_everywhere_and_nowhere_once_it_is_revoked() {
     let registry = "/v1/topics/millrace.registry/events";
     answers(&third.url, registry, &view, 403).await;
     answers(&third.url, registry, &root, 200).await;
+    drop((first, second));
+    // Somebody empties the log: nobody revoked what was in it, so that nothing opens.
+    let topic = ["--topic", "millrace.registry"];
+    kafka.tool(TOPICS, &[&["--delete"][..], &topic].concat());
+    kafka.tool(TOPICS, &[&["--create", "--if-not-exists", "--config", "retention.ms=-1"][..], &topic].concat());
+    answers(&third.url, STATUS, &root, 401).await;
+    answers(&third.url, STATUS, "", 401).await;
+    let data = directory.path().join("d");
+    let mut exposed = Command::new(program());
+    exposed.args(["serve", "--listen", "0.0.0.0:0", "--log-level", "error", "--data"]).arg(&data);
+    exposed.args(["--set", &format!("kafka.bootstrap={}", kafka.bootstrap)]).current_dir(directory.path());
+    let output = exposed.output().expect("the binary can be started");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.code() == Some(1) && said.contains("http.admin-token-file"), "{said}");
 }
