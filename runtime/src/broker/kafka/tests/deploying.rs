@@ -9,6 +9,7 @@ use millrace_core::name::Topic;
 use millrace_core::record::Record;
 use millrace_core::time::Timestamp;
 use rdkafka::admin::{AdminOptions, AlterConfig, ResourceSpecifier};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, Producer};
 use rdkafka::{ClientConfig, TopicPartitionList};
 
@@ -342,8 +343,17 @@ async fn a_component_with_a_chunk_missing_is_told_and_put_anew() {
     set(&first, &topic, &[("cleanup.policy", "compact,delete")]).await;
     let mut list = TopicPartitionList::new();
     list.add_partition_offset(topic.as_str(), 0, at(5)).unwrap();
-    let removed = first.admin().delete_records(&list, &admin_options()).await.unwrap();
-    removed.elements().iter().for_each(|element| element.error().unwrap());
+    within(async {
+        loop {
+            let removed = first.admin().delete_records(&list, &admin_options()).await.unwrap();
+            let violates = Err(KafkaError::OffsetFetch(RDKafkaErrorCode::PolicyViolation));
+            // The leader learns of the setting a little later.
+            if removed.elements().iter().all(|element| element.error() != violates) {
+                return removed.elements().iter().for_each(|element| element.error().unwrap());
+            }
+        }
+    })
+    .await;
     let expected =
         format!("component {digest} cannot be read from topic `{topic}`: chunk 1 of 12 is not there; upload it again");
     assert_eq!(unreadable(&second, digest).await, expected);
