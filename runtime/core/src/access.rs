@@ -18,7 +18,7 @@ mod pattern;
 mod token;
 
 pub use pattern::{InvalidPattern, Pattern};
-pub use token::{InvalidToken, Secret, Shown, Token, TokenId};
+pub use token::{InvalidToken, Secret, Shown, Token, TokenId, without_secrets};
 
 /// What somebody is trusted with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -110,6 +110,7 @@ impl Permission {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Caller {
     name: String,
+    token: Option<TokenId>,
     roles: BTreeSet<Role>,
     functions: Vec<Pattern>,
     topics: Vec<Pattern>,
@@ -120,18 +121,24 @@ impl Caller {
     #[must_use]
     pub fn unrestricted(name: &str) -> Self {
         let roles = BTreeSet::from([Role::Admin]);
-        Self { name: name.to_owned(), roles, functions: Vec::new(), topics: Vec::new() }
+        Self { name: name.to_owned(), token: None, roles, functions: Vec::new(), topics: Vec::new() }
     }
 
-    fn of(token: &Token) -> Self {
-        let Token { name, roles, functions, topics, .. } = token;
-        Self { name: name.clone(), roles: roles.clone(), functions: functions.clone(), topics: topics.clone() }
+    fn of(id: &TokenId, token: &Token) -> Self {
+        let Token { name, roles, functions, topics, .. } = token.clone();
+        Self { name, token: Some(id.clone()), roles, functions, topics }
     }
 
     /// What the caller is called; empty if that is not known.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
+    }
+
+    /// The id of its token, if that is in the log.
+    #[must_use]
+    pub const fn token(&self) -> Option<&TokenId> {
+        self.token.as_ref()
     }
 
     /// Whether no pattern restricts it.
@@ -295,7 +302,7 @@ impl Tokens {
         let token = self.tokens.get(&id);
         let nobody = Secret::NONE;
         let is_right = token.map_or(&nobody, |token| &token.secret).is(secret);
-        token.filter(|token| is_right && token.holds(now)).map(Caller::of)
+        token.filter(|token| is_right && token.holds(now)).map(|token| Caller::of(&id, token))
     }
 
     /// Whether one can be made. `elsewhere`: there is a token for administrators that is not in the log.

@@ -3,6 +3,7 @@
 //! Time is an argument, randomness is a seed, and what must happen is returned as a value for someone else to do.
 
 pub mod access;
+pub mod audit;
 pub mod breaker;
 pub mod codec;
 pub mod digest;

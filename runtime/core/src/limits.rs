@@ -57,6 +57,23 @@ pub const ADMIN_TOKEN_MIN_CHARS: usize = 32;
 /// Longest token of any kind, and longest file with one.
 pub const TOKEN_MAX_BYTES: usize = 4 * KIB;
 
+/// Refusals that get a record each in the audit topic when they come at once; those beyond are counted.
+pub const AUDITED_REFUSALS_AT_ONCE: u32 = 100;
+/// After this time one more does.
+pub const AUDITED_REFUSAL_EVERY: Duration = Duration::from_secs(1);
+/// Functions, and topics, that one record of the audit topic names.
+pub const AUDITED_NAMES_MAX: usize = 100;
+/// Longest text of such a record, in bytes.
+pub const AUDITED_TEXT_MAX_BYTES: usize = 500;
+/// How long such records are kept.
+pub const AUDIT_RETENTION_AGE: Duration = Duration::from_secs(365 * 24 * 3600);
+/// How many bytes of them are kept, the newest ones.
+pub const AUDIT_RETENTION_BYTES: u64 = GIB as u64;
+/// Offsets that one request looks at to find the records that it asks for.
+pub const AUDIT_SCANNED_MAX: u64 = 10_000;
+/// How long writing such a record may take.
+pub const AUDIT_WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+
 // Requests.
 
 /// Largest body of a request, unless the configuration says otherwise.

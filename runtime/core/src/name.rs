@@ -145,6 +145,14 @@ fn derived_topic(name: String) -> Result<Topic, InvalidName> {
     })
 }
 
+/// Where it is kept who did what: `<prefix>.audit`.
+///
+/// # Errors
+/// If the prefix is none.
+pub fn audit_topic(prefix: &str) -> Result<Topic, InvalidName> {
+    derived_topic(format!("{prefix}.audit"))
+}
+
 /// Whether a topic's name is one of those the runtime makes for itself: it begins with the prefix and a dot.
 #[must_use]
 pub fn is_reserved(prefix: &str, topic: &str) -> bool {
@@ -243,6 +251,7 @@ mod tests {
         let topic = |chars: usize| Topic::new("t".repeat(chars)).unwrap();
         let shown = |topic: Result<Topic, InvalidName>| topic.map_or_else(|e| e.to_string(), |t| t.to_string());
         assert_eq!(shown(dead_letter_topic("millrace", &function)), "millrace.orders.pay.dead-letter");
+        assert_eq!(shown(audit_topic("millrace")), "millrace.audit");
         assert_eq!(shown(redrive_topic("staging", &function, &topic(3))), "staging.orders.pay.redrive.ttt");
         assert!(redrive_topic("millrace", &long, &topic(104)).is_ok());
         assert!(shown(redrive_topic("millrace", &long, &topic(105))).contains("this name has 250 characters: shorten"));

@@ -74,6 +74,25 @@ fn who_shows_what_is_who() {
 }
 
 #[test]
+fn secrets_of_tokens_are_taken_out_of_texts() {
+    let (one, two) = (shown(1).text(), shown(2).text());
+    for (text, expected) in [
+        (String::new(), ""),
+        ("mr_ and mrs_".to_owned(), "mr_ and mrs_"),
+        (one.clone(), "mr_010101010101_***"),
+        (format!("a{one}/{two}é"), "amr_010101010101_***/mr_020202020202_***é"),
+        (format!("mr_{one}"), "mr_mr_010101010101_***"),
+        (format!("{}Z9", &one[..30]), "mr_010101010101_***"),
+        ("mr_010101010101_".to_owned(), "mr_010101010101_***"),
+        ("mr_010101010101".to_owned(), "mr_010101010101"),
+        ("mr_01010101010é_abc".to_owned(), "mr_01010101010é_abc"),
+        ("mr_".to_owned(), "mr_"),
+    ] {
+        assert_eq!(without_secrets(&text), expected, "{text}");
+    }
+}
+
+#[test]
 fn a_secret_shows_in_no_debug_output() {
     let all = format!("{:?} {:?} {:?}", shown(1), token(1, &[Role::View]), tokens(&[(1, token(1, &[Role::View]))]));
     assert!(!all.contains(&shown(1).text()[16..]), "{all}");
@@ -84,7 +103,7 @@ fn a_secret_shows_in_no_debug_output() {
 #[test]
 fn patterns_restrict_what_is_reached() {
     let restricted = Token { functions: patterns(&["shop.*"]), topics: patterns(&["orders*", "pay"]), ..token(1, &[]) };
-    let caller = Caller::of(&restricted);
+    let caller = Caller::of(&shown(1).id, &restricted);
     for (function, expected) in [("shop.pay", true), ("shops.pay", false)] {
         assert_eq!(caller.reaches_function(function).is_ok(), expected, "{function}");
         assert!(Caller::unrestricted("").reaches_function(function).is_ok());
@@ -95,8 +114,8 @@ fn patterns_restrict_what_is_reached() {
     let denied = caller.reaches_topic("millrace", "payments").unwrap_err();
     assert_eq!(denied.to_string(), "the token is for topics `orders*`, `pay` alone, and `payments` is none of them");
     // The topics of the runtime are for nobody with a pattern, whichever it is.
-    let of_functions = Caller::of(&Token { functions: patterns(&["*"]), ..token(1, &[]) });
-    let of_topics = Caller::of(&Token { topics: patterns(&["*"]), ..token(1, &[]) });
+    let of_functions = Caller::of(&shown(1).id, &Token { functions: patterns(&["*"]), ..token(1, &[]) });
+    let of_topics = Caller::of(&shown(1).id, &Token { topics: patterns(&["*"]), ..token(1, &[]) });
     for (caller, expected) in [(&of_functions, false), (&of_topics, false), (&Caller::unrestricted(""), true)] {
         assert_eq!(caller.reaches_topic("millrace", "millrace.registry").is_ok(), expected);
         assert!(caller.reaches_topic("millrace", "orders").is_ok());
@@ -106,7 +125,7 @@ fn patterns_restrict_what_is_reached() {
 
 #[test]
 fn a_refusal_names_the_roles() {
-    let caller = Caller::of(&token(1, &[]));
+    let caller = Caller::of(&shown(1).id, &token(1, &[]));
     for (permission, expected) in [
         (Permission::Administer, "this needs the role `admin`, which the token does not have"),
         (Permission::Operate, "this needs one of the roles `operate`, `admin`, and the token has none of them"),
@@ -241,5 +260,6 @@ proptest! {
     fn foreign_bytes_never_panic(name: String, content: Vec<u8>, text: String) {
         let tokens = Tokens::read([(name.as_str(), &content[..])]);
         prop_assert_eq!(tokens.caller(&text, NOW), None);
+        prop_assert!(without_secrets(&text).len() <= text.len() + 3);
     }
 }
