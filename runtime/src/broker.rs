@@ -632,6 +632,13 @@ pub trait Log: Broker + Catalog + Deployments {
         retention: Retention,
     ) -> impl Future<Output = Result<(), CatalogError>> + Send;
 
+    /// Makes a topic of the runtime's own, of one partition, unless it is there. Its records are kept for as long as the retention says.
+    fn make_internal(
+        &self,
+        topic: Topic,
+        retention: Retention,
+    ) -> impl Future<Output = Result<(), CatalogError>> + Send;
+
     /// Nobody runs this function any more: nothing need be kept for it. Its progress stays, should it come back. Says whether
     /// anything was kept.
     fn retire(&self, function: FunctionName) -> impl Future<Output = Result<bool, Error>> + Send;

@@ -431,6 +431,12 @@ impl Log for EmbeddedLog {
         self.set_retention(topic, (retention != Retention::default()).then_some(retention)).await
     }
 
+    async fn make_internal(&self, topic: Topic, retention: Retention) -> Result<(), CatalogError> {
+        let name = topic.clone();
+        self.alone(move |committer| committer.create_internal(&name)).await??;
+        self.set_retention(topic, Some(retention)).await
+    }
+
     async fn retire(&self, function: FunctionName) -> Result<bool, Error> {
         Self::retire(self, function).await
     }

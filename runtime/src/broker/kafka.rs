@@ -377,6 +377,10 @@ impl Log for KafkaLog {
         self.make(topic, partitions, retention).await
     }
 
+    async fn make_internal(&self, topic: Topic, retention: Retention) -> Result<(), CatalogError> {
+        Ok(self.make_own(topics::Needed::retained(topic, retention)).await?)
+    }
+
     /// Kafka keeps records by its own settings, whoever reads them.
     async fn retire(&self, _: FunctionName) -> Result<bool, Error> {
         Ok(false)

@@ -34,7 +34,8 @@ fn on_kafka_a_check_says_what_is_missing_and_how_to_mend_it() {
     let (found, code) = findings(&kafka.bootstrap);
     assert_eq!(code, Some(0), "{found:?}");
     let state = "topic millrace.chaos.book.state.orders";
-    let shared = ["topic millrace.registry", "topic millrace.components", "topic millrace.instances"];
+    let shared =
+        ["topic millrace.registry", "topic millrace.components", "topic millrace.instances", "topic millrace.audit"];
     for subject in ["topic orders", "topic ledger", state].into_iter().chain(shared) {
         let is_to_be_made = |one: &&(String, String, String)| one.0 == subject && one.1 == "will-be-made";
         assert!(found.iter().find(is_to_be_made).is_some(), "{subject}: {found:?}");

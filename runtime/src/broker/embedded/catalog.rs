@@ -23,7 +23,7 @@ impl Catalog for EmbeddedLog {
     async fn topics(&self) -> Result<Vec<TopicInfo>, CatalogError> {
         let topics = self.state().topics().into_iter().map(|topic| TopicInfo {
             name: topic.name.to_string(),
-            internal: topic.kind.is_internal(),
+            internal: topic.kind.is_internal() || self.state().names.is_reserved(&topic.name),
             partitions: topic.partitions.iter().map(|log| log.info()).collect(),
         });
         Ok(topics.collect())

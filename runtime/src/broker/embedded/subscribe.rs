@@ -62,6 +62,16 @@ impl Committer {
         self.apply(additions).map(drop).map_err(CatalogError::from)
     }
 
+    /// Makes a topic of the runtime's own, of one partition, unless it is there.
+    pub(super) fn create_internal(&mut self, name: &Topic) -> Result<(), Error> {
+        if self.state.topic(name).is_some() {
+            return Ok(());
+        }
+        let mut additions = Additions::default();
+        self.add_topic(name, 1, TopicKind::Events, &mut additions);
+        self.apply(additions).map(drop)
+    }
+
     /// Changes a topic's own retention; none goes back to the log's.
     pub(super) fn set_retention(&mut self, name: Topic, retention: Option<Retention>) -> Result<(), CatalogError> {
         let topic = self.state.topic(&name).ok_or(CatalogError::UnknownTopic(name))?;

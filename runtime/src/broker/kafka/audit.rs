@@ -114,6 +114,8 @@ impl KafkaLog {
             topics::Needed::registry(self.registry_topic()?),
             topics::Needed::components(self.components_topic()?),
             topics::Needed::instances(self.instances_topic()?),
+            // How long it is kept is the operator's to say.
+            topics::Needed::for_events(self.audit_topic()?, 1),
         ] {
             needs.insert(shared.name.clone(), Allowed { read: true, write: true });
             found.push(self.own_topic(shared, &existing).await);

@@ -34,6 +34,11 @@ impl Names {
         Topic::new(format!("{}.instances", self.prefix))
     }
 
+    /// `<prefix>.audit`, of one partition: who did what.
+    pub(super) fn audit(&self) -> Result<Topic, InvalidName> {
+        name::audit_topic(&self.prefix)
+    }
+
     /// The consumer group of a function.
     pub(super) fn group(&self, function: &FunctionName) -> String {
         format!("{}.{function}", self.prefix)

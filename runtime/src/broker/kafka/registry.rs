@@ -155,6 +155,10 @@ impl KafkaLog {
         valid(self.clients().names.instances())
     }
 
+    pub(super) fn audit_topic(&self) -> Result<Topic, Error> {
+        valid(self.clients().names.audit())
+    }
+
     /// Looks at the registry as it is now.
     pub(super) async fn with_registry<T: Send + 'static>(
         &self,

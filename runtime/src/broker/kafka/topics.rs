@@ -48,6 +48,12 @@ impl Needed {
         Self { name, partitions: 1, grows: false, settings: with(compacted(), takes(dead_letter_bytes(0))) }
     }
 
+    /// A topic whose records are kept for as long as a retention says.
+    pub(super) fn retained(name: Topic, retention: Retention) -> Self {
+        let settings = with(settings_of(retention, 1), ("cleanup.policy", "delete".to_owned()));
+        Self { name, partitions: 1, grows: false, settings }
+    }
+
     fn as_new(&self, replication: i32) -> NewTopic<'_> {
         let (name, partitions) = (self.name.as_str(), super::clients::signed(self.partitions));
         let new = NewTopic::new(name, partitions, TopicReplication::Fixed(replication));
@@ -288,12 +294,16 @@ pub(super) async fn make_for_events(
     partitions: u32,
     retention: Retention,
 ) -> Result<(), CatalogError> {
+    let settings = settings_of(retention, partitions);
+    create(admin, replication, &[Needed { settings, ..Needed::for_events(name, partitions) }]).await
+}
+
+fn settings_of(retention: Retention, partitions: u32) -> Vec<Setting> {
     let age = retention.max_age.map(|age| ("retention.ms", age.as_millis().to_string()));
     // The bound is the topic's, and Kafka's is a partition's.
     let bytes =
         retention.max_bytes.map(|bytes| ("retention.bytes", (bytes / u64::from(partitions)).max(1).to_string()));
-    let settings = age.into_iter().chain(bytes).collect();
-    create(admin, replication, &[Needed { settings, ..Needed::for_events(name, partitions) }]).await
+    age.into_iter().chain(bytes).collect()
 }
 
 fn kept_for_ever() -> Vec<Setting> {

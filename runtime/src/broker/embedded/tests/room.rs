@@ -5,7 +5,7 @@ use millrace_core::progress::KeyHash;
 use super::super::{EmbeddedLog, Options};
 use super::support::*;
 use crate::broker::Retention;
-use crate::broker::{Broker, Catalog, Error, Force, LetterAction, Partition, PublishError};
+use crate::broker::{Broker, Catalog, Error, Force, LetterAction, Log as _, Partition, PublishError};
 
 const WEEK: Duration = Duration::from_secs(7 * 24 * 3600);
 
@@ -111,6 +111,36 @@ async fn many_batches_are_removed_in_several_passes() {
     log.tick(NOW + WEEK + HOUR).await.unwrap();
     assert_eq!(extent(&log, "orders", 0).await, (1_499, 1_500));
     check_sizes(&log).await;
+}
+
+#[tokio::test]
+async fn a_topic_of_the_runtimes_own_has_its_own_retention_and_no_flood_of_events_washes_it_away() {
+    let dir = empty();
+    let log = EmbeddedLog::open(Options { size_max_bytes: 100_000, ..options(dir.path()) }).unwrap();
+    log.create_topic(topic("orders"), 1).await.unwrap();
+    assert!(log.create_topic(topic("millrace.audit"), 1).await.is_err(), "people make none");
+    let retention = Retention { max_age: Some(2 * WEEK), max_bytes: None };
+    for _ in 0..2 {
+        log.make_internal(topic("millrace.audit"), retention).await.unwrap();
+    }
+    let topics = log.topics().await.unwrap();
+    assert_eq!(topics.iter().map(|topic| topic.internal).collect::<Vec<_>>(), [true, false]);
+    for value in ["a", "b", "c"] {
+        publish(&log, "millrace.audit", 0, &[value]).await;
+    }
+    let value = "x".repeat(1_000);
+    for _ in 0..300 {
+        if log.publish(vec![outgoing("orders", 0, &value)]).await.is_err() {
+            log.tick(NOW).await.unwrap();
+        }
+    }
+    assert!(extent(&log, "orders", 0).await.0 > 0);
+    let log = reopen(&dir, log);
+    assert_eq!(all(&log, "millrace.audit", 0).await, numbered(0, &["a", "b", "c"]));
+    for (now, earliest) in [(NOW + WEEK + HOUR, 0), (NOW + WEEK + WEEK + HOUR, 2)] {
+        log.tick(now).await.unwrap();
+        assert_eq!(extent(&log, "millrace.audit", 0).await, (earliest, 3));
+    }
 }
 
 #[tokio::test]

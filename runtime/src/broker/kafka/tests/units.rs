@@ -1,6 +1,7 @@
 use std::time::Duration;
 
 use millrace_core::name::Topic;
+use millrace_core::record::Record;
 use rdkafka::admin::{AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::consumer::{CommitMode, Consumer};
 
@@ -8,7 +9,7 @@ use super::super::clients::REQUEST_TIMEOUT;
 use super::super::member::committed;
 use super::super::{KafkaLog, Plan, PlannedFunction, Verdict};
 use super::support::*;
-use crate::broker::{Broker, Catalog};
+use crate::broker::{Broker, Catalog, Log, Outgoing, Placing, PublishError, Retention};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_subscription_makes_the_topics_it_needs() {
@@ -77,6 +78,31 @@ async fn setting(log: &KafkaLog, topic: &Topic, name: &str) -> String {
     let options = AdminOptions::new().request_timeout(Some(REQUEST_TIMEOUT));
     let found = log.admin().describe_configs([&ResourceSpecifier::Topic(topic.as_str())], &options).await.unwrap();
     found.into_iter().next().unwrap().unwrap().get(name).unwrap().value.clone().unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_topic_of_the_runtimes_own_is_made_once_it_is_needed_with_its_retention() {
+    const DAY: Duration = Duration::from_secs(24 * 3600);
+    let Some(cluster) = Cluster::find() else { return };
+    let (log, other) = (cluster.open().await, cluster.open().await);
+    let topic = log.audit_topic().unwrap();
+    let record = || vec![Outgoing { topic: topic.clone(), placing: Placing::Partition(0), record: Record::default() }];
+    let missing = within(log.publish(record())).await.unwrap_err();
+    assert!(matches!(missing, PublishError::UnknownTopic { .. }), "{missing}");
+    let retention = Retention { max_age: Some(DAY), max_bytes: Some(1 << 20) };
+    let (a, b) =
+        tokio::join!(log.make_internal(topic.clone(), retention), other.make_internal(topic.clone(), retention));
+    a.and(b).unwrap();
+    for (name, expected) in [("retention.ms", "86400000"), ("retention.bytes", "1048576"), ("cleanup.policy", "delete")]
+    {
+        assert_eq!(setting(&log, &topic, name).await, expected);
+    }
+    for log in [&log, &other] {
+        within(log.publish(record())).await.unwrap();
+    }
+    let topics = within(log.topics()).await.unwrap();
+    let own = topics.iter().find(|info| info.name == topic.as_str()).unwrap();
+    assert!(own.internal && own.partitions.len() == 1 && own.partitions[0].next >= 2, "{own:?}");
 }
 
 /// A function wants its keys for a day, then for a week, then for a day again.
