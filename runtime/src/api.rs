@@ -15,6 +15,7 @@
 //! | `GET /v1/dead-letters?function=&status=&category=&topic=&after=&limit=` | [`types::DeadLetters`] |
 //! | `GET /v1/dead-letters/{function}/{topic}/{partition}/{offset}` | [`types::DeadLetter`] |
 //! | `POST /v1/dead-letters/redrive`, `…/resolve`, `…/discard` | [`types::LetterAnswer`] to a [`types::LetterRequest`] |
+//! | `GET /v1/audit?function=&topic=&by=&action=&result=&since=&before=&limit=` | [`types::Audit`] |
 //! | `GET /v1/tokens` | [`types::Tokens`] |
 //! | `POST /v1/tokens` | [`types::TokenMade`] to a [`types::TokenRequest`], `201` |
 //! | `DELETE /v1/tokens/{id}` | [`types::TokenRevoked`] |
@@ -36,7 +37,7 @@
 
 use std::fmt;
 use std::hash::{BuildHasher, RandomState};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -59,6 +60,7 @@ use crate::registry::Registry;
 use crate::worker::Revision;
 
 mod access;
+mod audit;
 mod body;
 mod deploy;
 mod functions;
@@ -80,14 +82,16 @@ pub mod types;
 
 use access::Access;
 pub use access::{AccessOptions, Keyring};
+use audit::Trail;
+pub use audit::{Journal, MAKE_TOPIC};
 pub use deploy::{Decided, Deployer, Refused};
 use guard::Guard;
 pub use ingest::PLAIN_SOURCE;
 use metrics::Metrics;
 use problem::{Kind, Refusal};
 use routes::{
-    COMPONENT, DISCARD, FUNCTION, FUNCTIONS, LETTER, LETTERS, LIVE, METRICS, PAUSE, PUBLISH, READY, REDRIVE, RESOLVE,
-    RESUME, REVISIONS, ROLLBACK, SKIP, STATE, STATUS, TOKEN, TOKENS, TOPICS,
+    AUDIT, COMPONENT, DISCARD, FUNCTION, FUNCTIONS, LETTER, LETTERS, LIVE, METRICS, PAUSE, PUBLISH, READY, REDRIVE,
+    RESOLVE, RESUME, REVISIONS, ROLLBACK, Row, SKIP, STATE, STATUS, TOKEN, TOKENS, TOPICS,
 };
 pub use serve::serve;
 
@@ -149,9 +153,11 @@ impl<B: Broker + Catalog, R: Revision> Api<B, R> {
             drain,
             failure: registry.failure(),
             stage: watch::Sender::new(Stage::Starting),
+            changing: watch::Sender::new(0),
             ids: Ids::new(),
             metrics: Metrics::new(),
             deployer: None,
+            journal: None,
             broker,
             registry,
             clock,
@@ -177,6 +183,15 @@ impl<B: Broker + Catalog, R: Revision> Api<B, R> {
         self
     }
 
+    /// The same, where it is written down who does what. To be called before it is cloned.
+    #[must_use]
+    pub fn with_journal(mut self, journal: Arc<dyn Journal>) -> Self {
+        if let Some(shared) = Arc::get_mut(&mut self.shared) {
+            shared.journal = Some(journal);
+        }
+        self
+    }
+
     /// Says that all functions have been activated or refused. Has no effect once draining has begun.
     pub fn set_ready(&self) {
         self.shared.stage.send_if_modified(|stage| {
@@ -196,6 +211,8 @@ struct Shared<B, R> {
     registry: Registry<B, R>,
     /// Without it nothing can be deployed here.
     deployer: Option<Arc<dyn Deployer>>,
+    /// Without it nothing is written down of who does what.
+    journal: Option<Arc<dyn Journal>>,
     clock: Clock,
     prefix: String,
     guard: Guard,
@@ -207,6 +224,8 @@ struct Shared<B, R> {
     drain: Duration,
     failure: watch::Receiver<Option<Error>>,
     stage: watch::Sender<Stage>,
+    /// Requests under way that change something.
+    changing: watch::Sender<usize>,
     ids: Ids,
     metrics: Metrics,
 }
@@ -293,6 +312,10 @@ impl<B, R> Shared<B, R> {
 #[derive(Clone, Copy, Debug)]
 struct Local(Option<IpAddr>);
 
+/// The address that a connection comes from.
+#[derive(Clone, Copy, Debug)]
+struct Peer(SocketAddr);
+
 /// Makes ids that do not repeat: 128 bits of SipHash of a counter, under keys that the system chose at random.
 #[derive(Debug)]
 struct Ids {
@@ -331,6 +354,7 @@ fn router<B: Broker + Catalog, R: Revision>(shared: Arc<Shared<B, R>>) -> Router
         .route(REDRIVE, post(letters::redrive::<B, R>))
         .route(RESOLVE, post(letters::resolve::<B, R>))
         .route(DISCARD, post(letters::discard::<B, R>))
+        .route(AUDIT, get(audit::list::<B, R>))
         .route(TOKENS, get(tokens::list::<B, R>).post(tokens::create::<B, R>))
         .route(TOKEN, delete(tokens::revoke::<B, R>))
         .route(LIVE, get(live))
@@ -352,16 +376,73 @@ async fn enter<B: Broker + Catalog, R: Revision>(
     let matched = request.extensions().get::<MatchedPath>().map_or("", MatchedPath::as_str);
     let route = routes::template(matched);
     let method = request.method().clone();
-    let answer = admit(&api, route, request, next).await.unwrap_or_else(IntoResponse::into_response);
+    let row = routes::row_of(method.as_str(), route);
+    let answering = answer(Arc::clone(&api), (route, row), request, next);
+    let answer = match row {
+        Some(Row { changes: true, .. }) => to_its_end(Arc::clone(&api), answering).await,
+        _ => answering.await,
+    };
     api.metrics.answered(&method, route, answer.status(), begun.elapsed());
     answer
 }
 
-async fn admit<B, R>(api: &Shared<B, R>, route: &str, request: Request, next: Next) -> Result<Response, Refusal> {
+/// A client can give up at any time; what changes something goes on all the same, so that it is known and written down how it ended.
+async fn to_its_end<B: Broker, R: Revision>(
+    api: Arc<Shared<B, R>>,
+    answering: impl Future<Output = Response> + Send + 'static,
+) -> Response {
+    let change = Change::begin(api);
+    let answering = async move {
+        let _change = change;
+        answering.await
+    };
+    match tokio::spawn(answering).await {
+        Ok(answer) => answer,
+        Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
+        Err(error) => Refusal::new(Kind::Internal, error).into_response(),
+    }
+}
+
+/// A request that changes something, until it is answered and written down.
+struct Change<B, R>(Arc<Shared<B, R>>);
+
+impl<B, R> Change<B, R> {
+    fn begin(api: Arc<Shared<B, R>>) -> Self {
+        api.changing.send_modify(|changes| *changes += 1);
+        Self(api)
+    }
+}
+
+impl<B, R> Drop for Change<B, R> {
+    fn drop(&mut self) {
+        self.0.changing.send_modify(|changes| *changes -= 1);
+    }
+}
+
+/// A route, and its row if the table has one.
+type Matched = (&'static str, Option<&'static Row>);
+
+async fn answer<B, R>(api: Arc<Shared<B, R>>, matched: Matched, request: Request, next: Next) -> Response {
+    let trail = Trail::from(request.extensions().get::<Peer>().copied());
+    let admitted = admit(&api, matched, request, next, &trail).await;
+    let answer = admitted.unwrap_or_else(IntoResponse::into_response);
+    let record = trail.record(matched.1, &answer, api.clock.now());
+    if let (Some(record), Some(journal)) = (record, &api.journal) {
+        journal.write(record).await;
+    }
+    answer
+}
+
+async fn admit<B, R>(
+    api: &Shared<B, R>,
+    (route, row): Matched,
+    request: Request,
+    next: Next,
+    trail: &Trail,
+) -> Result<Response, Refusal> {
     let local = request.extensions().get::<Local>().and_then(|Local(address)| *address);
     api.guard.check(request.uri(), request.headers(), local)?;
-    let row = routes::row_of(request.method().as_str(), route);
-    let request = api.authorize(row, request).await?;
+    let request = api.authorize(row, request, trail).await?;
     // Whatever the table does not have is not reached, even if the router knows it.
     if row.is_none() && route.is_empty() {
         return Ok(unknown_path(request.uri().clone()).await.into_response());

@@ -24,12 +24,14 @@ use crate::worker::feed::Feed;
 
 mod activation;
 mod follow;
+mod ledger;
 mod report;
 mod revisions;
 mod stage;
 mod tokens;
 mod topics;
 
+use ledger::Ledger;
 use revisions::Revisions;
 use stage::without_name;
 pub use stage::{StageError, Staged, function_options, intake, read_component};
@@ -164,6 +166,8 @@ impl<L: Log> Server<L> {
             prefix: config.prefix.clone(),
             topics: Topics::new(Arc::clone(&log), config.topics.clone()),
             keys: Keys::new(Arc::clone(&log)),
+            ledger: Ledger::new(Arc::clone(&log), &config.prefix, clock)
+                .map_err(|e| broker::Error::Fatal(e.to_string()))?,
             known: Arc::default(),
             changing: Arc::default(),
             examining: Arc::new(Semaphore::new(1)),
@@ -310,6 +314,7 @@ impl<L: Log> Server<L> {
         let api = Api::new(options, Arc::clone(&self.log), self.registry().clone(), self.clock);
         let api = api.with_deployer(Arc::new(self.revisions.clone()));
         let api = api.with_keyring(Arc::new(self.revisions.keys.clone()));
+        let api = api.with_journal(Arc::new(self.revisions.ledger.clone()));
         api.set_ready();
         let (unfollow, unfollowed) = watch::channel(false);
         let mut following = tokio::spawn(self.revisions.clone().follow(unfollowed));

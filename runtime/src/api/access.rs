@@ -13,6 +13,7 @@ use millrace_core::time::Timestamp;
 use tokio::sync::Mutex;
 
 use super::Shared;
+use super::audit::Trail;
 use super::problem::{Kind, Refusal};
 use super::routes::{About, Needs, Row};
 use crate::broker::Error;
@@ -120,7 +121,12 @@ impl From<Denied> for Refusal {
 
 impl<B, R> Shared<B, R> {
     /// Finds out who sends a request, and refuses what that one may not do. `row` is that of the route, if there is one.
-    pub(super) async fn authorize(&self, row: Option<&Row>, request: Request) -> Result<Request, Refusal> {
+    pub(super) async fn authorize(
+        &self,
+        row: Option<&Row>,
+        request: Request,
+        trail: &Trail,
+    ) -> Result<Request, Refusal> {
         let (permission, about) = match row.map(|row| row.needs) {
             Some(Needs::Nothing) => return Ok(request),
             Some(Needs::UnlessOpened(..)) if self.access.options.open_metrics => return Ok(request),
@@ -129,22 +135,28 @@ impl<B, R> Shared<B, R> {
             }
             None => (None, About::Neither),
         };
-        let caller = self.access.caller(request.headers(), self.clock.now())?;
+        let (mut parts, body) = request.into_parts();
+        let params = RawPathParams::from_request_parts(&mut parts, &()).await;
+        if let Ok(params) = &params {
+            trail.path(params);
+        }
+        let caller = self.access.caller(&parts.headers, self.clock.now())?;
+        trail.caller(&caller);
         if let Some(permission) = permission {
             caller.may(permission)?;
         }
-        let (mut parts, body) = request.into_parts();
         if about == About::All {
             caller.reaches_all("this")?;
         }
         if matches!(about, About::Function | About::Topic | About::Letter) {
-            match RawPathParams::from_request_parts(&mut parts, &()).await {
+            match params {
                 Ok(params) => params.iter().try_for_each(|(name, value)| self.reaches(&caller, name, value))?,
                 // It names nothing that there could be.
                 Err(_) => caller.reaches_all("this")?,
             }
         }
         parts.extensions.insert(caller);
+        parts.extensions.insert(trail.clone());
         Ok(Request::from_parts(parts, body))
     }
 
@@ -169,8 +181,8 @@ impl<B, R> Shared<B, R> {
     /// Whether somebody may have to do with a topic.
     pub(super) fn reaches_topic(&self, caller: &Caller, topic: &str) -> Result<(), Refusal> {
         caller.reaches_topic(&self.prefix, topic)?;
-        // It has what is kept of tokens.
-        if topic.strip_prefix(&self.prefix) == Some(".registry") {
+        // One has what is kept of tokens, the other one who did what.
+        if matches!(topic.strip_prefix(&self.prefix), Some(".registry" | ".audit")) {
             caller.may(Permission::Administer)?;
         }
         Ok(())

@@ -11,6 +11,7 @@ use axum::{Extension, Json};
 use bytes::Bytes;
 use futures::future::BoxFuture;
 use millrace_core::access::Caller;
+use millrace_core::audit::Who;
 use millrace_core::digest::Digest;
 use millrace_core::limits;
 use millrace_core::manifest::Manifest;
@@ -18,6 +19,7 @@ use millrace_core::name::FunctionName;
 use millrace_core::revision::{Action, Change, History, Impossible, Source, State as Stands};
 use millrace_core::time::Timestamp;
 
+use super::audit::Trail;
 use super::problem::{Kind, Refusal};
 use super::request::{function_of, no_query};
 use super::{Shared, types};
@@ -40,7 +42,7 @@ pub trait Deployer: fmt::Debug + Send + Sync + 'static {
         action: Action,
         builds_on: Option<u64>,
         rehearsal: bool,
-        by: String,
+        who: Who,
     ) -> BoxFuture<'_, Result<Decided, Refused>>;
 
     /// All that was done to a function, and what the instances say of themselves.
@@ -168,6 +170,7 @@ pub(super) async fn component<B: Broker + Catalog, R: Revision>(
 /// `PUT /v1/components/{digest}`
 pub(super) async fn put_component<B: Broker + Catalog, R: Revision>(
     State(api): State<Arc<Shared<B, R>>>,
+    Extension(trail): Extension<Trail>,
     digest: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Response, Refusal> {
@@ -191,7 +194,9 @@ pub(super) async fn put_component<B: Broker + Catalog, R: Revision>(
             "what arrived has the digest {is}, and not the {digest} of the path; send it again"
         )));
     }
+    let bytes = content.len();
     let new = deployer.put_component(digest, content).await?;
+    trail.detail(if new { format!("{bytes} bytes") } else { "it was there already".to_owned() });
     let status = if new { StatusCode::CREATED } else { StatusCode::OK };
     Ok((status, Json(types::Component { digest: digest.to_string(), new })).into_response())
 }
@@ -200,6 +205,7 @@ pub(super) async fn put_component<B: Broker + Catalog, R: Revision>(
 pub(super) async fn deploy<B: Broker + Catalog, R: Revision>(
     State(api): State<Arc<Shared<B, R>>>,
     Extension(caller): Extension<Arc<Caller>>,
+    Extension(trail): Extension<Trail>,
     function: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Json<types::Deployed>, Refusal> {
@@ -207,7 +213,7 @@ pub(super) async fn deploy<B: Broker + Catalog, R: Revision>(
     let types::DeployRequest { component, manifest, builds_on, dry_run } = api.json_request(request).await?;
     let component: Digest = component.parse().map_err(|e| Refusal::malformed(format_args!("`component`: {e}")))?;
     let source = source(&api, &function, component, &manifest)?;
-    change(&api, &caller, function, Action::Deploy(source), builds_on, dry_run).await
+    change(&api, (&caller, &trail), function, Action::Deploy(source), builds_on, dry_run).await
 }
 
 /// What a manifest says of a function.
@@ -253,19 +259,25 @@ impl<B, R> Shared<B, R> {
 
 async fn change<B, R>(
     api: &Shared<B, R>,
-    caller: &Caller,
+    (caller, trail): (&Caller, &Trail),
     function: FunctionName,
     action: Action,
     builds_on: Option<u64>,
     rehearsal: bool,
 ) -> Result<Json<types::Deployed>, Refusal> {
     let (name, deployer) = (function.to_string(), api.deployer()?);
+    trail.rehearses(rehearsal);
     if !caller.is_for_all() {
         let (history, _) = deployer.history(function.clone()).await?;
         api.reaches_change(caller, &history, &action)?;
     }
-    let decided = deployer.change(function, action, builds_on, rehearsal, caller.name().to_owned()).await;
+    let decided = deployer.change(function, action, builds_on, rehearsal, trail.who()).await;
     let Decided { number, revision, new } = decided.map_err(|e| Refusal::from(e).about(&name))?;
+    match (new, revision) {
+        (false, _) => trail.detail("it was so already"),
+        (true, 0) => trail.detail(format_args!("deployment {number}")),
+        (true, _) => trail.detail(format_args!("deployment {number}, revision {revision}")),
+    }
     Ok(Json(types::Deployed { function: name, number, revision: (revision > 0).then_some(revision), new }))
 }
 
@@ -273,6 +285,7 @@ async fn change<B, R>(
 pub(super) async fn rollback<B: Broker + Catalog, R: Revision>(
     State(api): State<Arc<Shared<B, R>>>,
     Extension(caller): Extension<Arc<Caller>>,
+    Extension(trail): Extension<Trail>,
     function: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Json<types::Deployed>, Refusal> {
@@ -288,40 +301,43 @@ pub(super) async fn rollback<B: Broker + Catalog, R: Revision>(
             })?
         }
     };
-    change(&api, &caller, function, Action::Rollback { to }, builds_on, dry_run).await
+    change(&api, (&caller, &trail), function, Action::Rollback { to }, builds_on, dry_run).await
 }
 
 /// `POST /v1/functions/{function}/pause`
 pub(super) async fn pause<B: Broker + Catalog, R: Revision>(
     State(api): State<Arc<Shared<B, R>>>,
     Extension(caller): Extension<Arc<Caller>>,
+    Extension(trail): Extension<Trail>,
     function: Result<Path<String>, PathRejection>,
     uri: Uri,
 ) -> Result<Json<types::Deployed>, Refusal> {
     no_query(&uri, "a function is paused as a whole")?;
-    change(&api, &caller, function_of(function)?, Action::Pause, None, false).await
+    change(&api, (&caller, &trail), function_of(function)?, Action::Pause, None, false).await
 }
 
 /// `POST /v1/functions/{function}/resume`
 pub(super) async fn resume<B: Broker + Catalog, R: Revision>(
     State(api): State<Arc<Shared<B, R>>>,
     Extension(caller): Extension<Arc<Caller>>,
+    Extension(trail): Extension<Trail>,
     function: Result<Path<String>, PathRejection>,
     uri: Uri,
 ) -> Result<Json<types::Deployed>, Refusal> {
     no_query(&uri, "a function is resumed as a whole")?;
-    change(&api, &caller, function_of(function)?, Action::Resume, None, false).await
+    change(&api, (&caller, &trail), function_of(function)?, Action::Resume, None, false).await
 }
 
 /// `DELETE /v1/functions/{function}`
 pub(super) async fn delete<B: Broker + Catalog, R: Revision>(
     State(api): State<Arc<Shared<B, R>>>,
     Extension(caller): Extension<Arc<Caller>>,
+    Extension(trail): Extension<Trail>,
     function: Result<Path<String>, PathRejection>,
     uri: Uri,
 ) -> Result<Json<types::Deployed>, Refusal> {
     no_query(&uri, "a function is deleted as a whole")?;
-    change(&api, &caller, function_of(function)?, Action::Delete, None, false).await
+    change(&api, (&caller, &trail), function_of(function)?, Action::Delete, None, false).await
 }
 
 /// `GET /v1/functions/{function}/revisions`

@@ -13,6 +13,7 @@ use millrace_core::name::{FunctionName, Unit};
 use millrace_core::progress::{Stream, Totals};
 use millrace_core::time::Timestamp;
 
+use super::audit::Trail;
 use super::problem::{Kind, Refusal};
 use super::request::{function_of, no_query};
 use super::{Shared, types};
@@ -90,19 +91,23 @@ impl<B: Broker, R: Revision> Shared<B, R> {
 pub(super) async fn skip<B: Broker + Catalog, R: Revision>(
     State(api): State<Arc<Shared<B, R>>>,
     Extension(caller): Extension<Arc<Caller>>,
+    Extension(trail): Extension<Trail>,
     function: Result<Path<String>, PathRejection>,
     request: Request,
 ) -> Result<Json<types::SkipAnswer>, Refusal> {
     let name = function_of(function)?;
     let types::SkipRequest { dry_run } = api.json_request(request).await?;
+    trail.rehearses(dry_run);
     let function = api.function(&name, &caller)?;
     api.reaches_topics(&caller, &function.settings.topics)?;
     let mut partitions = Vec::new();
     for unit in function.units {
         let gone = if dry_run { unit.gone() } else { unit.skip().await };
+        trail.topics(gone.as_ref().map(|_| &unit.unit().topic));
         partitions.extend(gone.map(|gone| skipped(unit.unit(), &gone)));
     }
     let records = partitions.iter().map(|skipped| skipped.records).sum();
+    trail.detail(format_args!("{records} records"));
     Ok(Json(types::SkipAnswer { function: name.to_string(), dry_run, records, partitions }))
 }
 

@@ -175,6 +175,9 @@ pub(super) async fn show<B: Broker + Catalog, R: Revision>(
     let lost: Counter = Counter::default();
     lost.inc_by(api.registry.tracing().lost());
     registry.register(metric::LOST_SPANS, "Spans that did not reach the collector.", lost);
+    let unwritten: Counter = Counter::default();
+    unwritten.inc_by(api.journal.as_ref().map_or(0, |journal| journal.lost()));
+    registry.register(metric::LOST_AUDIT, "Records of who did what that could not be written.", unwritten);
     let ready: Gauge = Gauge::default();
     ready.set(i64::from(api.state() == Phase::Ready));
     registry.register(metric::READY, "1 if all functions are active and the log works.", ready);

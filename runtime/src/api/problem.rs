@@ -188,9 +188,14 @@ impl From<CatalogError> for Refusal {
     }
 }
 
+/// Why a request was refused or failed, for whoever looks at its answer.
+#[derive(Clone, Debug)]
+pub(super) struct Reason(pub(super) String);
+
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let (name, title, status) = self.kind.parts();
+        let reason = Reason(format!("{name}: {}", self.detail));
         let problem = Problem {
             kind: format!("{PROBLEM_PREFIX}{name}"),
             title: title.to_owned(),
@@ -200,6 +205,7 @@ impl IntoResponse for Refusal {
         };
         let body = serde_json::to_vec(&problem).unwrap_or_default();
         let mut response = (status, [(CONTENT_TYPE, PROBLEM_TYPE)], body).into_response();
+        response.extensions_mut().insert(reason);
         if self.kind == Kind::Unauthenticated {
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }

@@ -21,6 +21,7 @@ pub(super) const RESOLVE: &str = "/v1/dead-letters/resolve";
 pub(super) const DISCARD: &str = "/v1/dead-letters/discard";
 pub(super) const TOKENS: &str = "/v1/tokens";
 pub(super) const TOKEN: &str = "/v1/tokens/{id}";
+pub(super) const AUDIT: &str = "/v1/audit";
 pub(super) const LIVE: &str = "/livez";
 pub(super) const READY: &str = "/readyz";
 pub(super) const METRICS: &str = "/metrics";
@@ -60,18 +61,27 @@ pub(super) struct Row {
     /// The template, under which requests are counted.
     pub(super) path: &'static str,
     pub(super) needs: Needs,
+    /// What it is called where it is written down who did what.
+    pub(super) action: &'static str,
+    /// Whether it changes something, so that it is written down.
+    pub(super) changes: bool,
 }
 
 const fn row(method: &'static str, path: &'static str, permission: Permission, about: About) -> Row {
-    Row { method, path, needs: Needs::Permission(permission, about) }
+    let action = if matches!(permission, Permission::Publish) { "publish" } else { "view" };
+    Row { method, path, needs: Needs::Permission(permission, about), action, changes: false }
+}
+
+const fn changing(action: &'static str, row: Row) -> Row {
+    Row { action, changes: true, ..row }
 }
 
 const fn free(path: &'static str) -> Row {
-    Row { method: "GET", path, needs: Needs::Nothing }
+    Row { method: "GET", path, needs: Needs::Nothing, action: "view", changes: false }
 }
 
 /// Who may do what.
-pub(super) const ROWS: [Row; 27] = {
+pub(super) const ROWS: [Row; 28] = {
     use About::{All, Chosen, Function, Letter, Neither, Topic};
     use Permission::{Administer, Deploy, Operate, Publish, RollBack, View};
     [
@@ -84,24 +94,25 @@ pub(super) const ROWS: [Row; 27] = {
         row("GET", REVISIONS, View, Function),
         row("GET", STATE, View, Function),
         row("GET", COMPONENT, View, Neither),
-        row("PUT", COMPONENT, Deploy, Neither),
-        row("PUT", FUNCTION, Deploy, Function),
-        row("DELETE", FUNCTION, Deploy, Function),
-        row("POST", ROLLBACK, RollBack, Function),
-        row("POST", PAUSE, Operate, Function),
-        row("POST", RESUME, Operate, Function),
-        row("POST", SKIP, Operate, Function),
+        changing("upload", row("PUT", COMPONENT, Deploy, Neither)),
+        changing("deploy", row("PUT", FUNCTION, Deploy, Function)),
+        changing("delete", row("DELETE", FUNCTION, Deploy, Function)),
+        changing("rollback", row("POST", ROLLBACK, RollBack, Function)),
+        changing("pause", row("POST", PAUSE, Operate, Function)),
+        changing("resume", row("POST", RESUME, Operate, Function)),
+        changing("skip", row("POST", SKIP, Operate, Function)),
         row("GET", LETTERS, View, Chosen),
         row("GET", LETTER, View, Letter),
-        row("POST", REDRIVE, Operate, Chosen),
-        row("POST", RESOLVE, Operate, Chosen),
-        row("POST", DISCARD, Operate, Chosen),
+        changing("redrive", row("POST", REDRIVE, Operate, Chosen)),
+        changing("resolve", row("POST", RESOLVE, Operate, Chosen)),
+        changing("discard", row("POST", DISCARD, Operate, Chosen)),
+        row("GET", AUDIT, Administer, All),
         row("GET", TOKENS, Administer, All),
-        row("POST", TOKENS, Administer, All),
-        row("DELETE", TOKEN, Administer, All),
+        changing("create-token", row("POST", TOKENS, Administer, All)),
+        changing("revoke-token", row("DELETE", TOKEN, Administer, All)),
         free(LIVE),
         free(READY),
-        Row { method: "GET", path: METRICS, needs: Needs::UnlessOpened(View, All) },
+        Row { needs: Needs::UnlessOpened(View, All), ..free(METRICS) },
     ]
 };
 

@@ -14,10 +14,11 @@ use millrace_core::limits;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 use tower::Service;
 
 use self::reader::Bounded;
-use super::{Api, Local};
+use super::{Api, Local, Peer};
 use crate::broker::{Broker, Catalog};
 use crate::worker::Revision;
 
@@ -63,11 +64,17 @@ pub async fn serve<B: Broker + Catalog, R: Revision>(
     }
     drop(listener);
     api.shared.begin_to_drain();
-    if tokio::time::timeout(api.shared.drain, graceful.shutdown()).await.is_err() {
+    let end = Instant::now() + api.shared.drain;
+    if tokio::time::timeout_at(end, graceful.shutdown()).await.is_err() {
         let open = connections.len();
         tracing::warn!(open, "Some requests did not come to their end in time; their connections are closed.");
     }
     connections.shutdown().await;
+    // Those whose clients gave up.
+    let mut changing = api.shared.changing.subscribe();
+    if tokio::time::timeout_at(end, changing.wait_for(|changes| *changes == 0)).await.is_err() {
+        tracing::warn!("Something that was begun to be changed did not come to its end in time.");
+    }
 }
 
 type Accepted = (TcpStream, SocketAddr, OwnedSemaphorePermit);
@@ -104,6 +111,7 @@ impl Connection {
         let local = Local(stream.local_addr().ok().map(|address| address.ip()));
         let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(local);
+            request.extensions_mut().insert(Peer(peer));
             router.clone().call(request)
         });
         let connection = http1::Builder::new()

@@ -1,6 +1,7 @@
 //! The API over real connections, on a log in memory that can be told to refuse.
 
 mod access;
+mod audit;
 mod deploying;
 mod embedded;
 mod fake;

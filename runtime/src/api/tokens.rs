@@ -8,12 +8,13 @@ use axum::extract::{Path, Request, State};
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use millrace_core::access::{Caller, Lockout, Shown, Token, TokenId, Tokens};
+use millrace_core::access::{Caller, Lockout, Pattern, Shown, Token, TokenId, Tokens};
 use millrace_core::limits;
 use millrace_core::time::Timestamp;
 use millrace_core::units::Period;
 
 use super::access::{Keyring, unauthenticated};
+use super::audit::Trail;
 use super::problem::{Kind, Refusal};
 use super::request::no_query;
 use super::{Shared, types};
@@ -61,7 +62,7 @@ pub(super) async fn list<B: Broker + Catalog, R: Revision>(
 }
 
 fn shown(id: &TokenId, token: &Token, now: Timestamp) -> types::Token {
-    let texts = |patterns: &[millrace_core::access::Pattern]| patterns.iter().map(ToString::to_string).collect();
+    let texts = |patterns: &[Pattern]| patterns.iter().map(ToString::to_string).collect();
     types::Token {
         id: id.to_string(),
         name: token.name.clone(),
@@ -78,6 +79,7 @@ fn shown(id: &TokenId, token: &Token, now: Timestamp) -> types::Token {
 /// `POST /v1/tokens`
 pub(super) async fn create<B: Broker + Catalog, R: Revision>(
     State(api): State<Arc<Shared<B, R>>>,
+    Extension(trail): Extension<Trail>,
     Extension(caller): Extension<Arc<Caller>>,
     request: Request,
 ) -> Result<Response, Refusal> {
@@ -86,6 +88,8 @@ pub(super) async fn create<B: Broker + Catalog, R: Revision>(
     let now = api.clock.now();
     let new = random()?;
     let token = token(asked, &new, &caller, now)?;
+    trail.about(format!("token {}", new.id));
+    trail.detail(told(&token));
     // One after the other, so that each sees what the one before did.
     let _deciding = api.access.deciding.lock().await;
     let tokens = api.tokens_for(&caller).await?;
@@ -100,6 +104,17 @@ pub(super) async fn create<B: Broker + Catalog, R: Revision>(
     })?;
     tracing::info!(token = %new.id, name = answer.made.name, by = caller.name(), "A token was made.");
     Ok((StatusCode::CREATED, Json(answer)).into_response())
+}
+
+/// What a token is for, in a line.
+fn told(token: &Token) -> String {
+    let roles: Vec<&str> = token.roles.iter().map(|role| role.as_str()).collect();
+    let patterns = |kind: &str, patterns: &[Pattern]| {
+        let patterns: Vec<String> = patterns.iter().map(ToString::to_string).collect();
+        if patterns.is_empty() { String::new() } else { format!(", {kind} {}", patterns.join(" ")) }
+    };
+    let (functions, topics) = (patterns("functions", &token.functions), patterns("topics", &token.topics));
+    format!("{}: {}{functions}{topics}", token.name, roles.join(" "))
 }
 
 /// What somebody asks for.
@@ -147,6 +162,7 @@ fn random() -> Result<Shown, Refusal> {
 /// `DELETE /v1/tokens/{id}`
 pub(super) async fn revoke<B: Broker + Catalog, R: Revision>(
     State(api): State<Arc<Shared<B, R>>>,
+    Extension(trail): Extension<Trail>,
     Extension(caller): Extension<Arc<Caller>>,
     id: Result<Path<String>, PathRejection>,
     uri: Uri,
@@ -164,6 +180,7 @@ pub(super) async fn revoke<B: Broker + Catalog, R: Revision>(
     }
     tokens.may_remove(&id, api.access.has_administrator(), api.access.opens_without_tokens())?;
     let name = tokens.iter().find(|(one, _)| **one == id).map(|(_, token)| token.name.clone());
+    trail.detail(name.as_deref().unwrap_or_default());
     keyring.put(id.clone(), None).await?;
     tracing::info!(token = %id, name, by = caller.name(), "A token was revoked.");
     Ok(Json(types::TokenRevoked { id: id.to_string(), name: name.unwrap_or_default() }))

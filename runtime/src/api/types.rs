@@ -683,3 +683,49 @@ pub struct TokenRevoked {
     /// What people called it.
     pub name: String,
 }
+
+/// `GET /v1/audit`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Audit {
+    /// The newest first.
+    pub records: Vec<Audited>,
+    /// Older ones follow if it is there: give it as `before`. There can be more although there are fewer records than were asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<u64>,
+}
+
+/// What somebody did, or tried to.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Audited {
+    /// Its place in the topic `<prefix>.audit`.
+    pub offset: u64,
+    /// When, by the clock of the instance that was asked.
+    pub at: String,
+    /// What the token is called; empty if none was shown that holds.
+    pub by: String,
+    /// The id of that token, if it is in the log.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub token: String,
+    /// The address and port that the request came from: a proxy's, if there is one in between.
+    pub from: String,
+    /// What: `deploy`, `rollback`, `pause`, `resume`, `skip`, `delete`, `upload`, `make-topic`, `redrive`, `resolve`, `discard`, `create-token` or
+    /// `revoke-token`; of a refused request also `view`, `publish`, or `unknown` if there is nothing at its path.
+    pub action: String,
+    /// To which functions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub functions: Vec<String>,
+    /// To which topics.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub topics: Vec<String>,
+    /// To what else: `token <id>` or `component <digest>`.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub about: String,
+    /// `done`; `refused` if it is not allowed; `failed` for any other reason, or if it is not known how it ended.
+    pub result: String,
+    /// What came of it, or the reason.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub detail: String,
+    /// How many refusals before this one got no record, because there were too many at once.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub omitted: u64,
+}

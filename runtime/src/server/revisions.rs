@@ -8,15 +8,17 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use millrace_core::audit::{Outcome, Record, Who};
 use millrace_core::digest::Digest;
-use millrace_core::manifest::Function;
+use millrace_core::manifest::{Function, Manifest};
 use millrace_core::name::FunctionName;
 use millrace_core::revision::{Action, Change, History, Origin, Source, State, histories};
 
+use super::ledger::Ledger;
 use super::stage::{self, StageError, Staged, function_options, intake, read_component};
 use super::tokens::Keys;
 use super::topics::Topics;
-use crate::api::{Decided, Deployer, Refused};
+use crate::api::{Decided, Deployer, Journal as _, MAKE_TOPIC, Refused};
 use crate::broker::{DeployError, Deployed, Error, Log, Report};
 use crate::clock::Clock;
 use crate::registry::{Deployment, Registry, lock};
@@ -37,6 +39,7 @@ pub(super) struct Revisions<L> {
     pub(super) prefix: String,
     pub(super) topics: Topics<L>,
     pub(super) keys: Keys<L>,
+    pub(super) ledger: Ledger<L>,
     /// What was read of the log last, with what to wait for others with.
     pub(super) known: Arc<Mutex<(u64, BTreeMap<FunctionName, History>)>>,
     /// Held by whoever changes what runs of a function.
@@ -92,6 +95,7 @@ impl<L> Clone for Revisions<L> {
             prefix: self.prefix.clone(),
             topics: self.topics.clone(),
             keys: self.keys.clone(),
+            ledger: self.ledger.clone(),
             known: Arc::clone(&self.known),
             changing: Arc::clone(&self.changing),
             examining: Arc::clone(&self.examining),
@@ -232,8 +236,8 @@ impl<L: Log> Revisions<L> {
         Err(Refused::Broker(Error::Transient(reason)))
     }
 
-    /// Checks an uploaded source as far as this instance can, and makes the topics that it needs unless this is a rehearsal.
-    async fn examine(&self, function: &FunctionName, source: &Source, rehearsal: bool) -> Result<(), Refused> {
+    /// Checks an uploaded source as far as this instance can. Answers with what must be known of its topics.
+    async fn examine(&self, function: &FunctionName, source: &Source) -> Result<Manifest, Refused> {
         let invalid = |reason: String| Refused::Invalid { reason };
         let (manifest, settings) = source.read(&self.prefix).map_err(|e| invalid(e.to_string()))?;
         if settings.name != *function {
@@ -249,12 +253,26 @@ impl<L: Log> Revisions<L> {
         intake(&settings).map_err(unfit)?;
         let component = self.compile(function, bytes).await.map_err(unfit)?;
         self.stage(&settings, &component).map_err(unfit)?;
-        if rehearsal {
-            self.topics.check(&manifest).await?;
-        } else {
-            self.topics.make_missing(&manifest).await?;
+        Ok(manifest)
+    }
+
+    /// Makes the topics that a function needs, for somebody.
+    async fn make_topics(&self, function: &FunctionName, manifest: &Manifest, who: &Who) -> Result<(), Refused> {
+        let mut made = Vec::new();
+        let done = self.topics.make_missing(manifest, &mut made).await;
+        if !made.is_empty() {
+            let record = Record {
+                at_ms: self.clock.now().as_millis(),
+                who: who.clone(),
+                action: MAKE_TOPIC.to_owned(),
+                functions: vec![function.to_string()],
+                topics: made,
+                result: Outcome::Done,
+                ..Record::default()
+            };
+            self.ledger.write(record).await;
         }
-        Ok(())
+        Ok(done?)
     }
 }
 
@@ -321,7 +339,7 @@ impl<L: Log> Deployer for Revisions<L> {
         action: Action,
         builds_on: Option<u64>,
         rehearsal: bool,
-        by: String,
+        who: Who,
     ) -> BoxFuture<'_, Result<Decided, Refused>> {
         async move {
             self.refresh().await?;
@@ -334,7 +352,11 @@ impl<L: Log> Deployer for Revisions<L> {
             if let Action::Deploy(source) = &action
                 && !done
             {
-                self.examine(&function, source, rehearsal).await?;
+                let manifest = self.examine(&function, source).await?;
+                match rehearsal {
+                    true => self.topics.check(&manifest).await?,
+                    false => self.make_topics(&function, &manifest, &who).await?,
+                }
             }
             if let Action::Rollback { to } = action
                 && let Some(Source { component, .. }) = history.revision(to)
@@ -346,7 +368,7 @@ impl<L: Log> Deployer for Revisions<L> {
                 let number = history.latest() + u64::from(!done);
                 return Ok(Decided { number, revision: revision_after(&history, &action, number), new: !done });
             }
-            let decided = self.propose(&function, action, builds_on, &by).await?;
+            let decided = self.propose(&function, action, builds_on, &who.by).await?;
             lock(&self.here).proposed.insert(function, decided.revision);
             Ok(decided)
         }

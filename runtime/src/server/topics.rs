@@ -52,24 +52,21 @@ impl<L: Log> Topics<L> {
     /// Makes the topics that a manifest mentions, and gives each its retention; answers with those that are new. Nothing is
     /// done if one of them exists with another number of partitions.
     pub(super) async fn make(&self, manifest: &Manifest) -> Result<Vec<String>, CatalogError> {
-        let existing = self.existing(manifest).await?;
-        let mentioned = manifest.mentioned_topics();
-        let missing = mentioned.iter().filter(|topic| !existing.contains_key(topic.as_str()));
-        let missing = missing.map(ToString::to_string).collect();
-        self.make_these(manifest, mentioned, &existing).await?;
-        Ok(missing)
+        let (existing, mut made) = (self.existing(manifest).await?, Vec::new());
+        self.make_these(manifest, manifest.mentioned_topics(), &existing, &mut made).await?;
+        Ok(made)
     }
 
     /// Makes the topics that a manifest mentions and that do not exist, and sets the retention of those of which it says one. What
-    /// it only mentions can be the topic of another application.
-    pub(super) async fn make_missing(&self, manifest: &Manifest) -> Result<(), CatalogError> {
+    /// it only mentions can be the topic of another application. Those that are new are in `made`, also after an error.
+    pub(super) async fn make_missing(&self, manifest: &Manifest, made: &mut Vec<String>) -> Result<(), CatalogError> {
         let existing = self.existing(manifest).await?;
         let says = |topic: &Topic| {
             settings(manifest, topic).is_some_and(|settings| settings.retention != manifest::Retention::default())
         };
         let mut wanted = manifest.mentioned_topics();
         wanted.retain(|topic| !existing.contains_key(topic.as_str()) || says(topic));
-        self.make_these(manifest, wanted, &existing).await
+        self.make_these(manifest, wanted, &existing, made).await
     }
 
     async fn make_these(
@@ -77,6 +74,7 @@ impl<L: Log> Topics<L> {
         manifest: &Manifest,
         topics: Vec<&Topic>,
         existing: &BTreeMap<String, u32>,
+        made: &mut Vec<String>,
     ) -> Result<(), CatalogError> {
         for topic in topics {
             let settings = settings(manifest, topic);
@@ -93,6 +91,9 @@ impl<L: Log> Topics<L> {
                 }
             };
             self.log.make_topic(topic.clone(), partitions.unwrap_or(self.defaults.partitions), retention).await?;
+            if !existing.contains_key(topic.as_str()) {
+                made.push(topic.to_string());
+            }
         }
         self.look().await
     }

@@ -118,6 +118,8 @@ pub mod metric {
     pub const LOG_RECORDS: &str = "millrace_log_records";
     /// Spans that did not reach the collector.
     pub const LOST_SPANS: &str = "millrace_lost_spans";
+    /// Records of who did what that could not be written.
+    pub const LOST_AUDIT: &str = "millrace_lost_audit_records";
     /// Whether the process is of use.
     pub const READY: &str = "millrace_ready";
 }

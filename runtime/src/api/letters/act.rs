@@ -8,6 +8,7 @@ use millrace_core::access::Caller;
 use millrace_core::limits;
 use millrace_core::name::FunctionName;
 
+use super::super::audit::Trail;
 use super::super::problem::Refusal;
 use super::super::request::parsed;
 use super::super::{Shared, types};
@@ -21,36 +22,39 @@ type Answer = Result<Json<types::LetterAnswer>, Refusal>;
 pub(in super::super) async fn redrive<B: Broker + Catalog, R: Revision>(
     State(api): State<Arc<Shared<B, R>>>,
     Extension(caller): Extension<Arc<Caller>>,
+    Extension(trail): Extension<Trail>,
     request: Request,
 ) -> Answer {
     let request = api.letter_request(request).await?;
     if request.note.is_some() {
         return Err(Refusal::malformed("`note` goes with resolve and discard; leave it out to redrive"));
     }
-    api.act(&caller, &request, &LetterAction::Redrive).await
+    api.act((&caller, &trail), &request, &LetterAction::Redrive).await
 }
 
 /// `POST /v1/dead-letters/resolve`
 pub(in super::super) async fn resolve<B: Broker + Catalog, R: Revision>(
     State(api): State<Arc<Shared<B, R>>>,
     Extension(caller): Extension<Arc<Caller>>,
+    Extension(trail): Extension<Trail>,
     request: Request,
 ) -> Answer {
     let request = api.letter_request(request).await?;
     let note = request.note.clone();
-    api.act(&caller, &request, &LetterAction::Resolve(note)).await
+    api.act((&caller, &trail), &request, &LetterAction::Resolve(note)).await
 }
 
 /// `POST /v1/dead-letters/discard`
 pub(in super::super) async fn discard<B: Broker + Catalog, R: Revision>(
     State(api): State<Arc<Shared<B, R>>>,
     Extension(caller): Extension<Arc<Caller>>,
+    Extension(trail): Extension<Trail>,
     request: Request,
 ) -> Answer {
     let request = api.letter_request(request).await?;
     let note = request.note.clone().filter(|note| !note.trim().is_empty());
     let note = note.ok_or_else(|| Refusal::malformed("`note` is missing: say why these events are given up"))?;
-    api.act(&caller, &request, &LetterAction::Discard(note)).await
+    api.act((&caller, &trail), &request, &LetterAction::Discard(note)).await
 }
 
 impl<B: Broker + Catalog, R: Revision> Shared<B, R> {
@@ -62,15 +66,24 @@ impl<B: Broker + Catalog, R: Revision> Shared<B, R> {
         Ok(request)
     }
 
-    async fn act(&self, caller: &Caller, request: &types::LetterRequest, action: &LetterAction) -> Answer {
+    async fn act(
+        &self,
+        (caller, trail): (&Caller, &Trail),
+        request: &types::LetterRequest,
+        action: &LetterAction,
+    ) -> Answer {
         let force = if request.force { Force::Yes } else { Force::No };
+        trail.rehearses(request.dry_run);
         let (mut chosen, next) = match Choice::of(request)? {
             Choice::Named { function, ids } => {
+                trail.functions([&function]);
+                trail.topics(ids.iter().map(|id| &id.topic));
                 caller.reaches_function(function.as_str())?;
                 ids.iter().try_for_each(|id| self.reaches_topic(caller, id.topic.as_str()))?;
                 (self.named(&function, ids, force).await?, None)
             }
             Choice::Matching(filter) => {
+                trail.functions(&filter.function);
                 let after = parsed("after", request.after.as_deref())?;
                 let functions = self.functions_with_letters(&filter, caller).await?;
                 let name = |letter: crate::broker::StoredLetter| (letter.function, letter.id);
@@ -82,6 +95,9 @@ impl<B: Broker + Catalog, R: Revision> Shared<B, R> {
             let patient = request.ids.is_empty();
             chosen = self.act_on(chosen, action, force, patient).await?;
         }
+        trail.functions(chosen.iter().map(|(function, _)| function));
+        trail.topics(chosen.iter().map(|(_, id)| &id.topic));
+        trail.detail(format_args!("{} letters", chosen.len()));
         let letters = chosen
             .into_iter()
             .map(|(function, id)| types::LetterName { function: function.to_string(), id: id.to_string() });

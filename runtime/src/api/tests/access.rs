@@ -22,7 +22,7 @@ use millrace_core::outcome::Category;
 
 /// Keeps tokens in memory.
 #[derive(Debug, Default)]
-struct Ring(Mutex<BTreeMap<String, Vec<u8>>>);
+pub(super) struct Ring(Mutex<BTreeMap<String, Vec<u8>>>);
 
 impl Keyring for Ring {
     fn tokens(&self) -> Arc<Tokens> {
@@ -46,7 +46,7 @@ impl Keyring for Ring {
 
 impl Ring {
     /// Keeps one more token, and answers with its text.
-    fn add(&self, seed: u8, token: Token) -> String {
+    pub(super) fn add(&self, seed: u8, token: Token) -> String {
         let shown = Shown::of_random([seed; 6], [seed; 32]);
         let token = Token { secret: shown.secret(), ..token };
         self.put(shown.id.clone(), Some(token)).now_or_never().unwrap().unwrap();
@@ -54,7 +54,7 @@ impl Ring {
     }
 }
 
-fn token(roles: &[Role]) -> Token {
+pub(super) fn token(roles: &[Role]) -> Token {
     Token {
         name: "ada".to_owned(),
         secret: Secret::of(""),
@@ -67,7 +67,7 @@ fn token(roles: &[Role]) -> Token {
     }
 }
 
-fn only(roles: &[Role], functions: &[&str], topics: &[&str]) -> Token {
+pub(super) fn only(roles: &[Role], functions: &[&str], topics: &[&str]) -> Token {
     let patterns = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
     Token { functions: patterns(functions), topics: patterns(topics), ..token(roles) }
 }
@@ -107,7 +107,7 @@ fn verdict(answer: &Answer) -> String {
 }
 
 /// Who may use which route, once more and in other words: a new route needs a row here too.
-const MAY: [(&str, &str, &str); 27] = [
+const MAY: [(&str, &str, &str); 28] = [
     ("POST", "/v1/topics/{topic}/events", "publish admin"),
     ("GET", "/v1/topics/{topic}/events", "view deploy operate admin"),
     ("GET", "/v1/topics", "view deploy operate admin"),
@@ -129,6 +129,7 @@ const MAY: [(&str, &str, &str); 27] = [
     ("POST", "/v1/dead-letters/redrive", "operate admin"),
     ("POST", "/v1/dead-letters/resolve", "operate admin"),
     ("POST", "/v1/dead-letters/discard", "operate admin"),
+    ("GET", "/v1/audit", "admin"),
     ("GET", "/v1/tokens", "admin"),
     ("POST", "/v1/tokens", "admin"),
     ("DELETE", "/v1/tokens/{id}", "admin"),
@@ -137,7 +138,7 @@ const MAY: [(&str, &str, &str); 27] = [
     ("GET", "/metrics", "view deploy operate admin"),
 ];
 
-fn path(row: &Row) -> String {
+pub(super) fn path(row: &Row) -> String {
     let named = [("{function}", "shop.pay"), ("{topic}", "orders"), ("{partition}", "0"), ("{offset}", "1")];
     let path = named.iter().fold(row.path.to_owned(), |path, (part, name)| path.replace(part, name));
     path.replace("{digest}", &"e".repeat(64)).replace("{id}", "ffffffffffff")

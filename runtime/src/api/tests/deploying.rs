@@ -8,6 +8,7 @@ use axum::http::{Method, Request};
 use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
+use millrace_core::audit::Who;
 use millrace_core::digest::Digest;
 use millrace_core::limits;
 use millrace_core::name::FunctionName;
@@ -48,7 +49,7 @@ impl Deployer for InMemory {
         action: Action,
         builds_on: Option<u64>,
         rehearsal: bool,
-        by: String,
+        who: Who,
     ) -> BoxFuture<'_, Result<Decided, Refused>> {
         let mut histories = self.histories.lock().unwrap();
         let history = histories.entry(function).or_default();
@@ -58,7 +59,7 @@ impl Deployer for InMemory {
             Err(reason) => Err(Refused::Impossible { reason }),
             Ok(()) => {
                 if !rehearsal {
-                    history.apply(latest + 1, &Change::new(action, NOW, &by).encode());
+                    history.apply(latest + 1, &Change::new(action, NOW, &who.by).encode());
                 }
                 Ok(Decided { number: latest + 1, revision: latest + 1, new: true })
             }
