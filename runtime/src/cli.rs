@@ -7,6 +7,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser, Subcommand};
 
 mod application;
+mod audit;
 mod bench;
 mod build;
 mod changes;
@@ -128,6 +129,8 @@ enum Command {
     DeadLetters(dead_letters::Args),
     /// Make, list and revoke tokens, which say who may do what
     Tokens(tokens::Args),
+    /// Show who changed what, and who was refused
+    Audit(audit::Args),
     /// Measure how fast an application is on this machine
     Bench(bench::Args),
     /// Write completions for a shell
@@ -271,6 +274,7 @@ async fn dispatch(command: Command, context: &mut Context) -> Result<Exit, Error
         Command::Functions(args) => until_interrupted(functions::run(&args, context)).await,
         Command::State(args) => until_interrupted(state::run(&args, context)).await,
         Command::DeadLetters(args) => until_interrupted(dead_letters::run(args, context)).await,
+        Command::Audit(args) => until_interrupted(audit::run(&args, context)).await,
         Command::Tokens(args) => until_interrupted(tokens::run(&args, context)).await,
         Command::Bench(args) => Box::pin(bench::run(&args, context)).await,
         Command::Completions(args) => completions::run(&args, &mut Cli::command(), context),

@@ -21,6 +21,8 @@ use flights_sample::{DELAYED, FLIGHTS, MALFORMED, REPEATED, Row};
 use millrace_tests::process::{Api, Dev, assert_accounts_balance, program, root};
 use serde_json::Value;
 
+#[path = "e2e/audit.rs"]
+mod audit;
 #[path = "e2e/development.rs"]
 mod development;
 #[path = "e2e/figures.rs"]

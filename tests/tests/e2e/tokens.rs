@@ -22,7 +22,7 @@ fn millrace(url: &str, token: &str, arguments: &[&str]) -> Output {
 }
 
 /// Runs a command that must do what it is asked, and answers with what it says.
-fn done(url: &str, token: &str, arguments: &[&str]) -> String {
+pub(super) fn done(url: &str, token: &str, arguments: &[&str]) -> String {
     let ran = millrace(url, token, arguments);
     let (out, err) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
     assert!(ran.status.success(), "{arguments:?}: {out}\n{err}");
@@ -30,13 +30,13 @@ fn done(url: &str, token: &str, arguments: &[&str]) -> String {
 }
 
 /// Runs a command that must be refused, and answers with what it says.
-fn refused(url: &str, token: &str, arguments: &[&str]) -> String {
+pub(super) fn refused(url: &str, token: &str, arguments: &[&str]) -> String {
     let ran = millrace(url, token, arguments);
     assert_eq!(ran.status.code(), Some(1), "{arguments:?}: {}", String::from_utf8_lossy(&ran.stdout));
     String::from_utf8_lossy(&ran.stderr).into_owned()
 }
 
-fn id(token: &str) -> &str {
+pub(super) fn id(token: &str) -> &str {
     token.split('_').nth(1).expect("a token has an id")
 }
 
@@ -137,13 +137,18 @@ async fn no_secret_is_in_what_a_process_says_answers_and_keeps() {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     };
-    for path in ["/metrics", "/v1/dead-letters", &letter, "/v1/topics/orders/events?from=earliest"] {
+    for path in
+        ["/metrics", "/v1/audit?limit=1000", "/v1/dead-letters", &letter, "/v1/topics/orders/events?from=earliest"]
+    {
         said.push_str(&ask(path).await);
     }
     assert!(server.stop());
     said.push_str(&std::fs::read_to_string(&log).expect("a file"));
     assert!(
-        said.contains("A token was made.") && said.contains("unauthenticated") && said.contains("rejected"),
+        said.contains("A token was made.")
+            && said.contains("\"refused\"")
+            && said.contains("unauthenticated")
+            && said.contains("rejected"),
         "{said}"
     );
     let secrets = [&root, &ci].map(|token| token.rsplit('_').next().expect("a token has a secret"));
