@@ -279,6 +279,12 @@ impl Tokens {
         self.tokens.len() + self.unreadable.len()
     }
 
+    /// Whether a token is there that holds now and is an administrator's.
+    #[must_use]
+    pub fn administers(&self, id: &TokenId, now: Timestamp) -> bool {
+        self.tokens.get(id).is_some_and(|token| token.holds(now) && token.roles.contains(&Role::Admin))
+    }
+
     /// Those that can be read, by id.
     pub fn iter(&self) -> impl Iterator<Item = (&TokenId, &Token)> {
         self.tokens.iter()

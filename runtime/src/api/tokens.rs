@@ -28,14 +28,15 @@ impl From<Lockout> for Refusal {
 }
 
 impl<B, R> Shared<B, R> {
-    /// All tokens as the log has them. Somebody who needed no token can have come in just before the first one was made, here or on
-    /// another instance, and has to show it all the same.
+    /// All tokens as the log has them, for somebody who may see and change them by what it has, and not only by what was known here when
+    /// the request came: since then, or on another instance, the first token can have been made, or the caller's own one revoked.
     async fn tokens_for(&self, caller: &Caller) -> Result<Arc<Tokens>, Refusal> {
         let tokens = self.keyring()?.refresh().await?;
-        if caller.name().is_empty() && tokens.count() > 0 {
-            return Err(unauthenticated());
-        }
-        Ok(tokens)
+        let may = match caller.token() {
+            Some(id) => tokens.administers(id, self.clock.now()),
+            None => !caller.name().is_empty() || !tokens.are_needed(),
+        };
+        if may { Ok(tokens) } else { Err(unauthenticated()) }
     }
 
     fn keyring(&self) -> Result<&dyn Keyring, Refusal> {

@@ -164,6 +164,16 @@ fn nobody_is_locked_out() {
 }
 
 #[test]
+fn an_administrator_is_one_while_its_token_is_there_and_holds() {
+    let brief = Token { expires_ms: Some(NOW.as_millis() + 1), ..token(2, &[Role::Admin]) };
+    let all = tokens(&[(1, token(1, &[Role::Admin])), (2, brief), (3, token(3, &[Role::View]))]);
+    for (seed, now, expected) in [(1, NOW, true), (2, NOW, true), (3, NOW, false), (4, NOW, false)] {
+        assert_eq!(all.administers(&shown(seed).id, now), expected, "{seed}");
+    }
+    assert!(!all.administers(&shown(2).id, Timestamp::from_millis(NOW.as_millis() + 1)));
+}
+
+#[test]
 fn requests_need_a_token_while_there_is_one_or_there_were_some_that_nobody_revoked() {
     let (none, one) = (Tokens::default(), tokens(&[(1, token(1, &[Role::Admin]))]));
     for (all, expected) in [

@@ -467,21 +467,21 @@ fn made(answer: &Answer) -> TokenMade {
     answer.json()
 }
 
-/// Does not know yet what the log has.
+/// Does not know yet what the log has, but only what it had.
 #[derive(Debug)]
-struct Behind(Arc<Ring>);
+struct Behind(Arc<Tokens>, Arc<Ring>);
 
 impl Keyring for Behind {
     fn tokens(&self) -> Arc<Tokens> {
-        Arc::default()
+        Arc::clone(&self.0)
     }
 
     fn refresh(&self) -> BoxFuture<'_, Result<Arc<Tokens>, Error>> {
-        self.0.refresh()
+        self.1.refresh()
     }
 
     fn put(&self, id: TokenId, token: Option<Token>) -> BoxFuture<'_, Result<(), Error>> {
-        self.0.put(id, token)
+        self.1.put(id, token)
     }
 }
 
@@ -489,7 +489,7 @@ impl Keyring for Behind {
 async fn an_instance_that_does_not_know_yet_of_the_first_token_lets_nobody_touch_tokens() {
     let ring = Arc::<Ring>::default();
     ring.add(1, token(&[Role::Admin]));
-    let behind: Arc<dyn Keyring> = Arc::new(Behind(ring.clone()));
+    let behind: Arc<dyn Keyring> = Arc::new(Behind(Arc::default(), ring.clone()));
     let server = Server::start_as(ApiOptions::default(), |api: Api<_, _>| api.with_keyring(behind)).await;
     assert_eq!(server.get("/v1/topics").await.status, 200);
     for (method, path) in [("GET", "/v1/tokens"), ("POST", "/v1/tokens"), ("DELETE", "/v1/tokens/010101010101")] {
@@ -497,6 +497,31 @@ async fn an_instance_that_does_not_know_yet_of_the_first_token_lets_nobody_touch
         assert_eq!(ask(&server, method, path, None, &body).await.summary(), "401 unauthenticated", "{method}");
     }
     assert_eq!(ring.tokens().count(), 1);
+}
+
+#[tokio::test]
+async fn an_administrator_that_was_revoked_or_expired_meanwhile_touches_no_tokens() {
+    let ring = Arc::<Ring>::default();
+    let revoked = ring.add(1, token(&[Role::Admin]));
+    let demoted = ring.add(2, token(&[Role::Admin]));
+    let expired = ring.add(3, token(&[Role::Admin]));
+    let before = ring.tokens();
+    ring.put("010101010101".parse().unwrap(), None).await.unwrap();
+    ring.add(2, token(&[Role::View]));
+    ring.add(3, Token { expires_ms: Some(NOW.as_millis()), ..token(&[Role::Admin]) });
+    let admin = ring.add(4, token(&[Role::Admin]));
+    let behind: Arc<dyn Keyring> = Arc::new(Behind(before, ring.clone()));
+    let server = Server::start_as(ApiOptions::default(), |api: Api<_, _>| api.with_keyring(behind)).await;
+    for stale in [&revoked, &demoted, &expired] {
+        // It is not known yet, and so for other things.
+        assert_eq!(with_token(&server, "GET", "/v1/topics", stale, json!({})).await.status, 200);
+        for (method, path) in [("GET", "/v1/tokens"), ("POST", "/v1/tokens"), ("DELETE", "/v1/tokens/040404040404")] {
+            let answer = with_token(&server, method, path, stale, json!({"name": "x", "roles": ["admin"]})).await;
+            assert_eq!(answer.summary(), "401 unauthenticated", "{method}");
+        }
+    }
+    assert_eq!(ring.tokens().caller(&admin, NOW).map(|caller| caller.name().to_owned()).as_deref(), Some("ada"));
+    assert_eq!(ring.tokens().count(), 3);
 }
 
 /// Its log has lost what it had.
