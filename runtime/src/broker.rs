@@ -18,7 +18,7 @@ use millrace_core::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, watch};
 
-pub use self::deployments::{DeployError, Deployed, Deployment, Deployments, Entry, EntryName, Report};
+pub use self::deployments::{DeployError, Deployed, Deployment, Deployments, Entry, EntryError, EntryName, Report};
 
 mod deployments;
 pub mod embedded;

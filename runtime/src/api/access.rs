@@ -16,7 +16,7 @@ use super::Shared;
 use super::audit::Trail;
 use super::problem::{Kind, Refusal};
 use super::routes::{About, Needs, Row};
-use crate::broker::Error;
+use crate::broker::{EntryError, Error};
 
 /// What the administrator's token of the configuration is called.
 const OF_CONFIGURATION: &str = "admin token of the configuration";
@@ -26,11 +26,11 @@ pub trait Keyring: fmt::Debug + Send + Sync + 'static {
     /// All tokens as this instance knows them: at most about a second behind the log while that answers.
     fn tokens(&self) -> Arc<Tokens>;
 
-    /// All tokens as the log has them.
-    fn refresh(&self) -> BoxFuture<'_, Result<Arc<Tokens>, Error>>;
+    /// All tokens as the log has them, and what a change of these builds on.
+    fn refresh(&self) -> BoxFuture<'_, Result<(Arc<Tokens>, u64), Error>>;
 
-    /// Puts a token into the log, or removes it. It holds here once this is done.
-    fn put(&self, id: TokenId, token: Option<Token>) -> BoxFuture<'_, Result<(), Error>>;
+    /// Puts a token into the log, or removes it, unless something was changed since what it builds on. It holds here once this is done.
+    fn put(&self, id: TokenId, token: Option<Token>, builds_on: u64) -> BoxFuture<'_, Result<(), EntryError>>;
 }
 
 /// What the configuration says of who may do what.
@@ -57,7 +57,7 @@ pub(super) struct Access {
     pub(super) keyring: Option<Arc<dyn Keyring>>,
     everybody: Arc<Caller>,
     administrator: Arc<Caller>,
-    /// Held by whoever makes or revokes a token.
+    /// Held by whoever makes or revokes a token here, so that they do not build on the same. Others can elsewhere.
     pub(super) deciding: Mutex<()>,
 }
 

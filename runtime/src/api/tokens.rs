@@ -18,8 +18,11 @@ use super::audit::Trail;
 use super::problem::{Kind, Refusal};
 use super::request::no_query;
 use super::{Shared, types};
-use crate::broker::{Broker, Catalog};
+use crate::broker::{Broker, Catalog, EntryError, Error};
 use crate::worker::Revision;
+
+/// How often tokens are looked at again because others change some at the same time.
+const TRIES_MAX: usize = 20;
 
 impl From<Lockout> for Refusal {
     fn from(lockout: Lockout) -> Self {
@@ -30,13 +33,36 @@ impl From<Lockout> for Refusal {
 impl<B, R> Shared<B, R> {
     /// All tokens as the log has them, for somebody who may see and change them by what it has, and not only by what was known here when
     /// the request came: since then, or on another instance, the first token can have been made, or the caller's own one revoked.
-    async fn tokens_for(&self, caller: &Caller) -> Result<Arc<Tokens>, Refusal> {
-        let tokens = self.keyring()?.refresh().await?;
+    async fn tokens_for(&self, caller: &Caller) -> Result<(Arc<Tokens>, u64), Refusal> {
+        let (tokens, at) = self.keyring()?.refresh().await?;
         let may = match caller.token() {
             Some(id) => tokens.administers(id, self.clock.now()),
             None => !caller.name().is_empty() || !tokens.are_needed(),
         };
-        if may { Ok(tokens) } else { Err(unauthenticated()) }
+        if may { Ok((tokens, at)) } else { Err(unauthenticated()) }
+    }
+
+    /// Puts a token into the log, or removes it, if `may` allows that with the tokens that there are. They are the same when it is done:
+    /// whenever somebody changes some in between, here or on another instance, they are looked at again.
+    async fn change(
+        &self,
+        caller: &Caller,
+        id: &TokenId,
+        token: Option<Token>,
+        mut may: impl FnMut(&Tokens) -> Result<(), Refusal> + Send,
+    ) -> Result<(), Refusal> {
+        let keyring = self.keyring()?;
+        let _deciding = self.access.deciding.lock().await;
+        for _ in 0..TRIES_MAX {
+            let (tokens, at) = self.tokens_for(caller).await?;
+            may(&tokens)?;
+            match keyring.put(id.clone(), token.clone(), at).await {
+                Ok(()) => return Ok(()),
+                Err(EntryError::Conflict) => {}
+                Err(EntryError::Broker(error)) => return Err(error.into()),
+            }
+        }
+        Err(Error::Transient("others change tokens all the time; nothing was done".to_owned()).into())
     }
 
     fn keyring(&self) -> Result<&dyn Keyring, Refusal> {
@@ -52,7 +78,7 @@ pub(super) async fn list<B: Broker + Catalog, R: Revision>(
     uri: Uri,
 ) -> Result<Json<types::Tokens>, Refusal> {
     no_query(&uri, "all tokens are shown")?;
-    let (tokens, now) = (api.tokens_for(&caller).await?, api.clock.now());
+    let ((tokens, _), now) = (api.tokens_for(&caller).await?, api.clock.now());
     let readable = tokens.iter().map(|(id, token)| shown(id, token, now));
     let unreadable = tokens.unreadable().map(|id| types::Token {
         id: id.to_string(),
@@ -84,24 +110,20 @@ pub(super) async fn create<B: Broker + Catalog, R: Revision>(
     Extension(caller): Extension<Arc<Caller>>,
     request: Request,
 ) -> Result<Response, Refusal> {
-    let keyring = api.keyring()?;
     let asked: types::TokenRequest = api.json_request(request).await?;
     let now = api.clock.now();
     let new = random()?;
     let token = token(asked, &new, &caller, now)?;
     trail.about(format!("token {}", new.id));
     trail.detail(told(&token));
-    // One after the other, so that each sees what the one before did.
-    let _deciding = api.access.deciding.lock().await;
-    let tokens = api.tokens_for(&caller).await?;
-    tokens.may_add(&token, api.access.has_administrator())?;
     let answer = types::TokenMade { token: new.text(), made: shown(&new.id, &token, now) };
-    let put = keyring.put(new.id.clone(), Some(token)).await;
-    put.map_err(|e| {
+    let may = |tokens: &Tokens| Ok(tokens.may_add(&token, api.access.has_administrator())?);
+    let made = api.change(&caller, &new.id, Some(token.clone()), may).await;
+    made.map_err(|refusal| {
         let id = &new.id;
         let what =
             format_args!("`millrace tokens list` shows whether {id} is there; revoke it then, and make another one");
-        Refusal::from(e).and(what)
+        if refusal.is(Kind::LogUnavailable) { refusal.and(what) } else { refusal }
     })?;
     tracing::info!(token = %new.id, name = answer.made.name, by = caller.name(), "A token was made.");
     Ok((StatusCode::CREATED, Json(answer)).into_response())
@@ -169,20 +191,21 @@ pub(super) async fn revoke<B: Broker + Catalog, R: Revision>(
     uri: Uri,
 ) -> Result<Json<types::TokenRevoked>, Refusal> {
     no_query(&uri, "the token is revoked for ever")?;
-    let keyring = api.keyring()?;
     let Path(id) = id.map_err(|e| Refusal::new(Kind::UnknownToken, e.body_text()))?;
     // What does not look like one may be a whole token, which is not repeated.
     let id: TokenId = id.parse().map_err(|e| Refusal::new(Kind::UnknownToken, e))?;
-    let _deciding = api.access.deciding.lock().await;
-    let tokens = api.tokens_for(&caller).await?;
-    if !tokens.has(&id) {
-        let detail = format_args!("there is no token `{id}`; `millrace tokens list` shows those there are");
-        return Err(Refusal::new(Kind::UnknownToken, detail));
-    }
-    tokens.may_remove(&id, api.access.has_administrator(), api.access.opens_without_tokens())?;
-    let name = tokens.iter().find(|(one, _)| **one == id).map(|(_, token)| token.name.clone());
-    trail.detail(name.as_deref().unwrap_or_default());
-    keyring.put(id.clone(), None).await?;
+    let mut name = None;
+    let may = |tokens: &Tokens| {
+        if !tokens.has(&id) {
+            let detail = format_args!("there is no token `{id}`; `millrace tokens list` shows those there are");
+            return Err(Refusal::new(Kind::UnknownToken, detail));
+        }
+        tokens.may_remove(&id, api.access.has_administrator(), api.access.opens_without_tokens())?;
+        name = tokens.iter().find(|(one, _)| **one == id).map(|(_, token)| token.name.clone());
+        trail.detail(name.as_deref().unwrap_or_default());
+        Ok(())
+    };
+    api.change(&caller, &id, None, may).await?;
     tracing::info!(token = %id, name, by = caller.name(), "A token was revoked.");
     Ok(Json(types::TokenRevoked { id: id.to_string(), name: name.unwrap_or_default() }))
 }

@@ -43,9 +43,14 @@ pub trait Deployments: Send + Sync + 'static {
     /// Removes a component, if it is there.
     fn remove_component(&self, digest: Digest) -> impl Future<Output = Result<(), Error>> + Send;
 
-    /// Replaces an entry, or removes it. Its content can have [`limits::ENTRY_MAX_BYTES`]. Durable when it returns, and seen by
-    /// whoever asks this instance from then on; of two that write at once, the later one in the log counts.
-    fn put_entry(&self, name: EntryName, content: Option<Bytes>) -> impl Future<Output = Result<(), Error>> + Send;
+    /// Replaces an entry, or removes it, if no entry was changed since [`Deployed::entries_at`] was `builds_on`. Its content can have
+    /// [`limits::ENTRY_MAX_BYTES`]. Durable when it returns, and seen by whoever asks this instance from then on.
+    fn put_entry(
+        &self,
+        name: EntryName,
+        content: Option<Bytes>,
+        builds_on: u64,
+    ) -> impl Future<Output = Result<(), EntryError>> + Send;
 
     /// Replaces what this instance says of itself.
     fn report(&self, content: Bytes) -> impl Future<Output = Result<(), Error>> + Send;
@@ -63,6 +68,8 @@ pub struct Deployed {
     pub deployments: Vec<Deployment>,
     /// All entries, by name.
     pub entries: Vec<Entry>,
+    /// Where the log was when the entries were so. What is changed of them builds on it.
+    pub entries_at: u64,
     /// Whether this process has seen entries that are gone although nobody removed them: somebody emptied the log.
     pub entries_lost: bool,
 }
@@ -146,6 +153,17 @@ pub struct Report {
     pub at: Timestamp,
     /// What. Its meaning is not the log's to know.
     pub content: Bytes,
+}
+
+/// Why an entry was not changed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum EntryError {
+    /// Somebody else changed one meanwhile. It is as it was.
+    #[error("others change entries of the log at the same time")]
+    Conflict,
+    /// The log could not act, or it is not known whether it did.
+    #[error(transparent)]
+    Broker(#[from] Error),
 }
 
 /// Why a deployment was not stored.

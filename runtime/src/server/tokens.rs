@@ -10,7 +10,7 @@ use millrace_core::access::{Token, TokenId, Tokens};
 use tokio::sync::watch;
 
 use crate::api::Keyring;
-use crate::broker::{Deployed, EntryName, Error, Log};
+use crate::broker::{Deployed, EntryError, EntryName, Error, Log};
 
 /// When the log is asked again that did not answer.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
@@ -46,16 +46,17 @@ impl<L> Keys<L> {
         Self { log, known: Arc::default() }
     }
 
-    /// Takes over what was read, unless something newer is known.
-    pub(super) fn take_over(&self, deployed: &Deployed) {
+    /// Takes over what was read, unless something newer is known. Answers with what was read.
+    pub(super) fn take_over(&self, deployed: &Deployed) -> Arc<Tokens> {
         let entries = deployed.entries.iter().map(|entry| (entry.name.as_str(), &entry.content[..]));
         let mut tokens = Tokens::read(entries);
         if deployed.entries_lost {
             tokens = tokens.after_a_loss();
         }
+        let tokens = Arc::new(tokens);
         let mut known = self.known.write().unwrap_or_else(PoisonError::into_inner);
         if deployed.seen < known.seen {
-            return;
+            return tokens;
         }
         if known.tokens.count() > 0 && deployed.entries_lost && tokens.count() == 0 {
             tracing::error!(
@@ -63,7 +64,8 @@ impl<L> Keys<L> {
                  starts anew; http.admin-token-file gives it one that is not in the log."
             );
         }
-        *known = Known { seen: deployed.seen, tokens: Arc::new(tokens) };
+        *known = Known { seen: deployed.seen, tokens: Arc::clone(&tokens) };
+        tokens
     }
 
     fn current(&self) -> Arc<Tokens> {
@@ -95,9 +97,9 @@ impl<L: Log> Keys<L> {
         }
     }
 
-    async fn read(&self) -> Result<(), Error> {
-        self.take_over(&self.log.deployments(None).await?);
-        Ok(())
+    async fn read(&self) -> Result<(Arc<Tokens>, u64), Error> {
+        let deployed = self.log.deployments(None).await?;
+        Ok((self.take_over(&deployed), deployed.entries_at))
     }
 }
 
@@ -106,21 +108,18 @@ impl<L: Log> Keyring for Keys<L> {
         self.current()
     }
 
-    fn refresh(&self) -> BoxFuture<'_, Result<Arc<Tokens>, Error>> {
-        async move {
-            self.read().await?;
-            Ok(self.current())
-        }
-        .boxed()
+    fn refresh(&self) -> BoxFuture<'_, Result<(Arc<Tokens>, u64), Error>> {
+        self.read().boxed()
     }
 
-    fn put(&self, id: TokenId, token: Option<Token>) -> BoxFuture<'_, Result<(), Error>> {
+    fn put(&self, id: TokenId, token: Option<Token>, builds_on: u64) -> BoxFuture<'_, Result<(), EntryError>> {
         async move {
-            let name: EntryName = id.entry().parse().map_err(Error::Transient)?;
-            let put = self.log.put_entry(name, token.map(|token| token.encode().into())).await;
+            let name: EntryName = id.entry().parse().map_err(Error::Fatal)?;
+            let put = self.log.put_entry(name, token.map(|token| token.encode().into()), builds_on).await;
             // If it is not known whether it was written, what is there counts.
             let read = self.read().await;
-            put.and(read)
+            put?;
+            Ok(read.map(drop)?)
         }
         .boxed()
     }

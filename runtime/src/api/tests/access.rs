@@ -17,30 +17,37 @@ use super::super::types::{self, TokenMade, TokenRevoked};
 use super::super::{Api, ApiOptions};
 use super::letters::letter;
 use super::{Answer, NOW, Server};
-use crate::broker::{Error, LetterStatus};
+use crate::broker::{EntryError, Error, LetterStatus};
 use millrace_core::outcome::Category;
 
 /// Keeps tokens in memory.
 #[derive(Debug, Default)]
-pub(super) struct Ring(Mutex<BTreeMap<String, Vec<u8>>>);
+pub(super) struct Ring {
+    /// By names of entries, and how often they were changed.
+    kept: Mutex<(BTreeMap<String, Vec<u8>>, u64)>,
+    /// What others do before the next changes.
+    others: Mutex<Vec<(TokenId, Option<Token>)>>,
+}
 
 impl Keyring for Ring {
     fn tokens(&self) -> Arc<Tokens> {
-        let kept = self.0.lock().unwrap();
+        let (kept, _) = &*self.kept.lock().unwrap();
         Arc::new(Tokens::read(kept.iter().map(|(name, content)| (name.as_str(), &content[..]))))
     }
 
-    fn refresh(&self) -> BoxFuture<'_, Result<Arc<Tokens>, Error>> {
-        async { Ok(self.tokens()) }.boxed()
+    fn refresh(&self) -> BoxFuture<'_, Result<(Arc<Tokens>, u64), Error>> {
+        async { Ok((self.tokens(), self.kept.lock().unwrap().1)) }.boxed()
     }
 
-    fn put(&self, id: TokenId, token: Option<Token>) -> BoxFuture<'_, Result<(), Error>> {
-        let mut kept = self.0.lock().unwrap();
-        match token {
-            Some(token) => kept.insert(id.entry(), token.encode()),
-            None => kept.remove(&id.entry()),
-        };
-        async { Ok(()) }.boxed()
+    fn put(&self, id: TokenId, token: Option<Token>, builds_on: u64) -> BoxFuture<'_, Result<(), EntryError>> {
+        if let Some((id, token)) = self.others.lock().unwrap().pop() {
+            self.set(&id, token);
+        }
+        let is_late = self.kept.lock().unwrap().1 != builds_on;
+        if !is_late {
+            self.set(&id, token);
+        }
+        async move { if is_late { Err(EntryError::Conflict) } else { Ok(()) } }.boxed()
     }
 }
 
@@ -49,8 +56,17 @@ impl Ring {
     pub(super) fn add(&self, seed: u8, token: Token) -> String {
         let shown = Shown::of_random([seed; 6], [seed; 32]);
         let token = Token { secret: shown.secret(), ..token };
-        self.put(shown.id.clone(), Some(token)).now_or_never().unwrap().unwrap();
+        self.set(&shown.id, Some(token));
         shown.text()
+    }
+
+    fn set(&self, id: &TokenId, token: Option<Token>) {
+        let (kept, changes) = &mut *self.kept.lock().unwrap();
+        *changes += 1;
+        match token {
+            Some(token) => kept.insert(id.entry(), token.encode()),
+            None => kept.remove(&id.entry()),
+        };
     }
 }
 
@@ -151,7 +167,7 @@ async fn each_route_is_for_whom_the_table_says() {
     let elsewhere = Role::ALL.map(|role| (role, ring.add(10 + role as u8, only(&[role], &["other.*"], &["other*"]))));
     let expired = ring.add(20, Token { expires_ms: Some(NOW.as_millis()), ..token(&Role::ALL) });
     let revoked = ring.add(21, token(&Role::ALL));
-    ring.put("151515151515".parse().unwrap(), None).await.unwrap();
+    ring.set(&"151515151515".parse().unwrap(), None);
     let wrong = format!("{}{}", &plain[4].1[..20], "0".repeat(plain[4].1.len() - 20));
     let bad = [
         None,
@@ -462,6 +478,34 @@ async fn tokens_are_made_shown_once_listed_and_revoked() {
     assert_eq!(server.get("/v1/functions").await.status, 200);
 }
 
+#[tokio::test]
+async fn whoever_changes_tokens_sees_what_others_changed_at_the_same_time() {
+    let id = |seed: u8| Shown::of_random([seed; 6], [seed; 32]).id;
+    let admin = |seed: u8| Token { secret: Shown::of_random([seed; 6], [seed; 32]).secret(), ..token(&[Role::Admin]) };
+    let others = |ring: &Ring, done: Vec<(TokenId, Option<Token>)>| *ring.others.lock().unwrap() = done;
+    // Two who make the first one at once.
+    let (server, ring) = start(AccessOptions::default()).await;
+    others(&ring, vec![(id(1), Some(admin(1)))]);
+    let body = json!({"name": "x", "roles": ["admin"]}).to_string();
+    assert_eq!(ask(&server, "POST", "/v1/tokens", None, &body).await.summary(), "401 unauthenticated");
+    assert_eq!(ring.tokens().count(), 1);
+    // Two who revoke the last two of administrators at once, while there are others.
+    let first = ring.add(1, admin(1));
+    ring.add(2, admin(2));
+    ring.add(3, token(&[Role::View]));
+    others(&ring, vec![(id(2), None)]);
+    let answer = with_token(&server, "DELETE", "/v1/tokens/010101010101", &first, json!({})).await;
+    assert_eq!(answer.summary(), "409 lockout");
+    // What does no harm is done all the same, unless it never ends.
+    others(&ring, (4..6).map(|seed| (id(seed), Some(admin(seed)))).collect());
+    let answer = with_token(&server, "POST", "/v1/tokens", &first, json!({"name": "x", "roles": ["view"]})).await;
+    assert_eq!((answer.status, ring.tokens().count()), (201, 5));
+    others(&ring, (10..200).map(|seed| (id(seed), Some(admin(seed)))).collect());
+    let answer = with_token(&server, "DELETE", "/v1/tokens/030303030303", &first, json!({})).await;
+    assert!(answer.status == 503 && answer.problem().detail.contains("others change tokens"), "{answer:?}");
+    assert!(ring.tokens().has(&id(3)));
+}
+
 fn made(answer: &Answer) -> TokenMade {
     assert_eq!(answer.status, 201, "{answer:?}");
     answer.json()
@@ -476,12 +520,12 @@ impl Keyring for Behind {
         Arc::clone(&self.0)
     }
 
-    fn refresh(&self) -> BoxFuture<'_, Result<Arc<Tokens>, Error>> {
+    fn refresh(&self) -> BoxFuture<'_, Result<(Arc<Tokens>, u64), Error>> {
         self.1.refresh()
     }
 
-    fn put(&self, id: TokenId, token: Option<Token>) -> BoxFuture<'_, Result<(), Error>> {
-        self.1.put(id, token)
+    fn put(&self, id: TokenId, token: Option<Token>, builds_on: u64) -> BoxFuture<'_, Result<(), EntryError>> {
+        self.1.put(id, token, builds_on)
     }
 }
 
@@ -506,7 +550,7 @@ async fn an_administrator_that_was_revoked_or_expired_meanwhile_touches_no_token
     let demoted = ring.add(2, token(&[Role::Admin]));
     let expired = ring.add(3, token(&[Role::Admin]));
     let before = ring.tokens();
-    ring.put("010101010101".parse().unwrap(), None).await.unwrap();
+    ring.set(&"010101010101".parse().unwrap(), None);
     ring.add(2, token(&[Role::View]));
     ring.add(3, Token { expires_ms: Some(NOW.as_millis()), ..token(&[Role::Admin]) });
     let admin = ring.add(4, token(&[Role::Admin]));
@@ -533,12 +577,12 @@ impl Keyring for Emptied {
         Arc::new(Tokens::clone(&self.0.tokens()).after_a_loss())
     }
 
-    fn refresh(&self) -> BoxFuture<'_, Result<Arc<Tokens>, Error>> {
-        async { Ok(self.tokens()) }.boxed()
+    fn refresh(&self) -> BoxFuture<'_, Result<(Arc<Tokens>, u64), Error>> {
+        async { Ok((self.tokens(), self.0.refresh().await?.1)) }.boxed()
     }
 
-    fn put(&self, id: TokenId, token: Option<Token>) -> BoxFuture<'_, Result<(), Error>> {
-        self.0.put(id, token)
+    fn put(&self, id: TokenId, token: Option<Token>, builds_on: u64) -> BoxFuture<'_, Result<(), EntryError>> {
+        self.0.put(id, token, builds_on)
     }
 }
 

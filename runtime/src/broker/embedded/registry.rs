@@ -12,7 +12,7 @@ use super::state::State;
 use super::storage::{Op, Table, prefixed};
 use super::{component, deployment, entry};
 use crate::broker::deployments::check_entry;
-use crate::broker::{DeployError, Deployed, Deployment, Deployments, Entry, EntryName, Error, Report};
+use crate::broker::{DeployError, Deployed, Deployment, Deployments, Entry, EntryError, EntryName, Error, Report};
 
 /// The one instance there is.
 const INSTANCE: &str = "embedded";
@@ -87,9 +87,9 @@ impl Deployments for EmbeddedLog {
         .await?
     }
 
-    async fn put_entry(&self, name: EntryName, content: Option<Bytes>) -> Result<(), Error> {
+    async fn put_entry(&self, name: EntryName, content: Option<Bytes>, builds_on: u64) -> Result<(), EntryError> {
         check_entry(content.as_ref())?;
-        self.alone(move |committer| committer.put_entry(&name, content.as_deref())).await?
+        self.alone(move |committer| committer.put_entry(&name, content.as_deref(), builds_on)).await?
     }
 
     async fn report(&self, content: Bytes) -> Result<(), Error> {
@@ -108,8 +108,10 @@ fn unreadable(table: Table, e: impl std::fmt::Display) -> Error {
 }
 
 fn deployed(state: &State, seen: u64) -> Result<Deployed, Error> {
+    // Before the entries are read: if one is changed meanwhile, whoever builds on these is told.
+    let entries_at = state.entries_at();
     // Nobody else writes to it while it is open.
-    Ok(Deployed { seen, deployments: deployments(state)?, entries: entries(state)?, entries_lost: false })
+    Ok(Deployed { seen, deployments: deployments(state)?, entries: entries(state)?, entries_at, entries_lost: false })
 }
 
 fn deployments(state: &State) -> Result<Vec<Deployment>, Error> {
@@ -137,14 +139,17 @@ fn entries(state: &State) -> Result<Vec<Entry>, Error> {
 }
 
 impl Committer {
-    fn put_entry(&mut self, name: &EntryName, content: Option<&[u8]>) -> Result<(), Error> {
+    fn put_entry(&mut self, name: &EntryName, content: Option<&[u8]>, builds_on: u64) -> Result<(), EntryError> {
+        if self.state.entries_at() != builds_on {
+            return Err(EntryError::Conflict);
+        }
         let key = entry::key(name);
         let op = match content {
             Some(content) => Op::Put(Table::State, key.clone().into(), entry::encode(&key, content)),
             None => Op::Remove(Table::State, key.into()),
         };
         self.write(vec![op])?;
-        self.state.deployment_added();
+        self.state.entry_changed();
         Ok(())
     }
 

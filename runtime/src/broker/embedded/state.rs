@@ -32,6 +32,8 @@ pub(super) struct State {
     cleared_at: Mutex<Option<Timestamp>>,
     /// Rises with each deployment and each change of an entry.
     deployments: watch::Sender<u64>,
+    /// Rises with each change of an entry.
+    entries_at: AtomicU64,
     /// What this process says of itself. Nobody else asks, so it need not be on disk.
     report: Mutex<Option<Report>>,
 }
@@ -180,6 +182,7 @@ impl State {
             fatal: watch::Sender::new(None),
             cleared_at: Mutex::default(),
             deployments: watch::Sender::new(1),
+            entries_at: AtomicU64::default(),
             report: Mutex::default(),
         }
     }
@@ -190,6 +193,15 @@ impl State {
 
     pub(super) fn deployment_added(&self) {
         self.deployments.send_modify(|count| *count += 1);
+    }
+
+    pub(super) fn entries_at(&self) -> u64 {
+        self.entries_at.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn entry_changed(&self) {
+        self.entries_at.fetch_add(1, Ordering::SeqCst);
+        self.deployment_added();
     }
 
     pub(super) fn set_report(&self, report: Report) {

@@ -7,7 +7,7 @@
 //!
 //! What was read is kept, so that whoever follows what runs asks for the topic's end now and then, and reads what is new.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -25,10 +25,12 @@ use super::record::Placed;
 use super::topics::{self, Needed};
 use crate::broker::deployments::check_entry;
 use crate::broker::frame::{Corrupt, Decoder, Encoder};
-use crate::broker::{DeployError, Deployed, Deployment, Deployments, Entry, EntryName, Error, Report};
+use crate::broker::{DeployError, Deployed, Deployment, Deployments, Entry, EntryError, EntryName, Error, Report};
 
 const KIND: &str = "a deployment";
 const VERSION: u8 = 1;
+/// Records of entries of which it is known that they count: whoever wrote one asks at once.
+const COUNTED_MAX: usize = 1000;
 /// Between two looks for another deployment.
 const LOOK_AGAIN: Duration = Duration::from_millis(400);
 
@@ -53,6 +55,10 @@ pub(super) struct Registry {
     deployments: BTreeMap<u64, Deployment>,
     components: BTreeMap<Digest, Stored>,
     entries: BTreeMap<EntryName, Bytes>,
+    /// The offset after the last record of any entry, whether it counts or not.
+    entries_at: u64,
+    /// Offsets of the latest records of entries that count.
+    counted: BTreeSet<u64>,
     /// Whether there were entries in a topic that was made anew.
     entries_lost: bool,
     /// How often there were other deployments or entries since the process began.
@@ -65,7 +71,7 @@ impl Fold for Registry {
         let value = record.value.as_deref().unwrap_or_default();
         let taken = match (components::digest_of(&key), entries::name_of(&key)) {
             (Some(digest), _) => self.take_component(digest, value),
-            (None, Some(name)) => self.take_entry(name, value),
+            (None, Some(name)) => self.take_entry(offset, name, value),
             (None, None) => self.take_deployment(offset, &key, value),
         };
         if let Err(error) = taken {
@@ -99,12 +105,23 @@ impl Registry {
         Ok(())
     }
 
-    fn take_entry(&mut self, name: Result<EntryName, String>, value: &[u8]) -> Result<(), String> {
-        let name = name?;
+    fn take_entry(&mut self, offset: u64, name: Result<EntryName, String>, value: &[u8]) -> Result<(), String> {
+        let before = std::mem::replace(&mut self.entries_at, offset + 1);
         self.changes += 1;
+        let name = name?;
         match entries::decode(&name, value) {
-            Ok(Some(content)) => drop(self.entries.insert(name, content)),
-            Ok(None) => drop(self.entries.remove(&name)),
+            // Somebody else was quicker.
+            Ok((builds_on, _)) if !(before..=offset).contains(&builds_on) => {}
+            Ok((_, content)) => {
+                match content {
+                    Some(content) => drop(self.entries.insert(name, content)),
+                    None => drop(self.entries.remove(&name)),
+                }
+                self.counted.insert(offset);
+                if self.counted.len() > COUNTED_MAX {
+                    self.counted.pop_first();
+                }
+            }
             Err(error) => {
                 // Without a content it means nothing to anybody. Were it not there, a token that cannot be read would be none.
                 self.entries.insert(name, Bytes::new());
@@ -123,7 +140,8 @@ impl Registry {
         let mut deployments: Vec<_> = self.deployments.values().cloned().collect();
         deployments.sort_by(|a, b| (&a.function, a.number).cmp(&(&b.function, b.number)));
         let entries = self.entries.iter().map(|(name, content)| Entry { name: name.clone(), content: content.clone() });
-        Deployed { seen: self.changes, deployments, entries: entries.collect(), entries_lost: self.entries_lost }
+        let (seen, entries_at, entries_lost) = (self.changes, self.entries_at, self.entries_lost);
+        Deployed { seen, deployments, entries: entries.collect(), entries_at, entries_lost }
     }
 
     /// What became of a record that proposed a deployment.
@@ -254,16 +272,21 @@ impl Deployments for KafkaLog {
         self.remove_upload(digest).await
     }
 
-    async fn put_entry(&self, name: EntryName, content: Option<Bytes>) -> Result<(), Error> {
+    async fn put_entry(&self, name: EntryName, content: Option<Bytes>, builds_on: u64) -> Result<(), EntryError> {
         check_entry(content.as_ref())?;
         let topic = self.registry_topic()?;
         self.make_own(Needed::registry(topic.clone())).await?;
-        let value = entries::encode(&name, content.as_deref());
+        let value = entries::encode(&name, content.as_deref(), builds_on);
         let record = plain(self.clock().now(), Some(entries::key(&name).into()), value);
         let offsets = self.write_own("an entry", vec![Placed { topic, partition: 0, record }]).await?;
         let untold = || Error::Transient("Kafka does not tell where an entry is".to_owned());
         let offset = offsets.first().copied().ok_or_else(untold)?;
-        self.asking(move |log| lock(&log.0.registry).catch_up_beyond(log, offset)).await
+        let counts = self.asking(move |log| {
+            let mut registry = lock(&log.0.registry);
+            registry.catch_up_beyond(log, offset)?;
+            Ok(registry.fold.counted.contains(&offset))
+        });
+        if counts.await? { Ok(()) } else { Err(EntryError::Conflict) }
     }
 
     async fn report(&self, content: Bytes) -> Result<(), Error> {
@@ -324,13 +347,16 @@ mod tests {
     fn of_what_was_written_under_one_name_the_last_counts() {
         let mut registry = Registry::default();
         let name: EntryName = "token.1".parse().unwrap();
-        let entry =
-            |content| plain(Timestamp::EPOCH, Some(entries::key(&name).into()), entries::encode(&name, content));
+        let entry = |content, builds_on| {
+            let value = entries::encode(&name, content, builds_on);
+            plain(Timestamp::EPOCH, Some(entries::key(&name).into()), value)
+        };
         for (offset, content, expected) in
             [(0, Some(&b"a"[..]), &[&b"a"[..]][..]), (1, Some(b"b"), &[b"b"]), (2, None, &[]), (3, Some(b"c"), &[b"c"])]
         {
-            registry.take(offset, &entry(content));
+            registry.take(offset, &entry(content, offset));
             let deployed = registry.deployed();
+            assert_eq!(deployed.entries_at, offset + 1);
             assert_eq!(deployed.entries.iter().map(|one| &one.content[..]).collect::<Vec<_>>(), expected);
             assert_eq!((deployed.seen, deployed.deployments), (offset + 1, Vec::new()));
         }
@@ -343,6 +369,46 @@ mod tests {
         let mut registry = Registry::default();
         registry.begin_anew();
         assert!(!registry.deployed().entries_lost, "there was nothing");
+    }
+
+    #[test]
+    fn of_entries_that_build_on_the_same_the_first_counts_whatever_they_are_called() {
+        let mut registry = Registry::default();
+        let name = |text: &str| text.parse::<EntryName>().unwrap();
+        let entry = |text: &str, builds_on| {
+            let value = entries::encode(&name(text), Some(b"x"), builds_on);
+            plain(Timestamp::EPOCH, Some(entries::key(&name(text)).into()), value)
+        };
+        let names = |registry: &Registry| -> Vec<String> {
+            registry.deployed().entries.iter().map(|entry| entry.name.to_string()).collect()
+        };
+        for (offset, text, builds_on, expected) in [
+            (3, "a", 0, &["a"][..]),
+            // It knew nothing of `a`.
+            (5, "b", 0, &["a"]),
+            // Nor this one of `b`, of which a reader that has less than this one cannot know that it does not count.
+            (7, "b", 4, &["a"]),
+            (9, "b", 8, &["a", "b"]),
+            (11, "c", 11, &["a", "b", "c"]),
+            // No reader can have been there.
+            (13, "d", 14, &["a", "b", "c"]),
+        ] {
+            registry.take(offset, &entry(text, builds_on));
+            assert_eq!(names(&registry), expected, "{offset}");
+            assert_eq!(
+                registry.counted.contains(&offset),
+                expected.contains(&text) && registry.entries_at == offset + 1
+            );
+        }
+        assert_eq!(registry.counted, BTreeSet::from([3, 9, 11]));
+        // Deployments are something else.
+        registry.take(15, &record(0, "a"));
+        registry.take(17, &entry("d", 14));
+        assert_eq!(names(&registry), ["a", "b", "c", "d"]);
+        // Of what cannot be read nobody knows what it builds on.
+        registry.take(19, &plain(Timestamp::EPOCH, Some(entries::key(&name("e")).into()), Bytes::from_static(b"?")));
+        registry.take(21, &entry("f", 18));
+        assert_eq!(names(&registry), ["a", "b", "c", "d", "e"]);
     }
 
     #[test]

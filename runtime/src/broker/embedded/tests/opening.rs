@@ -8,7 +8,7 @@ use millrace_core::limits;
 
 use super::super::{EmbeddedLog, OpenError, Options};
 use super::support::*;
-use crate::broker::{DeployError, Deployed, Deployment, Deployments as _, Entry, EntryName};
+use crate::broker::{DeployError, Deployed, Deployment, Deployments as _, Entry, EntryError, EntryName};
 
 fn refusal(options: Options) -> OpenError {
     EmbeddedLog::open(options).unwrap_err()
@@ -153,11 +153,15 @@ async fn of_what_is_put_under_one_name_the_last_is_kept_and_whoever_waits_is_tol
     let mut seen = log.deployments(None).await.unwrap().seen;
     for (name, content) in [(&one, content("a")), (&two, content("b")), (&one, content("c")), (&two, None)] {
         assert!(log.deployments(Some(seen)).now_or_never().is_none(), "there is no other yet");
-        log.put_entry(name.clone(), content).await.unwrap();
+        let at = log.deployments(None).await.unwrap().entries_at;
+        log.put_entry(name.clone(), content.clone(), at).await.unwrap();
         seen = log.deployments(Some(seen)).await.unwrap().seen;
+        let late = log.put_entry(two.clone(), content, at).await.unwrap_err();
+        assert!(matches!(late, EntryError::Conflict), "{late}");
     }
+    let at = log.deployments(None).await.unwrap().entries_at;
     let large = Bytes::from(vec![0; limits::ENTRY_MAX_BYTES + 1]);
-    assert!(log.put_entry(two, Some(large)).await.is_err());
+    assert!(log.put_entry(two, Some(large), at).await.is_err());
     let log = reopen(&dir, log);
     let Deployed { deployments, entries, .. } = log.deployments(None).await.unwrap();
     assert_eq!((deployments, entries), (Vec::new(), vec![Entry { name: one, content: content("c").unwrap() }]));

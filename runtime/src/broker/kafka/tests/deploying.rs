@@ -19,7 +19,7 @@ use super::super::record::Placed;
 use super::super::topics::Needed;
 use super::super::{KafkaLog, native};
 use super::support::*;
-use crate::broker::{Catalog, DeployError, Deployed, Deployments, Entry, EntryName, Error};
+use crate::broker::{Catalog, DeployError, Deployed, Deployments, Entry, EntryError, EntryName, Error};
 
 /// Short for what must not come, and longer than it takes if it does.
 const A_WHILE: Duration = Duration::from_millis(1500);
@@ -137,7 +137,8 @@ async fn whoever_follows_wakes_within_a_second_when_an_entry_changes_elsewhere()
     for (turn, text) in [Some("one"), Some("two"), None].into_iter().enumerate() {
         let waiting = second.clone();
         let following = tokio::spawn(async move { deployed(&waiting, Some(seen)).await });
-        within(first.put_entry(name.clone(), text.map(content))).await.unwrap();
+        let at = deployed(&first, None).await.entries_at;
+        within(first.put_entry(name.clone(), text.map(content), at)).await.unwrap();
         let written = std::time::Instant::now();
         let expected: Vec<_> =
             text.map(|text| Entry { name: name.clone(), content: content(text) }).into_iter().collect();
@@ -171,11 +172,32 @@ async fn of_two_that_deploy_on_the_same_one_wins_and_both_see_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn of_two_that_change_entries_at_once_one_wins_and_both_see_the_same() {
+    let Some(cluster) = Cluster::find() else { return };
+    let (first, second) = (cluster.open().await, cluster.open().await);
+    for turn in 0..5 {
+        let at = deployed(&first, None).await.entries_at;
+        assert_eq!(deployed(&second, None).await.entries_at, at);
+        let put = |log: &KafkaLog, name: String| {
+            let log = log.clone();
+            async move { within(log.put_entry(name.parse().unwrap(), Some(content("x")), at)).await }
+        };
+        let (a, b) = tokio::join!(put(&first, format!("a.{turn}")), put(&second, format!("b.{turn}")));
+        let (won, lost) = if a.is_ok() { ("a", b) } else { ("b", a) };
+        assert!(matches!(lost, Err(EntryError::Conflict)), "{lost:?}");
+        let (seen, again) = (deployed(&first, None).await.entries, deployed(&second, None).await.entries);
+        assert_eq!(seen, again);
+        assert_eq!(seen.iter().filter(|entry| entry.name.as_str().ends_with(&turn.to_string())).count(), 1);
+        assert!(seen.iter().any(|entry| entry.name.as_str() == format!("{won}.{turn}")));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_registry_that_is_made_anew_is_read_from_its_beginning() {
     let Some(cluster) = Cluster::find() else { return };
     let (first, second) = (cluster.open().await, cluster.open().await);
     deploy(&first, 0, "old").await.unwrap();
-    within(first.put_entry("token.07".parse().unwrap(), Some(content("one")))).await.unwrap();
+    within(first.put_entry("token.07".parse().unwrap(), Some(content("one")), 0)).await.unwrap();
     let old = deployed(&second, None).await;
     assert_eq!((old.entries.len(), old.entries_lost), (1, false));
     let registry = first.registry_topic().unwrap();
