@@ -50,6 +50,8 @@ pub const TOKENS_MAX: usize = 1000;
 pub const TOKEN_NAME_MAX_BYTES: usize = 100;
 /// Longest time for which a token that expires holds.
 pub const TOKEN_EXPIRY_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+/// How long making or revoking one may take: less than the command line waits for the answer.
+pub const TOKEN_CHANGE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Patterns of one kind, for functions or for topics, of one token.
 pub const TOKEN_PATTERNS_MAX: usize = 32;
 /// Shortest administrator's token of the configuration, which people make up themselves.

@@ -7,7 +7,7 @@ use axum::http::header::{CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{HeaderValue, StatusCode};
 use axum::response::{IntoResponse, Response};
 
-use super::types::{PROBLEM_PREFIX, PROBLEM_TYPE, Problem};
+use super::types::{Hidden, PROBLEM_PREFIX, PROBLEM_TYPE, Problem};
 use crate::broker::{CatalogError, Error, PublishError};
 
 /// After this time something else may have made room.
@@ -98,12 +98,13 @@ pub(super) struct Refusal {
     detail: String,
     index: Option<usize>,
     retry_after: Option<Duration>,
+    token: Option<Hidden>,
 }
 
 impl Refusal {
     /// `detail` says what is wrong this time, and what to do.
     pub(super) fn new(kind: Kind, detail: impl fmt::Display) -> Self {
-        Self { kind, detail: detail.to_string(), index: None, retry_after: None }
+        Self { kind, detail: detail.to_string(), index: None, retry_after: None, token: None }
     }
 
     /// A parameter, header or body that does not follow the rules.
@@ -128,6 +129,11 @@ impl Refusal {
 
     fn retry_later(self) -> Self {
         Self { retry_after: Some(LATER), ..self }
+    }
+
+    /// The same, with the token that may have been made. Another try would make another one.
+    pub(super) fn with_token(self, token: String) -> Self {
+        Self { token: Some(Hidden(token)), retry_after: None, ..self }
     }
 
     /// The same, with whom it is about.
@@ -202,6 +208,7 @@ impl IntoResponse for Refusal {
             status: status.as_u16(),
             detail: self.detail,
             index: self.index,
+            token: self.token,
         };
         let body = serde_json::to_vec(&problem).unwrap_or_default();
         let mut response = (status, [(CONTENT_TYPE, PROBLEM_TYPE)], body).into_response();

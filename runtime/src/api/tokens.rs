@@ -30,6 +30,20 @@ impl From<Lockout> for Refusal {
     }
 }
 
+/// Why a token was not made or revoked.
+enum Unchanged {
+    /// Nothing was done.
+    Refused(Refusal),
+    /// It can be done all the same.
+    Unsure(Error),
+}
+
+impl From<Refusal> for Unchanged {
+    fn from(refusal: Refusal) -> Self {
+        Self::Refused(refusal)
+    }
+}
+
 impl<B, R> Shared<B, R> {
     /// All tokens as the log has them, for somebody who may see and change them by what it has, and not only by what was known here when
     /// the request came: since then, or on another instance, the first token can have been made, or the caller's own one revoked.
@@ -49,8 +63,20 @@ impl<B, R> Shared<B, R> {
         caller: &Caller,
         id: &TokenId,
         token: Option<Token>,
+        may: impl FnMut(&Tokens) -> Result<(), Refusal> + Send,
+    ) -> Result<(), Unchanged> {
+        let changing = self.change_however_long(caller, id, token, may);
+        let late = |_| Unchanged::Unsure(Error::Transient("the log did not answer in time".to_owned()));
+        tokio::time::timeout(limits::TOKEN_CHANGE_TIMEOUT, changing).await.map_err(late)?
+    }
+
+    async fn change_however_long(
+        &self,
+        caller: &Caller,
+        id: &TokenId,
+        token: Option<Token>,
         mut may: impl FnMut(&Tokens) -> Result<(), Refusal> + Send,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), Unchanged> {
         let keyring = self.keyring()?;
         let _deciding = self.access.deciding.lock().await;
         for _ in 0..TRIES_MAX {
@@ -59,10 +85,11 @@ impl<B, R> Shared<B, R> {
             match keyring.put(id.clone(), token.clone(), at).await {
                 Ok(()) => return Ok(()),
                 Err(EntryError::Conflict) => {}
-                Err(EntryError::Broker(error)) => return Err(error.into()),
+                Err(EntryError::Broker(error)) => return Err(Unchanged::Unsure(error)),
             }
         }
-        Err(Error::Transient("others change tokens all the time; nothing was done".to_owned()).into())
+        let error = Error::Transient("others change tokens all the time; nothing was done".to_owned());
+        Err(Unchanged::Refused(error.into()))
     }
 
     fn keyring(&self) -> Result<&dyn Keyring, Refusal> {
@@ -119,11 +146,15 @@ pub(super) async fn create<B: Broker + Catalog, R: Revision>(
     let answer = types::TokenMade { token: new.text(), made: shown(&new.id, &token, now) };
     let may = |tokens: &Tokens| Ok(tokens.may_add(&token, api.access.has_administrator())?);
     let made = api.change(&caller, &new.id, Some(token.clone()), may).await;
-    made.map_err(|refusal| {
-        let id = &new.id;
-        let what =
-            format_args!("`millrace tokens list` shows whether {id} is there; revoke it then, and make another one");
-        if refusal.is(Kind::LogUnavailable) { refusal.and(what) } else { refusal }
+    made.map_err(|unchanged| match unchanged {
+        Unchanged::Refused(refusal) => refusal,
+        // If it is there, and the first one, nobody gets in without it.
+        Unchanged::Unsure(error) => Refusal::from(error).and(format_args!(
+            "it is not known whether token {id} was made, which is in `token`: keep it. `millrace tokens list` shows whether it is \
+             there, with that token if no other one is needed. Who has lost the first one gives the server `http.admin-token-file` \
+             and starts it again",
+            id = new.id
+        )).with_token(new.text()),
     })?;
     tracing::info!(token = %new.id, name = answer.made.name, by = caller.name(), "A token was made.");
     Ok((StatusCode::CREATED, Json(answer)).into_response())
@@ -205,7 +236,12 @@ pub(super) async fn revoke<B: Broker + Catalog, R: Revision>(
         trail.detail(name.as_deref().unwrap_or_default());
         Ok(())
     };
-    api.change(&caller, &id, None, may).await?;
+    api.change(&caller, &id, None, may).await.map_err(|unchanged| match unchanged {
+        Unchanged::Refused(refusal) => refusal,
+        Unchanged::Unsure(error) => {
+            Refusal::from(error).and("it is not known whether it was revoked: `millrace tokens list` shows that")
+        }
+    })?;
     tracing::info!(token = %id, name, by = caller.name(), "A token was revoked.");
     Ok(Json(types::TokenRevoked { id: id.to_string(), name: name.unwrap_or_default() }))
 }

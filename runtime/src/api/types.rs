@@ -3,6 +3,7 @@
 //! Instants are RFC 3339, durations seconds, sizes bytes.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use millrace_core::revision::Origin;
@@ -450,6 +451,20 @@ pub struct Problem {
     /// The place of the offending event in its batch, from 0.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub index: Option<usize>,
+    /// The token that was to be made, where it is not known whether it was.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub token: Option<Hidden>,
+}
+
+/// A text that is in no debug output.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Hidden(pub String);
+
+impl fmt::Debug for Hidden {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Hidden")
+    }
 }
 
 /// `PUT` and `GET /v1/components/{digest}`.

@@ -3,10 +3,10 @@
 use clap::Subcommand;
 
 use super::Context;
-use super::client::Target;
+use super::client::{Refusal, Target};
 use super::error::{Error, Exit};
 use super::format::{self, Cell, Side, Table};
-use super::output::Style;
+use super::output::{Console, Style};
 use crate::api::types::{Token, TokenMade, TokenRequest, TokenRevoked, Tokens};
 
 const EXAMPLES: &str = "\
@@ -109,8 +109,12 @@ async fn create(args: &Create, context: &mut Context) -> Result<Exit, Error> {
         topics: args.topics.clone(),
         expires_in: args.expires.clone(),
     };
-    let made: TokenMade = context.client()?.post(&Target::new(["v1", "tokens"]), &request).await?;
+    let client = context.client()?;
     let console = &mut context.console;
+    let made: TokenMade = match client.post(&Target::new(["v1", "tokens"]), &request).await {
+        Ok(made) => made,
+        Err(refusal) => return Err(not_made(refusal, console)?),
+    };
     if console.is_json() {
         console.document(&made)?;
         return Ok(Exit::Done);
@@ -122,6 +126,30 @@ async fn create(args: &Create, context: &mut Context) -> Result<Exit, Error> {
         "It is shown only this once: keep it where nobody else reads it. `millrace tokens revoke {id}` ends it."
     ))?;
     Ok(Exit::Done)
+}
+
+/// What there is to say of a token that was not made, or of which nobody knows. What the server tells of it must not be lost.
+fn not_made(refusal: Refusal, console: &mut Console) -> Result<Error, Error> {
+    match &refusal {
+        Refusal::Problem { problem, .. } => {
+            if console.is_json() && problem.token.is_some() {
+                console.document(problem)?;
+            } else if let Some(token) = &problem.token {
+                console.line(format::one_line(&token.0, 200))?;
+            }
+        }
+        Refusal::Lost { server, reason } => {
+            return Ok(Error::new(
+                Exit::Unreachable,
+                format_args!("the connection to {server} was lost, and the token may have been made: {reason}"),
+                "`millrace tokens list` shows whether it is there: revoke it then, and make another one. If it was the first one and nobody \
+                 gets in any more, give the server http.admin-token-file, and start it again",
+            ));
+        }
+        Refusal::Unreachable { .. } | Refusal::Foreign { .. } => {}
+    }
+    console.flush()?;
+    Ok(refusal.into())
 }
 
 async fn list(context: &mut Context) -> Result<Exit, Error> {
@@ -207,6 +235,24 @@ mod tests {
         let asked = server.asked();
         assert_eq!(asked[0].line, "POST /v1/tokens");
         assert_eq!(asked[0].body, r#"{"name":"ci","roles":["deploy"],"functions":["shop.*"],"expires_in":"90d"}"#);
+    }
+
+    #[tokio::test]
+    async fn a_token_of_which_nobody_knows_whether_it_was_made_is_shown_all_the_same() {
+        let problem = serde_json::json!({
+            "type": "https://millrace.dev/problems/log-unavailable", "title": "t", "status": 503, "detail": "nobody knows", "token": SECRET
+        });
+        let server = Server::answering([Answer::text(503, &problem.to_string())]).await;
+        let ran = server.run(&["tokens", "create", "ada", "--role", "admin"]).await;
+        assert_eq!((ran.exit, ran.out.as_str()), (Exit::Failed, "mr_070707070707_0707\n"));
+        assert!(
+            ran.err.contains("nobody knows") && !ran.err.contains("try again") && !ran.err.contains(SECRET),
+            "{}",
+            ran.err
+        );
+        let server = Server::answering([Answer::broken_off()]).await;
+        let err = server.run(&["tokens", "create", "ada", "--role", "admin"]).await.refused(Exit::Unreachable);
+        assert!(err.contains("the token may have been made") && err.contains("http.admin-token-file"), "{err}");
     }
 
     #[tokio::test]

@@ -1,9 +1,10 @@
 //! Who may do what: each route with each kind of token.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
-use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, WWW_AUTHENTICATE};
+use axum::http::header::{AUTHORIZATION, CONTENT_TYPE, RETRY_AFTER, WWW_AUTHENTICATE};
 use axum::http::{Method, Request};
 use bytes::Bytes;
 use futures::FutureExt as _;
@@ -27,6 +28,8 @@ pub(super) struct Ring {
     kept: Mutex<(BTreeMap<String, Vec<u8>>, u64)>,
     /// What others do before the next changes.
     others: Mutex<Vec<(TokenId, Option<Token>)>>,
+    /// Whether what is put is there, and nobody is told so.
+    loses_answers: AtomicBool,
 }
 
 impl Keyring for Ring {
@@ -47,7 +50,12 @@ impl Keyring for Ring {
         if !is_late {
             self.set(&id, token);
         }
-        async move { if is_late { Err(EntryError::Conflict) } else { Ok(()) } }.boxed()
+        let answer = match (is_late, self.loses_answers.load(Ordering::Relaxed)) {
+            (true, _) => Err(EntryError::Conflict),
+            (false, true) => Err(Error::Transient("no answer".to_owned()).into()),
+            (false, false) => Ok(()),
+        };
+        async move { answer }.boxed()
     }
 }
 
@@ -504,6 +512,26 @@ async fn whoever_changes_tokens_sees_what_others_changed_at_the_same_time() {
     let answer = with_token(&server, "DELETE", "/v1/tokens/030303030303", &first, json!({})).await;
     assert!(answer.status == 503 && answer.problem().detail.contains("others change tokens"), "{answer:?}");
     assert!(ring.tokens().has(&id(3)));
+}
+
+#[tokio::test]
+async fn whoever_is_not_told_whether_the_first_token_was_made_has_it_all_the_same() {
+    let (server, ring) = start(AccessOptions::default()).await;
+    ring.loses_answers.store(true, Ordering::Relaxed);
+    let body = json!({"name": "root", "roles": ["admin"]}).to_string();
+    let answer = ask(&server, "POST", "/v1/tokens", None, &body).await;
+    assert_eq!((answer.summary().as_str(), answer.headers.get(RETRY_AFTER)), ("503 log-unavailable", None));
+    let problem = answer.problem();
+    assert!(problem.detail.contains("`http.admin-token-file`"), "{problem:?}");
+    let root = problem.token.unwrap().0;
+    assert!(!problem.detail.contains(&root[16..]));
+    assert_eq!(with_token(&server, "GET", "/v1/tokens", &root, json!({})).await.status, 200);
+    ring.add(1, token(&[Role::Admin]));
+    let answer = with_token(&server, "DELETE", "/v1/tokens/010101010101", &root, json!({})).await;
+    assert!(
+        answer.summary().starts_with("503") && answer.problem().detail.contains("whether it was revoked"),
+        "{answer:?}"
+    );
 }
 
 fn made(answer: &Answer) -> TokenMade {
