@@ -70,7 +70,8 @@ pub struct Deployed {
     pub entries: Vec<Entry>,
     /// Where the log was when the entries were so. What is changed of them builds on it.
     pub entries_at: u64,
-    /// Whether this process has seen entries that are gone although nobody removed them: somebody emptied the log.
+    /// Whether there are, or may be, entries that are gone although nobody removed them: this process has seen some of which the log has
+    /// nothing any more, or the oldest part of the log is gone.
     pub entries_lost: bool,
 }
 

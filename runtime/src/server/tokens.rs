@@ -58,10 +58,11 @@ impl<L> Keys<L> {
         if deployed.seen < known.seen {
             return tokens;
         }
-        if known.tokens.count() > 0 && deployed.entries_lost && tokens.count() == 0 {
+        let was_open = known.tokens.count() > 0 || !known.tokens.are_needed();
+        if was_open && deployed.entries_lost && tokens.count() == 0 {
             tracing::error!(
-                "The log has lost its tokens: nobody revoked them. Requests are refused, until there are tokens again or this instance \
-                 starts anew; http.admin-token-file gives it one that is not in the log."
+                "The log has lost its tokens, or what told of them: nobody revoked them. Requests are refused until there are tokens \
+                 again; http.admin-token-file gives this server one that is not in the log."
             );
         }
         *known = Known { seen: deployed.seen, tokens: Arc::clone(&tokens) };

@@ -64,6 +64,10 @@ impl Fold for Instances {
     fn begin_anew(&mut self) {
         *self = Self::default();
     }
+
+    fn miss(&mut self, _: u64) {
+        // Each says it again soon.
+    }
 }
 
 impl Instances {

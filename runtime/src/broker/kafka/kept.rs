@@ -1,5 +1,6 @@
 //! What a topic of one partition says as a whole, kept in memory: each look reads on from where the last one ended.
 
+use std::ops::Range;
 use std::time::Instant;
 
 use millrace_core::name::Topic;
@@ -7,7 +8,7 @@ use millrace_core::record::Record;
 use rdkafka::consumer::Consumer;
 use rdkafka::error::RDKafkaErrorCode;
 
-use super::clients::{REQUEST_TIMEOUT, unreachable_broker};
+use super::clients::{self, REQUEST_TIMEOUT, unreachable_broker};
 use super::native::TopicId;
 use super::reading::read_between;
 use super::{KafkaLog, LOOK_AGAIN, native};
@@ -20,6 +21,9 @@ pub(super) trait Fold: Default {
 
     /// Its topic was made anew: nothing of what was taken in holds.
     fn begin_anew(&mut self);
+
+    /// What was before this offset and was not taken in is gone.
+    fn miss(&mut self, earliest: u64);
 }
 
 /// A topic, and what its records add up to as far as they were read.
@@ -54,8 +58,8 @@ impl<F: Fold> Kept<F> {
             }
             Err(code) => return Err(unreachable_broker(&format!("tell of topic `{topic}`"), &code)),
         };
-        let end = log.end(topic, 0)?;
-        self.follow(id, end);
+        let (earliest, end) = clients::bounds(&log.0.observer, topic, 0)?;
+        self.follow(id, earliest..end);
         let Self { topic, next, fold, .. } = self;
         let read = read_between(log, topic.as_str(), *next..end, |offset, record| {
             // If what follows cannot be read, this one is not taken in again.
@@ -83,12 +87,16 @@ impl<F: Fold> Kept<F> {
         }
     }
 
-    /// Goes on with a topic that is called so and ends there, or begins anew with it.
-    fn follow(&mut self, id: TopicId, end: u64) {
-        if self.id.is_some() && (self.id != Some(id) || end < self.next) {
+    /// Goes on with a topic that is called so and reaches so far, or begins anew with it.
+    fn follow(&mut self, id: TopicId, offsets: Range<u64>) {
+        if self.id.is_some() && (self.id != Some(id) || offsets.end < self.next) {
             tracing::warn!(topic = %self.topic, "A topic of the runtime was made anew, and is read from its beginning.");
             self.fold.begin_anew();
             self.next = 0;
+        }
+        if self.next < offsets.start {
+            self.fold.miss(offsets.start);
+            self.next = offsets.start;
         }
         self.id = Some(id);
     }
@@ -99,13 +107,17 @@ mod tests {
     use super::*;
 
     #[derive(Debug, Default)]
-    struct Anew(u32);
+    struct Anew(u32, Vec<u64>);
 
     impl Fold for Anew {
         fn take(&mut self, _: u64, _: &Record) {}
 
         fn begin_anew(&mut self) {
             self.0 += 1;
+        }
+
+        fn miss(&mut self, earliest: u64) {
+            self.1.push(earliest);
         }
     }
 
@@ -122,9 +134,28 @@ mod tests {
             (new, 12, 12, (1, 9)),
             (new, 11, 11, (2, 0)),
         ] {
-            kept.follow(id, end);
+            kept.follow(id, 0..end);
             assert_eq!((kept.fold.0, kept.next), (anew, next), "{id:?} {end}");
             kept.next = read_to;
+        }
+        assert!(kept.fold.1.is_empty());
+    }
+
+    #[test]
+    fn what_is_gone_before_it_was_read_is_missed() {
+        let mut kept = Kept::<Anew>::new("millrace.registry".parse().unwrap());
+        let [old, new] = [1, 2].map(|byte| TopicId::from_bytes([byte; 16]));
+        for (id, offsets, missed, next) in [
+            (old, 3..9, &[3][..], 3),
+            // What was read can go.
+            (old, 9..12, &[3], 9),
+            (old, 12..12, &[3], 12),
+            (old, 13..15, &[3, 13], 13),
+            (new, 1..15, &[3, 13, 1], 1),
+        ] {
+            kept.follow(id, offsets.clone());
+            assert_eq!((&kept.fold.1[..], kept.next), (missed, next), "{offsets:?}");
+            kept.next = if offsets == (3..9) { 9 } else { offsets.end };
         }
     }
 }

@@ -59,7 +59,7 @@ pub(super) struct Registry {
     entries_at: u64,
     /// Offsets of the latest records of entries that count.
     counted: BTreeSet<u64>,
-    /// Whether there were entries in a topic that was made anew.
+    /// Whether there were entries in a topic that was made anew, or may have been some in what is gone.
     entries_lost: bool,
     /// How often there were other deployments or entries since the process began.
     changes: u64,
@@ -82,6 +82,15 @@ impl Fold for Registry {
     fn begin_anew(&mut self) {
         let entries_lost = self.entries_lost || !self.entries.is_empty();
         *self = Self { changes: self.changes + 1, entries_lost, ..Self::default() };
+    }
+
+    fn miss(&mut self, earliest: u64) {
+        tracing::error!(
+            earliest,
+            "The registry has lost its oldest records: somebody deleted them, or the topic is set to keep them for a time alone. What was \
+             deployed and which tokens there were is not known any more; restore the topic from a backup."
+        );
+        (self.changes, self.entries_at, self.entries_lost) = (self.changes + 1, earliest, true);
     }
 }
 
@@ -369,6 +378,29 @@ mod tests {
         let mut registry = Registry::default();
         registry.begin_anew();
         assert!(!registry.deployed().entries_lost, "there was nothing");
+    }
+
+    #[test]
+    fn whoever_has_not_read_the_oldest_records_agrees_on_later_ones_and_knows_that_it_misses_some() {
+        let name: EntryName = "token.1".parse().unwrap();
+        let entry = |builds_on| {
+            let value = entries::encode(&name, Some(b"x"), builds_on);
+            plain(Timestamp::EPOCH, Some(entries::key(&name).into()), value)
+        };
+        let (mut all, mut late) = (Registry::default(), Registry::default());
+        all.take(0, &entry(0));
+        late.miss(5);
+        assert_eq!((late.deployed().seen, late.deployed().entries_at, late.deployed().entries_lost), (1, 5, true));
+        for (offset, builds_on, counts) in [(5, 4, None), (7, 6, Some(true)), (9, 6, Some(false)), (11, 10, Some(true))]
+        {
+            for registry in [&mut all, &mut late] {
+                registry.take(offset, &entry(builds_on));
+            }
+            // One that builds on what is gone counts only for who has seen that.
+            let counted = [&all, &late].map(|registry| registry.counted.contains(&offset));
+            assert_eq!(counted, counts.map_or([true, false], |counts| [counts; 2]), "{offset}");
+        }
+        assert!(late.deployed().entries_lost && !all.deployed().entries_lost);
     }
 
     #[test]

@@ -232,6 +232,36 @@ async fn a_registry_that_is_made_anew_is_read_from_its_beginning() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_registry_without_its_oldest_records_says_that_entries_are_lost() {
+    let Some(cluster) = Cluster::find() else { return };
+    let first = cluster.open().await;
+    let name = |text: &str| text.parse::<EntryName>().unwrap();
+    within(first.put_entry(name("token.1"), Some(content("one")), 0)).await.unwrap();
+    let next = at(deployed(&first, None).await.entries_at);
+    let mut list = TopicPartitionList::new();
+    list.add_partition_offset(first.registry_topic().unwrap().as_str(), 0, next).unwrap();
+    let removed = first.admin().delete_records(&list, &admin_options()).await.unwrap();
+    removed.elements().iter().for_each(|element| element.error().unwrap());
+    // Whoever has read them knows all that there was.
+    let known = deployed(&first, None).await;
+    assert_eq!((known.entries.len(), known.entries_lost), (1, false));
+    let second = cluster.open().await;
+    let begun = deployed(&second, None).await;
+    assert_eq!((begun.entries.len(), begun.entries_lost), (0, true));
+    // Both agree on what is changed from then on.
+    within(second.put_entry(name("token.2"), Some(content("two")), begun.entries_at)).await.unwrap();
+    let names = async |log: &KafkaLog| {
+        deployed(log, None).await.entries.iter().map(|entry| entry.name.to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(
+        (names(&first).await, names(&second).await),
+        (vec!["token.1".to_owned(), "token.2".to_owned()], vec!["token.2".to_owned()])
+    );
+    let third = cluster.open().await;
+    assert!(deployed(&third, None).await.entries_lost);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn components_of_every_size_are_read_by_another_instance() {
     let Some(cluster) = Cluster::find() else { return };
     let (first, second) = (cluster.open().await, cluster.open().await);
