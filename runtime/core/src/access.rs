@@ -242,7 +242,7 @@ impl fmt::Display for Denied {
 pub struct Tokens {
     tokens: BTreeMap<TokenId, Token>,
     /// Those that a newer version made, or that are damaged. They let nobody in, and still keep the API closed.
-    unreadable: BTreeSet<TokenId>,
+    unreadable: BTreeSet<String>,
     /// Whether there were others, of which the log has nothing any more.
     lost: bool,
 }
@@ -252,10 +252,13 @@ impl Tokens {
     pub fn read<'a>(entries: impl IntoIterator<Item = (&'a str, &'a [u8])>) -> Self {
         let mut all = Self::default();
         for (name, content) in entries {
-            let Some(id) = TokenId::of_entry(name) else { continue };
-            match Token::decode(content) {
-                Some(token) => drop(all.tokens.insert(id, token)),
-                None => drop(all.unreadable.insert(id)),
+            match TokenId::of_entry(name) {
+                None => {}
+                Some(Err(id)) => drop(all.unreadable.insert(id.to_owned())),
+                Some(Ok(id)) => match Token::decode(content) {
+                    Some(token) => drop(all.tokens.insert(id, token)),
+                    None => drop(all.unreadable.insert(id.to_string())),
+                },
             }
         }
         all
@@ -290,15 +293,15 @@ impl Tokens {
         self.tokens.iter()
     }
 
-    /// Those that cannot.
-    pub fn unreadable(&self) -> impl Iterator<Item = &TokenId> {
-        self.unreadable.iter()
+    /// Ids of those that cannot, or what stands in place of them.
+    pub fn unreadable(&self) -> impl Iterator<Item = &str> {
+        self.unreadable.iter().map(String::as_str)
     }
 
     /// Whether there is one with this id, be it of use or not.
     #[must_use]
     pub fn has(&self, id: &TokenId) -> bool {
-        self.tokens.contains_key(id) || self.unreadable.contains(id)
+        self.tokens.contains_key(id) || self.unreadable.contains(&id.to_string())
     }
 
     /// Who shows this text; none if it is no token that holds now. Which of the reasons it is takes the same time.

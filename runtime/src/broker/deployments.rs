@@ -71,7 +71,7 @@ pub struct Deployed {
     /// Where the log was when the entries were so. What is changed of them builds on it.
     pub entries_at: u64,
     /// Whether there are, or may be, entries that are gone although nobody removed them: this process has seen some of which the log has
-    /// nothing any more, or the oldest part of the log is gone.
+    /// nothing any more, or the oldest part of the log is gone, or there are some whose names this version cannot read.
     pub entries_lost: bool,
 }
 

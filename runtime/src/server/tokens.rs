@@ -61,7 +61,7 @@ impl<L> Keys<L> {
         let was_open = known.tokens.count() > 0 || !known.tokens.are_needed();
         if was_open && deployed.entries_lost && tokens.count() == 0 {
             tracing::error!(
-                "The log has lost its tokens, or what told of them: nobody revoked them. Requests are refused until there are tokens \
+                "The log has lost its tokens, or what told of them, or has some that only a later version can read: nobody revoked them. Requests are refused until there are tokens \
                  again; http.admin-token-file gives this server one that is not in the log."
             );
         }

@@ -214,11 +214,23 @@ fn what_cannot_be_read_lets_nobody_in_and_counts() {
     ] {
         let tokens = Tokens::read([(id.entry().as_str(), content.as_bytes()), ("other.x", b"y")]);
         assert_eq!((tokens.count(), tokens.has(&id)), (1, true), "{content}");
-        assert_eq!(tokens.unreadable().collect::<Vec<_>>(), [&id]);
+        assert_eq!(tokens.unreadable().collect::<Vec<_>>(), [id.to_string()]);
         assert_eq!(tokens.caller(&shown(1).text(), NOW), None);
         // It can be revoked.
         assert_eq!(tokens.may_remove(&id, false, false), Ok(()));
     }
+}
+
+#[test]
+fn tokens_that_are_named_in_a_way_that_is_not_known_count_as_well() {
+    let content = token(1, &[Role::Admin]).encode();
+    for name in ["token.v2-070707070707", "token.07", "token.", "token.0707070707070", "token.07070707070G"] {
+        let tokens = Tokens::read([(name, &content[..])]);
+        assert_eq!((tokens.count(), tokens.are_needed(), tokens.iter().count()), (1, true, 0), "{name}");
+        assert_eq!(tokens.unreadable().collect::<Vec<_>>(), [&name[6..]]);
+        assert_eq!(tokens.may_add(&token(2, &[Role::View]), false), Ok(()), "it is not the first one");
+    }
+    assert!(!Tokens::read([("tokens.x", &content[..]), ("token", &content), ("", &content)]).are_needed());
 }
 
 #[test]

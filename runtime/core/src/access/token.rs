@@ -29,10 +29,11 @@ impl TokenId {
         format!("{ENTRY}{self}")
     }
 
-    /// The token that is kept under this name, if it is one.
-    #[must_use]
-    pub fn of_entry(name: &str) -> Option<Self> {
-        name.strip_prefix(ENTRY)?.parse().ok()
+    /// The token that is kept under this name, if it is one; otherwise what stands in place of its id, in a way that only a later version
+    /// knows.
+    pub(super) fn of_entry(name: &str) -> Option<Result<Self, &str>> {
+        let id = name.strip_prefix(ENTRY)?;
+        Some(id.parse().map_err(|_| id))
     }
 }
 

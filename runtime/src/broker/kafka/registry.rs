@@ -59,7 +59,7 @@ pub(super) struct Registry {
     entries_at: u64,
     /// Offsets of the latest records of entries that count.
     counted: BTreeSet<u64>,
-    /// Whether there were entries in a topic that was made anew, or may have been some in what is gone.
+    /// Whether there were entries in a topic that was made anew, or may have been some in what is gone, or some have no name that is known.
     entries_lost: bool,
     /// How often there were other deployments or entries since the process began.
     changes: u64,
@@ -117,7 +117,8 @@ impl Registry {
     fn take_entry(&mut self, offset: u64, name: Result<EntryName, String>, value: &[u8]) -> Result<(), String> {
         let before = std::mem::replace(&mut self.entries_at, offset + 1);
         self.changes += 1;
-        let name = name?;
+        // A later version may have named it so; it is not told of, and still it is there.
+        let name = name.inspect_err(|_| self.entries_lost = true)?;
         match entries::decode(&name, value) {
             // Somebody else was quicker.
             Ok((builds_on, _)) if !(before..=offset).contains(&builds_on) => {}
@@ -378,6 +379,19 @@ mod tests {
         let mut registry = Registry::default();
         registry.begin_anew();
         assert!(!registry.deployed().entries_lost, "there was nothing");
+    }
+
+    #[test]
+    fn an_entry_whose_name_is_none_is_missed() {
+        for (key, expected) in [("entry:Token/1", true), ("entry:", true), ("entry:token.1", false), ("Token/1", false)]
+        {
+            let mut registry = Registry::default();
+            registry.take(
+                3,
+                &plain(Timestamp::EPOCH, Some(Bytes::copy_from_slice(key.as_bytes())), Bytes::from_static(b"?")),
+            );
+            assert_eq!(registry.deployed().entries_lost, expected, "{key}");
+        }
     }
 
     #[test]
