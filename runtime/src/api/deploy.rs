@@ -26,6 +26,9 @@ use super::{Shared, types};
 use crate::broker::{Broker, Catalog, CatalogError, Error, Report};
 use crate::worker::Revision;
 
+/// How often a change is looked at again because others change the function at the same time.
+const TRIES_MAX: usize = 5;
+
 /// Decides about components and revisions, in agreement with all other instances.
 pub trait Deployer: fmt::Debug + Send + Sync + 'static {
     /// Whether a component is in the log.
@@ -119,6 +122,18 @@ pub enum Refused {
     /// The log could not act.
     #[error(transparent)]
     Broker(#[from] Error),
+}
+
+impl Refused {
+    /// Somebody else did something to a function since this deployment.
+    #[must_use]
+    pub fn conflict(history: &History, expected: u64) -> Self {
+        let what = match history.active() {
+            Some((revision, _)) => format!("revision {revision} is active"),
+            None => "it is not deployed".to_owned(),
+        };
+        Self::Conflict { latest: history.latest(), expected, what }
+    }
 }
 
 impl From<Refused> for Refusal {
@@ -257,6 +272,26 @@ impl<B, R> Shared<B, R> {
     }
 }
 
+/// The deployment that a change has to build on, if it matters. Somebody with patterns may change what was looked at, and not what
+/// somebody else makes of it meanwhile.
+async fn allowed<B, R>(
+    api: &Shared<B, R>,
+    caller: &Caller,
+    function: &FunctionName,
+    action: &Action,
+    builds_on: Option<u64>,
+) -> Result<Option<u64>, Refusal> {
+    if caller.is_for_all() {
+        return Ok(builds_on);
+    }
+    let (history, _) = api.deployer()?.history(function.clone()).await?;
+    api.reaches_change(caller, &history, action)?;
+    match builds_on.filter(|expected| *expected != history.latest()) {
+        Some(expected) => Err(Refusal::from(Refused::conflict(&history, expected)).about(&function.to_string())),
+        None => Ok(Some(history.latest())),
+    }
+}
+
 async fn change<B, R>(
     api: &Shared<B, R>,
     (caller, trail): (&Caller, &Trail),
@@ -267,11 +302,15 @@ async fn change<B, R>(
 ) -> Result<Json<types::Deployed>, Refusal> {
     let (name, deployer) = (function.to_string(), api.deployer()?);
     trail.rehearses(rehearsal);
-    if !caller.is_for_all() {
-        let (history, _) = deployer.history(function.clone()).await?;
-        api.reaches_change(caller, &history, &action)?;
-    }
-    let decided = deployer.change(function, action, builds_on, rehearsal, trail.who()).await;
+    let mut tries = 1..TRIES_MAX;
+    let decided = loop {
+        let allowed = allowed(api, caller, &function, &action, builds_on).await?;
+        let done = deployer.change(function.clone(), action.clone(), allowed, rehearsal, trail.who()).await;
+        let is_overtaken = matches!(done, Err(Refused::Conflict { .. })) && builds_on != allowed;
+        if !is_overtaken || tries.next().is_none() {
+            break done;
+        }
+    };
     let Decided { number, revision, new } = decided.map_err(|e| Refusal::from(e).about(&name))?;
     match (new, revision) {
         (false, _) => trail.detail("it was so already"),

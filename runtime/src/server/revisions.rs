@@ -214,7 +214,7 @@ impl<L: Log> Revisions<L> {
         for _ in 0..PROPOSALS_MAX {
             let history = self.history(function);
             if let Some(expected) = builds_on.filter(|number| *number != history.latest()) {
-                return Err(conflict(&history, expected));
+                return Err(Refused::conflict(&history, expected));
             }
             let decided = |number| Decided { number, revision: revision_after(&history, &action, number), new: false };
             may(&history, &action)?;
@@ -292,15 +292,6 @@ fn may(history: &History, action: &Action) -> Result<(), Refused> {
     }
 }
 
-/// Somebody else was there in between.
-fn conflict(history: &History, expected: u64) -> Refused {
-    let what = match history.active() {
-        Some((revision, _)) => format!("revision {revision} is active"),
-        None => "it is not deployed".to_owned(),
-    };
-    Refused::Conflict { latest: history.latest(), expected, what }
-}
-
 /// The active revision once this is done; 0 if there is none then.
 fn revision_after(history: &History, action: &Action, number: u64) -> u64 {
     match action {
@@ -345,7 +336,7 @@ impl<L: Log> Deployer for Revisions<L> {
             self.refresh().await?;
             let history = Self::history(self, &function);
             if let Some(expected) = builds_on.filter(|number| *number != history.latest()) {
-                return Err(conflict(&history, expected));
+                return Err(Refused::conflict(&history, expected));
             }
             may(&history, &action)?;
             let done = history.is_done(&action);

@@ -12,14 +12,17 @@ use futures::future::BoxFuture;
 use millrace_core::access::{Role, Secret, Shown, Token, TokenId, Tokens};
 use serde_json::json;
 
+use super::super::Deployer;
 use super::super::access::{AccessOptions, Keyring};
 use super::super::routes::{About, Needs, ROWS, Row};
 use super::super::types::{self, TokenMade, TokenRevoked};
 use super::super::{Api, ApiOptions};
+use super::deploying::InMemory;
 use super::letters::letter;
 use super::{Answer, NOW, Server};
 use crate::broker::{EntryError, Error, LetterStatus};
 use millrace_core::outcome::Category;
+use millrace_core::revision::Action;
 
 /// Keeps tokens in memory.
 #[derive(Debug, Default)]
@@ -414,6 +417,43 @@ async fn whoever_changes_a_function_reaches_all_topics_of_what_it_was_and_of_wha
     assert_eq!(act(&wide, "rollback", to(3)).await, "200");
     assert_eq!(deploy(&wide, "payments", "orders").await, "200");
     assert_eq!(act(&narrow, "pause", json!({})).await, "403 forbidden");
+}
+
+#[tokio::test]
+async fn what_was_looked_at_is_changed_and_not_what_somebody_else_makes_of_it_meanwhile() {
+    let (ring, deployer) = (Arc::<Ring>::default(), Arc::<InMemory>::default());
+    let (keyring, deploys): (Arc<dyn Keyring>, Arc<dyn Deployer>) = (ring.clone(), deployer.clone());
+    let with = |api: Api<_, _>| api.with_keyring(keyring).with_deployer(deploys);
+    let server = Server::start_as(ApiOptions::default(), with).await;
+    let admin = ring.add(1, token(&[Role::Admin]));
+    let narrow = ring.add(2, only(&[Role::Operate], &["shop.*"], &["orders*"]));
+    for publish in ["orders-1", "payments"] {
+        let manifest = format!(
+            "application = 'shop'\n[functions.pay]\ncomponent = 'x.wasm'\ntopics = ['orders']\ngrants.publish = ['{publish}']"
+        );
+        let body = json!({"component": "0".repeat(64), "manifest": manifest});
+        assert_eq!(with_token(&server, "PUT", "/v1/functions/shop.pay", &admin, body).await.status, 200);
+    }
+    let others = |actions: Vec<Action>| {
+        *deployer.others.lock().unwrap() =
+            actions.into_iter().rev().map(|action| ("shop.pay".parse().unwrap(), action)).collect();
+    };
+    let act = async |token: &str, what: &str, body: serde_json::Value| {
+        with_token(&server, "POST", &format!("/v1/functions/shop.pay/{what}"), token, body).await.summary()
+    };
+    assert_eq!(act(&admin, "rollback", json!({"to": 1})).await, "200");
+    // Somebody lets the one run that is not for `narrow`, just before `narrow` does something.
+    others(vec![Action::Rollback { to: 2 }]);
+    assert_eq!(act(&narrow, "pause", json!({})).await, "403 forbidden");
+    assert_eq!(act(&admin, "rollback", json!({"to": 1})).await, "200");
+    // What is none of its business is no reason to be refused, unless it never ends.
+    others(vec![Action::Pause, Action::Resume]);
+    assert_eq!(act(&narrow, "pause", json!({})).await, "200");
+    others([Action::Pause, Action::Resume].into_iter().cycle().take(20).collect());
+    assert_eq!(act(&narrow, "pause", json!({})).await, "409 conflict");
+    // Nor is something done that builds on what was not looked at.
+    others(vec![Action::Resume]);
+    assert_eq!(act(&narrow, "rollback", json!({"to": 1, "builds_on": 1000})).await, "409 conflict");
 }
 
 #[tokio::test]

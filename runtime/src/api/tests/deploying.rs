@@ -29,6 +29,18 @@ const MANIFEST: &str = "application = 'shop'\n[functions.pay]\ncomponent = 'pay.
 pub(super) struct InMemory {
     components: Mutex<BTreeSet<Digest>>,
     histories: Mutex<BTreeMap<FunctionName, History>>,
+    /// What others do before the next changes, the last one first.
+    pub(super) others: Mutex<Vec<(FunctionName, Action)>>,
+}
+
+impl InMemory {
+    /// Does what others do in between.
+    fn interfere(&self) {
+        let Some((function, action)) = self.others.lock().unwrap().pop() else { return };
+        let mut histories = self.histories.lock().unwrap();
+        let history = histories.entry(function).or_default();
+        history.apply(history.latest() + 1, &Change::new(action, NOW, "somebody else").encode());
+    }
 }
 
 impl Deployer for InMemory {
@@ -51,6 +63,7 @@ impl Deployer for InMemory {
         rehearsal: bool,
         who: Who,
     ) -> BoxFuture<'_, Result<Decided, Refused>> {
+        self.interfere();
         let mut histories = self.histories.lock().unwrap();
         let history = histories.entry(function).or_default();
         let (latest, expected) = (history.latest(), builds_on.unwrap_or(history.latest()));
