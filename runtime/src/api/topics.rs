@@ -8,7 +8,7 @@ use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::Uri;
 use axum::{Extension, Json};
-use millrace_core::access::Caller;
+use millrace_core::access::{Caller, Permission};
 use millrace_core::codec::{self, base64};
 use millrace_core::limits;
 use millrace_core::name::Topic;
@@ -120,7 +120,9 @@ impl<B: Broker + Catalog, R: Revision> Shared<B, R> {
     pub(super) async fn with_topics(&self, refusal: Refusal, caller: &Caller) -> Refusal {
         match self.broker.topics().await {
             Ok(mut topics) if refusal.is(Kind::UnknownTopic) => {
-                topics.retain(|topic| self.reaches_topic(caller, &topic.name).is_ok());
+                // Whoever publishes alone looks at nothing.
+                let sees = caller.may(Permission::View).is_ok();
+                topics.retain(|topic| sees && self.reaches_topic(caller, &topic.name).is_ok());
                 refusal.and(declared(&topics))
             }
             Ok(_) | Err(_) => refusal,

@@ -345,6 +345,18 @@ async fn lists_leave_out_what_patterns_do_not_allow() {
 }
 
 #[tokio::test]
+async fn whoever_publishes_alone_is_told_of_no_topics() {
+    let (server, ring) = start(AccessOptions::default()).await;
+    for (seed, roles, is_told) in [(1, &[Role::Publish][..], false), (2, &[Role::Publish, Role::View], true)] {
+        let token = ring.add(seed, token(roles));
+        let answer = with_token(&server, "POST", "/v1/topics/absent/events", &token, json!({})).await;
+        let detail = answer.problem().detail;
+        assert!(answer.status == 404 && detail.contains("a topic is made when"), "{answer:?}");
+        assert_eq!(detail.contains("`orders`"), is_told, "{detail}");
+    }
+}
+
+#[tokio::test]
 async fn a_manifest_with_topics_beyond_the_patterns_is_refused() {
     let (server, ring) = start(AccessOptions::default()).await;
     let narrow = ring.add(1, only(&[Role::Deploy], &["shop.*"], &["orders*"]));
