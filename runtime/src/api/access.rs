@@ -8,7 +8,7 @@ use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use futures::future::BoxFuture;
 use millrace_core::access::{Caller, Denied, Permission, Secret, Token, TokenId, Tokens};
-use millrace_core::name::Topic;
+use millrace_core::manifest::Function;
 use millrace_core::time::Timestamp;
 use tokio::sync::Mutex;
 
@@ -169,13 +169,10 @@ impl<B, R> Shared<B, R> {
         }
     }
 
-    /// Whether somebody may have to do with all of these topics.
-    pub(super) fn reaches_topics<'a>(
-        &self,
-        caller: &Caller,
-        topics: impl IntoIterator<Item = &'a Topic>,
-    ) -> Result<(), Refusal> {
-        topics.into_iter().try_for_each(|topic| self.reaches_topic(caller, topic.as_str()))
+    /// Whether somebody may have to do with all topics that a function reads or publishes to.
+    pub(super) fn reaches_topics_of(&self, caller: &Caller, function: &Function) -> Result<(), Refusal> {
+        let mut topics = function.topics.iter().chain(&function.grants.publish);
+        topics.try_for_each(|topic| self.reaches_topic(caller, topic.as_str()))
     }
 
     /// Whether somebody may have to do with a topic.

@@ -267,7 +267,7 @@ impl<B, R> Shared<B, R> {
             let Ok((_, function)) = source.read(&self.prefix) else {
                 return Ok(caller.reaches_all("a revision whose manifest cannot be read")?);
             };
-            self.reaches_topics(caller, function.topics.iter().chain(&function.grants.publish))
+            self.reaches_topics_of(caller, &function)
         })
     }
 }

@@ -99,7 +99,7 @@ pub(super) async fn skip<B: Broker + Catalog, R: Revision>(
     let types::SkipRequest { dry_run } = api.json_request(request).await?;
     trail.rehearses(dry_run);
     let function = api.function(&name, &caller)?;
-    api.reaches_topics(&caller, &function.settings.topics)?;
+    api.reaches_topics_of(&caller, &function.settings)?;
     let mut partitions = Vec::new();
     for unit in function.units {
         let gone = if dry_run { unit.gone() } else { unit.skip().await };

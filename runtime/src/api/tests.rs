@@ -135,10 +135,13 @@ impl<B: Broker + Catalog> Server<B> {
 
     /// Activates `shop.<name>`, which reads `orders`.
     async fn activate(&self, name: &str) {
-        let manifest = format!(
-            "application = 'shop'\n[functions.{name}]\ncomponent = 'x.wasm'\ntopics = ['orders']\n\
-             dead-letter = {{ deadline.rejected = '10m' }}"
-        );
+        self.activate_with(name, "dead-letter = { deadline.rejected = '10m' }").await;
+    }
+
+    /// With more in its part of the manifest.
+    async fn activate_with(&self, name: &str, more: &str) {
+        let manifest =
+            format!("application = 'shop'\n[functions.{name}]\ncomponent = 'x.wasm'\ntopics = ['orders']\n{more}");
         let (manifest, _) = Manifest::parse(&manifest).unwrap();
         let settings = manifest.functions.into_iter().next().unwrap();
         let deployment = Deployment { settings, digest: "c0ffee".to_owned(), revision: idle(), paused: false };

@@ -469,14 +469,22 @@ async fn what_was_looked_at_is_changed_and_not_what_somebody_else_makes_of_it_me
 }
 
 #[tokio::test]
-async fn a_position_is_moved_and_state_shown_only_of_topics_that_somebody_reaches() {
+async fn a_position_is_moved_by_who_reaches_all_topics_of_the_function() {
     let (server, ring) = start(AccessOptions::default()).await;
     server.activate("pay").await;
-    for (topic, skips) in [("orders", "200"), ("payments", "403 forbidden")] {
-        let token = ring.add(topic.len().try_into().unwrap(), only(&[Role::Operate], &[], &[topic]));
-        let path = "/v1/functions/shop.pay/skip";
-        let answer = with_token(&server, "POST", path, &token, json!({"dry_run": true})).await;
-        assert_eq!(answer.summary(), skips, "{topic}");
+    server.activate_with("ship", "grants.publish = ['payments']").await;
+    for (seed, topics, of_pay, of_ship) in [
+        (1, &["orders"][..], "200", "403 forbidden"),
+        (2, &["payments"], "403 forbidden", "403 forbidden"),
+        (3, &["orders", "payments"], "200", "200"),
+        (4, &[], "200", "200"),
+    ] {
+        let token = ring.add(seed, only(&[Role::Operate], &[], topics));
+        for (function, expected) in [("pay", of_pay), ("ship", of_ship)] {
+            let path = format!("/v1/functions/shop.{function}/skip");
+            let answer = with_token(&server, "POST", &path, &token, json!({"dry_run": true})).await;
+            assert_eq!(answer.summary(), expected, "{function} {topics:?}");
+        }
     }
 }
 
