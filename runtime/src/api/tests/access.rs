@@ -19,8 +19,9 @@ use super::super::types::{self, TokenMade, TokenRevoked};
 use super::super::{Api, ApiOptions};
 use super::deploying::InMemory;
 use super::letters::letter;
+use super::reading::unit;
 use super::{Answer, NOW, Server};
-use crate::broker::{EntryError, Error, LetterStatus};
+use crate::broker::{EntryError, Error, LetterStatus, StateEntry, UnitInfo};
 use millrace_core::outcome::Category;
 use millrace_core::revision::Action;
 
@@ -342,6 +343,47 @@ async fn lists_leave_out_what_patterns_do_not_allow() {
     let redriven =
         server.broker.lock().letters.values().filter(|letter| letter.status == LetterStatus::Redriven).count();
     assert_eq!(redriven, 1);
+}
+
+#[tokio::test]
+async fn what_is_shown_of_a_function_is_chosen_by_patterns_for_functions_and_its_state_by_both() {
+    let (server, ring) = start(AccessOptions::default()).await;
+    server.activate("pay").await;
+    let mut other = unit(0);
+    other.unit.topic = "payments".parse().unwrap();
+    let stored = |unit: &UnitInfo| {
+        let key = unit.unit.topic.as_str().into();
+        (unit.unit.clone(), StateEntry { key, value: Bytes::from_static(b"1") })
+    };
+    {
+        let mut state = server.broker.lock();
+        (state.stored, state.units) = (vec![stored(&unit(0)), stored(&other)], vec![unit(0), other]);
+    }
+    let admin = ring.add(1, token(&[Role::Admin]));
+    let manifest = "application = 'shop'\n[functions.pay]\ncomponent = 'x.wasm'\ntopics = ['orders']";
+    let body = json!({"component": "0".repeat(64), "manifest": manifest});
+    assert_eq!(with_token(&server, "PUT", "/v1/functions/shop.pay", &admin, body).await.status, 200);
+    for (seed, functions, topics, sees, of_state) in [
+        (2, &["shop.*"][..], &["payments"][..], true, [false, true]),
+        (3, &["shop.*"], &["orders"], true, [true, false]),
+        (4, &[], &["none"], true, [false, false]),
+        (5, &["shop.*"], &[], true, [true, true]),
+        (6, &["other.*"], &["orders"], false, [false, false]),
+    ] {
+        let token = ring.add(seed, only(&[Role::View], functions, topics));
+        let get = async |path: &str| {
+            let answer = with_token(&server, "GET", path, &token, json!({})).await;
+            (answer.status, String::from_utf8(answer.body.to_vec()).unwrap())
+        };
+        for path in ["/v1/functions/shop.pay", "/v1/functions/shop.pay/revisions", "/v1/status"] {
+            let (status, shown) = get(path).await;
+            assert_eq!(status, if sees || path == "/v1/status" { 200 } else { 403 }, "{path} {token}");
+            assert_eq!(status == 200 && shown.contains("orders"), sees, "{path} {token}: {shown}");
+        }
+        let (status, shown) = get("/v1/functions/shop.pay/state").await;
+        assert_eq!(status, if sees { 200 } else { 403 });
+        assert_eq!(["\"orders\"", "\"payments\""].map(|topic| status == 200 && shown.contains(topic)), of_state);
+    }
 }
 
 #[tokio::test]

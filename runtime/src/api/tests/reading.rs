@@ -155,7 +155,7 @@ async fn what_is_not_there_is_answered_with_what_is() {
     assert!(letter.contains("has no dead letter `orders/0/1`; `millrace dead-letters list"), "{letter}");
 }
 
-fn unit(partition: u32) -> UnitInfo {
+pub(super) fn unit(partition: u32) -> UnitInfo {
     let at = Position { stream: Stream::Source, offset: 5 };
     let parked =
         ParkedHead { position: at, attempts: 1, first_failed_at: NOW, due_at: NOW, category: Category::Unknown };
