@@ -42,6 +42,8 @@ const CLIENT_VARIABLE: &str = "MILLRACE_URL";
 pub const TOKEN_VARIABLE: &str = "MILLRACE_TOKEN";
 /// The environment variable that holds the administrator's token.
 const ADMIN_TOKEN_VARIABLE: &str = "MILLRACE_ADMIN_TOKEN";
+/// Both: whatever is started to do something else must not have them.
+pub const TOKEN_VARIABLES: [&str; 2] = [TOKEN_VARIABLE, ADMIN_TOKEN_VARIABLE];
 /// Variables that are read elsewhere.
 const READ_ELSEWHERE: [&str; 4] = [FILE_VARIABLE, CLIENT_VARIABLE, TOKEN_VARIABLE, ADMIN_TOKEN_VARIABLE];
 

@@ -1,5 +1,6 @@
 //! `millrace build`: runs the build commands of a manifest.
 
+use std::ffi::OsStr;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -14,6 +15,7 @@ use super::application::{Application, Severity};
 use super::error::{Error, Exit};
 use super::format::{self, Cell, Side, Table};
 use super::output::Style;
+use crate::config::TOKEN_VARIABLES;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -210,11 +212,24 @@ pub(crate) async fn run_one(build: &Build) -> Result<Vec<Built>, Failed> {
 }
 
 async fn execute(build: &Build) -> io::Result<ExitStatus> {
-    let mut command = Command::new("sh");
+    shell(build).spawn()?.wait().await
+}
+
+fn shell(build: &Build) -> Command {
+    let mut command = without_tokens("sh");
     command.arg("-c").arg(&build.command).current_dir(&build.directory).stdin(Stdio::null()).kill_on_drop(true);
     // Our own standard output is for results.
     command.stdout(io::stderr()).stderr(Stdio::inherit());
-    command.spawn()?.wait().await
+    command
+}
+
+/// A command that is not handed the tokens in our environment: a build runs what others wrote.
+pub(crate) fn without_tokens(program: impl AsRef<OsStr>) -> Command {
+    let mut command = Command::new(program);
+    for variable in TOKEN_VARIABLES {
+        command.env_remove(variable);
+    }
+    command
 }
 
 /// What to do if Rust's standard library for guests is missing for a project in this directory.
@@ -223,7 +238,7 @@ pub(crate) async fn missing_target(directory: &Path) -> Option<String> {
 }
 
 async fn missing_target_with(flags: &str, directory: &Path) -> Option<String> {
-    let mut rustc = Command::new("rustc");
+    let mut rustc = without_tokens("rustc");
     rustc.args(["--print", "target-libdir", "--target", GUEST_TARGET]).args(flags.split_whitespace());
     rustc.current_dir(directory).kill_on_drop(true);
     match rustc.output().await {
@@ -365,6 +380,17 @@ mod tests {
         std::fs::create_dir_all(&libraries).unwrap();
         std::fs::write(libraries.join("libstd-0123.rlib"), "").unwrap();
         assert_eq!(missing_target_with(&flags, sysroot.path()).await, None);
+    }
+
+    #[test]
+    fn no_build_has_our_tokens() {
+        let command = "env".to_owned();
+        let build = Build { directory: PathBuf::from("."), command, outputs: Vec::new() };
+        let removed: Vec<_> =
+            shell(&build).as_std().get_envs().map(|(name, value)| (name.to_owned(), value.is_none())).collect();
+        for variable in ["MILLRACE_TOKEN", "MILLRACE_ADMIN_TOKEN"] {
+            assert!(removed.contains(&(variable.into(), true)), "{removed:?}");
+        }
     }
 
     #[test]

@@ -13,6 +13,7 @@ use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
 
 use super::Context;
+use super::build::without_tokens;
 use super::client::{Client, Target};
 use super::error::{Error, Exit};
 use super::output::Style;
@@ -99,7 +100,7 @@ pub(crate) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Erro
 async fn start(directory: &Path, data: &Path, exits: bool, context: &mut Context) -> Result<(Child, String), Error> {
     let program = std::env::current_exe().map_err(|e| Error::file("this program", &e))?;
     context.console.line(format_args!("$ millrace dev {}", directory.display()))?;
-    let mut command = Command::new(program);
+    let mut command = without_tokens(program);
     command
         .arg("dev")
         .arg(directory)
