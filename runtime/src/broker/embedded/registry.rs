@@ -110,8 +110,8 @@ fn unreadable(table: Table, e: impl std::fmt::Display) -> Error {
 fn deployed(state: &State, seen: u64) -> Result<Deployed, Error> {
     // Before the entries are read: if one is changed meanwhile, whoever builds on these is told.
     let entries_at = state.entries_at();
-    // Nobody else writes to it while it is open.
-    Ok(Deployed { seen, deployments: deployments(state)?, entries: entries(state)?, entries_at, entries_lost: false })
+    let (entries, entries_lost) = entries(state)?;
+    Ok(Deployed { seen, deployments: deployments(state)?, entries, entries_at, entries_lost })
 }
 
 fn deployments(state: &State) -> Result<Vec<Deployment>, Error> {
@@ -128,14 +128,24 @@ fn deployments(state: &State) -> Result<Vec<Deployment>, Error> {
     deployments.collect()
 }
 
-fn entries(state: &State) -> Result<Vec<Entry>, Error> {
-    let mut found = Vec::new();
+/// All entries, and whether there are some whose names cannot be read. One that is damaged has no content, and keeps nobody from the others:
+/// it means nothing to anybody, and were it not there, a token that cannot be read would be none.
+fn entries(state: &State) -> Result<(Vec<Entry>, bool), Error> {
+    let (mut found, mut unnamed) = (Vec::new(), false);
     let scanned = state.storage.scan(Table::State, prefixed(&[entry::TAG]), &mut |key, value| {
-        found.push(entry::decode(key, &value));
+        let content = entry::decode(key, &value).unwrap_or_else(|error| {
+            let key = String::from_utf8_lossy(key);
+            tracing::error!(key = &*key, %error, "An entry of the log cannot be read and counts as one without content.");
+            Bytes::new()
+        });
+        match entry::name_of(key) {
+            Some(name) => found.push(Entry { name, content }),
+            None => unnamed = true,
+        }
         ControlFlow::Continue(())
     });
     scanned.map_err(|e| unreadable(Table::State, e))?;
-    found.into_iter().map(|found| found.map_err(|e| unreadable(Table::State, e))).collect()
+    Ok((found, unnamed))
 }
 
 impl Committer {

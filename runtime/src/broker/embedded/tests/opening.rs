@@ -6,6 +6,7 @@ use futures::FutureExt as _;
 use millrace_core::digest::Digest;
 use millrace_core::limits;
 
+use super::super::storage::{Op, Table};
 use super::super::{EmbeddedLog, OpenError, Options};
 use super::support::*;
 use crate::broker::{DeployError, Deployed, Deployment, Deployments as _, Entry, EntryError, EntryName};
@@ -165,6 +166,28 @@ async fn of_what_is_put_under_one_name_the_last_is_kept_and_whoever_waits_is_tol
     let log = reopen(&dir, log);
     let Deployed { deployments, entries, .. } = log.deployments(None).await.unwrap();
     assert_eq!((deployments, entries), (Vec::new(), vec![Entry { name: one, content: content("c").unwrap() }]));
+}
+
+#[tokio::test]
+async fn an_entry_that_is_damaged_is_there_without_content_and_the_others_as_they_were() {
+    let (dir, log) = orders().await;
+    let [one, two] = ["token.1", "token.2"].map(|name| name.parse::<EntryName>().unwrap());
+    log.put_entry(one.clone(), Some(Bytes::from_static(b"a")), 0).await.unwrap();
+    let put = |key: &'static [u8]| {
+        log.alone(move |committer| {
+            committer.write(vec![Op::Put(Table::State, Bytes::from_static(key), Bytes::from_static(b"?"))])
+        })
+    };
+    put(b"etoken.2").await.unwrap().unwrap();
+    let entries =
+        vec![Entry { name: one, content: Bytes::from_static(b"a") }, Entry { name: two, content: Bytes::new() }];
+    let read = log.deployments(None).await.unwrap();
+    assert_eq!((&read.entries, read.entries_lost), (&entries, false));
+    // Nobody can say what that one was.
+    put(b"eToken 3").await.unwrap().unwrap();
+    let log = reopen(&dir, log);
+    let read = log.deployments(None).await.unwrap();
+    assert_eq!((&read.entries, read.entries_lost), (&entries, true));
 }
 
 #[tokio::test]
