@@ -1,5 +1,6 @@
 //! Who did what: what is kept of each request that changes something, and of each that was refused.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::str::FromStr;
 
@@ -225,6 +226,23 @@ impl Throttle {
     }
 }
 
+/// A [`Throttle`] for each token, and one for all who show none that holds: these must not be able to hide what somebody with a token tries,
+/// nor may one with a token hide others.
+#[derive(Clone, Debug, Default)]
+pub struct Throttles(BTreeMap<String, Throttle>);
+
+impl Throttles {
+    /// Whether the next refusal of who has the token with this id, or none if it is empty, gets a record; as [`Throttle::admit`].
+    pub fn admit(&mut self, token: &str, now: Timestamp) -> Option<u64> {
+        if self.0.len() >= limits::AUDITED_REFUSED_MAX && !self.0.contains_key(token) {
+            let others = self.0.iter().filter(|(token, _)| !token.is_empty());
+            let idle = others.min_by_key(|(_, throttle)| throttle.at).map(|(token, _)| token.clone());
+            idle.map(|token| self.0.remove(&token));
+        }
+        self.0.entry(token.to_owned()).or_insert_with(|| Throttle::new(now)).admit(now)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
@@ -301,6 +319,21 @@ mod tests {
         assert_eq!(admitted, limits::AUDITED_REFUSALS_AT_ONCE as usize);
         assert_eq!(throttle.admit(Timestamp::EPOCH), None);
         assert_eq!(throttle.admit(now + every), Some(2));
+    }
+
+    #[test]
+    fn nobody_hides_the_refusals_of_others() {
+        let (now, mut all) = (Timestamp::from_millis(1), Throttles::default());
+        for token in ["", "9f3a6c01d2e4", "070707070707"] {
+            let admitted = (0..500).filter(|_| all.admit(token, now).is_some()).count();
+            assert_eq!(admitted, limits::AUDITED_REFUSALS_AT_ONCE as usize, "{token}");
+        }
+        // They are no more than there can be tokens, and who has none is among them for ever.
+        for n in 0..3 * limits::AUDITED_REFUSED_MAX as u64 {
+            assert_eq!(all.admit(&format!("{n:012x}"), Timestamp::from_millis(2 + n / 10)), Some(0));
+        }
+        assert_eq!(all.0.len(), limits::AUDITED_REFUSED_MAX);
+        assert_eq!(all.admit("", now), None);
     }
 
     #[test]

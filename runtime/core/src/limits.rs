@@ -59,10 +59,12 @@ pub const ADMIN_TOKEN_MIN_CHARS: usize = 32;
 /// Longest token of any kind, and longest file with one.
 pub const TOKEN_MAX_BYTES: usize = 4 * KIB;
 
-/// Refusals that get a record each in the audit topic when they come at once; those beyond are counted.
+/// Refusals that get a record each in the audit topic when they come at once, of one token or of all without one; those beyond are counted.
 pub const AUDITED_REFUSALS_AT_ONCE: u32 = 100;
 /// After this time one more does.
 pub const AUDITED_REFUSAL_EVERY: Duration = Duration::from_secs(1);
+/// Tokens whose refusals are counted apart, and those without one.
+pub const AUDITED_REFUSED_MAX: usize = TOKENS_MAX + 1;
 /// Functions, and topics, that one record of the audit topic names.
 pub const AUDITED_NAMES_MAX: usize = 100;
 /// Longest text of such a record, in bytes.

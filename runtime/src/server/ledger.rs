@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
-use millrace_core::audit::{Outcome, Record, Throttle};
+use millrace_core::audit::{Outcome, Record, Throttles};
 use millrace_core::limits;
 use millrace_core::name::{InvalidName, Topic, audit_topic};
 use millrace_core::record;
@@ -26,7 +26,7 @@ pub(super) struct Ledger<L> {
     log: Arc<L>,
     topic: Topic,
     clock: Clock,
-    refusals: Arc<Mutex<Throttle>>,
+    refusals: Arc<Mutex<Throttles>>,
     lost: Arc<AtomicU64>,
 }
 
@@ -50,8 +50,7 @@ impl<L> fmt::Debug for Ledger<L> {
 
 impl<L: Log> Ledger<L> {
     pub(super) fn new(log: Arc<L>, prefix: &str, clock: Clock) -> Result<Self, InvalidName> {
-        let (refusals, lost) = (Arc::new(Mutex::new(Throttle::new(clock.now()))), Arc::default());
-        Ok(Self { log, topic: audit_topic(prefix)?, clock, refusals, lost })
+        Ok(Self { log, topic: audit_topic(prefix)?, clock, refusals: Arc::default(), lost: Arc::default() })
     }
 
     /// Writes records, all or nothing. The topic is made when it is needed first.
@@ -83,7 +82,7 @@ impl<L: Log> Journal for Ledger<L> {
         async move {
             let mut record = record;
             if record.result == Outcome::Refused {
-                match lock(&self.refusals).admit(self.clock.now()) {
+                match lock(&self.refusals).admit(&record.who.token, self.clock.now()) {
                     Some(omitted) => record.omitted = omitted,
                     None => return,
                 }
@@ -206,6 +205,24 @@ mod tests {
         let refused = records.iter().filter(|record| record.result == Outcome::Refused);
         assert!((at_once..=at_once + usize::try_from(seconds).unwrap()).contains(&refused.count()));
         assert_eq!(records.iter().filter(|record| record.result == Outcome::Done).count(), 3 * at_once / 10);
+    }
+
+    #[tokio::test]
+    async fn a_flood_of_refusals_of_one_hides_none_of_another() {
+        let directory = tempfile::tempdir().unwrap();
+        let ledger = open(&directory, 1 << 30);
+        let of = |token: &str, n: usize| {
+            let who = Who { token: token.to_owned(), ..Who::default() };
+            Record { who, ..record(n, Outcome::Refused) }
+        };
+        for n in 0..2 * limits::AUDITED_REFUSALS_AT_ONCE as usize {
+            ledger.write(of("", n)).await;
+        }
+        for token in ["9f3a6c01d2e4", "070707070707"] {
+            ledger.write(of(token, 1)).await;
+        }
+        let last: Vec<_> = all(&ledger).await.into_iter().rev().take(2).map(|record| record.who.token).collect();
+        assert_eq!(last, ["070707070707", "9f3a6c01d2e4"]);
     }
 
     #[tokio::test]
