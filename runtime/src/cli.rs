@@ -1,7 +1,8 @@
 //! The command line of `millrace`: one file per subcommand.
 
+use std::ffi::OsString;
 use std::future::Future;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -41,7 +42,7 @@ use client::{Client, Token};
 use error::{EXIT_CODES, Error, Exit};
 use output::{ColorWhen, Console};
 
-use crate::config::{TOKEN_VARIABLE, read_token};
+use crate::config::{TOKEN_VARIABLE, others_read, read_token, readable};
 
 /// Runs event functions compiled to WebAssembly, with effects exactly once.
 #[derive(Debug, Parser)]
@@ -164,11 +165,20 @@ impl TokenPlace {
     ///
     /// # Errors
     /// If there is something in the environment that is no token.
-    fn of(file: Option<PathBuf>, variable: Option<String>) -> Result<Self, Error> {
+    fn of(file: Option<PathBuf>, variable: Option<OsString>) -> Result<Self, Error> {
         match (file, variable.filter(|text| !text.is_empty())) {
             (Some(file), _) => Ok(Self::File(file)),
-            (None, Some(text)) => Ok(Self::Variable(Token::parse(&text, TOKEN_VARIABLE)?)),
+            // No token has what is not UTF-8.
+            (None, Some(text)) => Ok(Self::Variable(Token::parse(&text.to_string_lossy(), TOKEN_VARIABLE)?)),
             (None, None) => Ok(Self::Nowhere),
+        }
+    }
+
+    /// The file that it is in, if others can read that.
+    fn read_by_others(&self) -> Option<&Path> {
+        match self {
+            Self::File(file) => Some(&**file).filter(|file| others_read(file)),
+            Self::Variable(_) | Self::Nowhere => None,
         }
     }
 
@@ -212,7 +222,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let Global { server, token_file, json, color } = cli.global;
     let console = Console::of_process(json, color);
-    let token = match TokenPlace::of(token_file, std::env::var(TOKEN_VARIABLE).ok()) {
+    let token = match TokenPlace::of(token_file, std::env::var_os(TOKEN_VARIABLE)) {
         Ok(token) => token,
         Err(error) => return console.close(Err(error)).map_or_else(|e| e.exit(), |()| Exit::Usage).into(),
     };
@@ -257,6 +267,9 @@ async fn run(command: Command, mut context: Context) -> Exit {
 }
 
 async fn dispatch(command: Command, context: &mut Context) -> Result<Exit, Error> {
+    if let Some(file) = context.token.read_by_others() {
+        context.console.note(format_args!("warning: {}", readable(file)))?;
+    }
     match command {
         Command::Dev(args) => Box::pin(dev::run(args, context)).await,
         #[cfg(feature = "kafka")]

@@ -8,6 +8,7 @@ use std::fmt;
 use std::io::{self, Read as _};
 use std::net::{Ipv4Addr, SocketAddr};
 use std::num::NonZeroUsize;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -330,6 +331,9 @@ pub fn load(flags: &Flags, directory: &Path) -> Result<Resolved, Refused> {
     let file = text.as_ref().map(|text| File { path: &path, text });
     let mut resolved = resolve(file, environment, flags, directory)?;
     resolved.config.http.read_admin_token().map_err(|problem| Refused(vec![problem]))?;
+    if let Some(file) = resolved.config.http.admin_token_file.as_ref().filter(|file| others_read(file)) {
+        resolved.warnings.push(format!("http.admin-token-file: {}", readable(file)));
+    }
     Ok(resolved)
 }
 
@@ -370,6 +374,17 @@ pub fn read_token(path: &Path) -> io::Result<String> {
         return Err(io::Error::other(format!("it is longer than any token, {max} bytes")));
     }
     Ok(text.trim().to_owned())
+}
+
+/// Whether others than its owner can read a file, as far as its mode says.
+pub fn others_read(path: &Path) -> bool {
+    std::fs::metadata(path).is_ok_and(|file| file.permissions().mode() & 0o044 != 0)
+}
+
+/// What to say of a file with a token that others can read.
+pub fn readable(path: &Path) -> String {
+    let path = path.display();
+    format!("others than its owner can read the token in {path}; `chmod 600 {path}` keeps it from them")
 }
 
 /// Reads a file's text, as far as a configuration can be long.

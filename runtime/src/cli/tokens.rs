@@ -24,7 +24,7 @@ Examples:
   millrace tokens create ada --role admin
   millrace tokens create ci --role deploy --function 'shop.*' --topic 'orders*' --expires 90d
   millrace tokens create prometheus --role view
-  millrace tokens create ada --role admin > ~/.millrace-token      the token alone goes into the file
+  (umask 077; millrace tokens create ada --role admin > ~/.millrace-token)      the token alone goes into the file, which nobody else reads
 
 Roles:
   view      looks at functions, topics, events, state, dead letters and figures, not at tokens
@@ -213,6 +213,9 @@ async fn revoke(args: &Revoke, context: &mut Context) -> Result<Exit, Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt as _;
+
     use crate::cli::error::Exit;
     use crate::cli::testing::{Answer, Server, run};
 
@@ -279,8 +282,13 @@ mod tests {
         let file = directory.path().join("token");
         let path = file.to_str().unwrap();
         std::fs::write(&file, format!("{SECRET}\n")).unwrap();
-        let server = Server::answering([Answer::json(&serde_json::json!({"tokens": []}))]).await;
-        server.run(&["tokens", "list", "--token-file", path]).await.done();
+        let server = Server::answering(vec![Answer::json(&serde_json::json!({"tokens": []})); 3]).await;
+        for (mode, is_told) in [(0o600, false), (0o640, true), (0o604, true)] {
+            std::fs::set_permissions(&file, Permissions::from_mode(mode)).unwrap();
+            let ran = server.run(&["tokens", "list", "--token-file", path]).await;
+            assert_eq!(ran.exit, Exit::Done);
+            assert_eq!(ran.err.contains(&format!("`chmod 600 {path}`")), is_told, "{}", ran.err);
+        }
         assert_eq!(server.asked()[0].authorization, format!("Bearer {SECRET}"));
         for wrong in ["planted planted", "", "plänted"] {
             std::fs::write(&file, wrong).unwrap();
@@ -292,6 +300,18 @@ mod tests {
         }
         let err = server.run(&["tokens", "list", "--token-file", "/nowhere"]).await.refused(Exit::Failed);
         assert!(err.contains("/nowhere"), "{err}");
+    }
+
+    #[test]
+    fn what_is_in_the_environment_is_a_token_or_refused() {
+        use std::ffi::OsStr;
+        use std::os::unix::ffi::OsStrExt as _;
+
+        for (bytes, expected) in [(&b""[..], true), (SECRET.as_bytes(), true), (b"mr_\xff", false), (b"a b", false)] {
+            let place = crate::cli::TokenPlace::of(None, Some(OsStr::from_bytes(bytes).to_owned()));
+            assert_eq!(place.is_ok(), expected, "{bytes:?}");
+            assert!(place.err().is_none_or(|error| error.to_string().contains("there is no token in MILLRACE_TOKEN")));
+        }
     }
 
     #[tokio::test]
