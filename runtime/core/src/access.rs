@@ -318,8 +318,9 @@ impl Tokens {
     ///
     /// # Errors
     /// If nobody could make another one after it, or there are too many.
-    pub fn may_add(&self, token: &Token, elsewhere: bool) -> Result<(), Lockout> {
-        if self.count() >= limits::TOKENS_MAX {
+    pub fn may_add(&self, token: &Token, elsewhere: bool, now: Timestamp) -> Result<(), Lockout> {
+        let expired = self.tokens.values().filter(|token| !token.holds(now)).count();
+        if self.count() - expired >= limits::TOKENS_MAX || self.count() >= limits::TOKENS_KEPT_MAX {
             return Err(Lockout::TooMany);
         }
         if self.count() == 0 && !elsewhere && !token.lasts() {
@@ -364,7 +365,11 @@ impl fmt::Display for Lockout {
                  others: make another one first, or give the server `http.admin-token-file`",
             ),
             Self::TooMany => {
-                write!(f, "there are {} tokens already; revoke those that are not used any more", limits::TOKENS_MAX)
+                let (hold, all) = (limits::TOKENS_MAX, limits::TOKENS_KEPT_MAX);
+                write!(
+                    f,
+                    "there are {hold} tokens already, or {all} with those that have expired; revoke those that are not used any more"
+                )
             }
         }
     }

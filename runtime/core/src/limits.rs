@@ -44,8 +44,10 @@ pub const THREADS_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 
 /// What a log keeps under one name for all instances, such as a token.
 pub const ENTRY_MAX_BYTES: usize = 64 * KIB;
-/// Tokens in a log, expired ones among them.
+/// Tokens that hold at the same time.
 pub const TOKENS_MAX: usize = 1000;
+/// Tokens in a log, expired ones among them.
+pub const TOKENS_KEPT_MAX: usize = 10 * TOKENS_MAX;
 /// Longest name of a token, in bytes.
 pub const TOKEN_NAME_MAX_BYTES: usize = 100;
 /// Longest time for which a token that expires holds.

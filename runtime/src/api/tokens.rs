@@ -144,7 +144,7 @@ pub(super) async fn create<B: Broker + Catalog, R: Revision>(
     trail.about(format!("token {}", new.id));
     trail.detail(told(&token));
     let answer = types::TokenMade { token: new.text(), made: shown(&new.id, &token, now) };
-    let may = |tokens: &Tokens| Ok(tokens.may_add(&token, api.access.has_administrator())?);
+    let may = |tokens: &Tokens| Ok(tokens.may_add(&token, api.access.has_administrator(), api.clock.now())?);
     let made = api.change(&caller, &new.id, Some(token.clone()), may).await;
     made.map_err(|unchanged| match unchanged {
         Unchanged::Refused(refusal) => refusal,

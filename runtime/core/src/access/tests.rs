@@ -145,8 +145,8 @@ fn nobody_is_locked_out() {
         (brief(1), false, Err(Lockout::First)),
         (view(1), true, Ok(())),
     ] {
-        assert_eq!(none.may_add(&made, elsewhere), expected, "{made:?}");
-        assert_eq!(tokens(&[(1, admin(1))]).may_add(&made, elsewhere), Ok(()));
+        assert_eq!(none.may_add(&made, elsewhere, NOW), expected, "{made:?}");
+        assert_eq!(tokens(&[(1, admin(1))]).may_add(&made, elsewhere, NOW), Ok(()));
     }
     for (all, elsewhere, open, expected) in [
         (&[(1, admin(1))][..], false, true, Ok(())),
@@ -190,15 +190,26 @@ fn requests_need_a_token_while_there_is_one_or_there_were_some_that_nobody_revok
 }
 
 #[test]
-fn there_is_a_bound() {
-    let many: Vec<_> = (0..limits::TOKENS_MAX)
-        .map(|n| {
-            let id: TokenId = format!("{n:012x}").parse().unwrap();
-            (id.entry(), token(1, &[Role::Admin]).encode())
-        })
-        .collect();
-    let many = Tokens::read(many.iter().map(|(name, content)| (name.as_str(), &content[..])));
-    assert_eq!(many.may_add(&token(1, &[Role::Admin]), true), Err(Lockout::TooMany));
+fn there_is_a_bound_for_those_that_hold_and_for_all() {
+    let all = |hold: usize, expired: usize| {
+        let brief = Token { expires_ms: Some(NOW.as_millis()), ..token(1, &[Role::Admin]) };
+        let kept: Vec<_> = (0..hold + expired)
+            .map(|n| {
+                let id: TokenId = format!("{n:012x}").parse().unwrap();
+                let kept = if n < hold { token(1, &[Role::Admin]) } else { brief.clone() };
+                (id.entry(), kept.encode())
+            })
+            .collect();
+        Tokens::read(kept.iter().map(|(name, content)| (name.as_str(), &content[..])))
+    };
+    for (hold, expired, expected) in [
+        (limits::TOKENS_MAX - 1, 2, Ok(())),
+        (limits::TOKENS_MAX, 0, Err(Lockout::TooMany)),
+        (1, limits::TOKENS_KEPT_MAX - 2, Ok(())),
+        (1, limits::TOKENS_KEPT_MAX - 1, Err(Lockout::TooMany)),
+    ] {
+        assert_eq!(all(hold, expired).may_add(&token(1, &[Role::Admin]), true, NOW), expected, "{hold} {expired}");
+    }
 }
 
 #[test]
@@ -228,7 +239,7 @@ fn tokens_that_are_named_in_a_way_that_is_not_known_count_as_well() {
         let tokens = Tokens::read([(name, &content[..])]);
         assert_eq!((tokens.count(), tokens.are_needed(), tokens.iter().count()), (1, true, 0), "{name}");
         assert_eq!(tokens.unreadable().collect::<Vec<_>>(), [&name[6..]]);
-        assert_eq!(tokens.may_add(&token(2, &[Role::View]), false), Ok(()), "it is not the first one");
+        assert_eq!(tokens.may_add(&token(2, &[Role::View]), false, NOW), Ok(()), "it is not the first one");
     }
     assert!(!Tokens::read([("tokens.x", &content[..]), ("token", &content), ("", &content)]).are_needed());
 }
