@@ -254,6 +254,9 @@ fn what_people_choose_is_checked() {
         (Token { name: "a\nb".to_owned(), ..good.clone() }, "`name` is"),
         (Token { name: "a".repeat(101), ..good.clone() }, "`name` is"),
         (Token { roles: BTreeSet::new(), ..good.clone() }, "`roles` is empty"),
+        (Token { functions: patterns(&["*"]), ..token(1, &[Role::Publish]) }, "whoever has the role `publish` alone"),
+        (Token { functions: patterns(&["*"]), topics: patterns(&["*"]), ..token(1, &[Role::Publish]) }, ""),
+        (Token { functions: patterns(&["*"]), ..token(1, &[Role::Publish, Role::View]) }, ""),
         (Token { topics: patterns(&["a"; 33]), ..good }, "a token can have 32 patterns"),
         (Token { functions: patterns(&["*"]), ..token(1, &[Role::Admin, Role::View]) }, "whoever has the role `admin`"),
     ] {

@@ -204,6 +204,13 @@ impl Token {
         if self.functions.len() > most || self.topics.len() > most {
             return invalid(format!("a token can have {most} patterns for functions, and as many for topics"));
         }
+        let publishes_alone = self.roles.iter().all(|role| *role == Role::Publish);
+        if publishes_alone && !self.functions.is_empty() && self.topics.is_empty() {
+            return invalid(
+                "whoever has the role `publish` alone has to do with no functions, and patterns for these restrict nothing: give patterns for topics"
+                    .to_owned(),
+            );
+        }
         if self.roles.contains(&Role::Admin) && !(self.functions.is_empty() && self.topics.is_empty()) {
             return invalid("whoever has the role `admin` can make tokens without patterns: leave them out".to_owned());
         }
