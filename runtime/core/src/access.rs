@@ -116,6 +116,14 @@ pub struct Caller {
     topics: Vec<Pattern>,
 }
 
+/// What the administrator's token of the configuration is called. No other one can be.
+pub const ADMINISTRATOR: &str = "admin token of the configuration";
+
+/// A name with the id of its token, if there is one.
+pub(crate) fn label(name: &str, token: &str) -> String {
+    if token.is_empty() { name.to_owned() } else { format!("{name} ({token})") }
+}
+
 impl Caller {
     /// One who may do everything.
     #[must_use]
@@ -127,6 +135,12 @@ impl Caller {
     fn of(id: &TokenId, token: &Token) -> Self {
         let Token { name, roles, functions, topics, .. } = token.clone();
         Self { name, token: Some(id.clone()), roles, functions, topics }
+    }
+
+    /// The name with the id of its token, if that is in the log: others can have the same name.
+    #[must_use]
+    pub fn label(&self) -> String {
+        label(&self.name, self.token.as_ref().map(TokenId::as_str).unwrap_or_default())
     }
 
     /// What the caller is called; empty if that is not known.

@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::access::{Caller, Pattern, without_secrets};
+use crate::access::{Caller, Pattern, label, without_secrets};
 use crate::limits;
 use crate::time::Timestamp;
 
@@ -31,6 +31,12 @@ impl Who {
         let by = caller.map_or_else(String::new, |caller| caller.name().to_owned());
         let token = caller.and_then(Caller::token).map_or_else(String::new, ToString::to_string);
         Self { by, token, from }
+    }
+
+    /// What the token is called, with its id.
+    #[must_use]
+    pub fn label(&self) -> String {
+        label(&self.by, &self.token)
     }
 }
 

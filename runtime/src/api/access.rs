@@ -7,7 +7,7 @@ use axum::extract::{FromRequestParts, RawPathParams, Request};
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use futures::future::BoxFuture;
-use millrace_core::access::{Caller, Denied, Permission, Secret, Token, TokenId, Tokens};
+use millrace_core::access::{ADMINISTRATOR, Caller, Denied, Permission, Secret, Token, TokenId, Tokens};
 use millrace_core::manifest::Function;
 use millrace_core::time::Timestamp;
 use tokio::sync::Mutex;
@@ -17,9 +17,6 @@ use super::audit::Trail;
 use super::problem::{Kind, Refusal};
 use super::routes::{About, Needs, Row};
 use crate::broker::{EntryError, Error};
-
-/// What the administrator's token of the configuration is called.
-const OF_CONFIGURATION: &str = "admin token of the configuration";
 
 /// Keeps tokens, in agreement with all other instances.
 pub trait Keyring: fmt::Debug + Send + Sync + 'static {
@@ -63,7 +60,7 @@ pub(super) struct Access {
 
 impl Access {
     pub(super) fn new(options: AccessOptions) -> Self {
-        let [everybody, administrator] = ["", OF_CONFIGURATION].map(|name| Arc::new(Caller::unrestricted(name)));
+        let [everybody, administrator] = ["", ADMINISTRATOR].map(|name| Arc::new(Caller::unrestricted(name)));
         Self { options, keyring: None, everybody, administrator, deciding: Mutex::default() }
     }
 

@@ -156,7 +156,7 @@ pub(super) async fn create<B: Broker + Catalog, R: Revision>(
             id = new.id
         )).with_token(new.text()),
     })?;
-    tracing::info!(token = %new.id, name = answer.made.name, by = caller.name(), "A token was made.");
+    tracing::info!(token = %new.id, name = answer.made.name, by = caller.label(), "A token was made.");
     Ok((StatusCode::CREATED, Json(answer)).into_response())
 }
 
@@ -186,7 +186,7 @@ fn token(asked: types::TokenRequest, new: &Shown, caller: &Caller, now: Timestam
         functions: patterns("functions", functions)?,
         topics: patterns("topics", topics)?,
         created_ms: now.as_millis(),
-        created_by: caller.name().to_owned(),
+        created_by: caller.label(),
         expires_ms: expires.map(|after| (now + after).as_millis()),
     };
     token.check().map_err(Refusal::malformed)?;
@@ -242,6 +242,6 @@ pub(super) async fn revoke<B: Broker + Catalog, R: Revision>(
             Refusal::from(error).and("it is not known whether it was revoked: `millrace tokens list` shows that")
         }
     })?;
-    tracing::info!(token = %id, name, by = caller.name(), "A token was revoked.");
+    tracing::info!(token = %id, name, by = caller.label(), "A token was revoked.");
     Ok(Json(types::TokenRevoked { id: id.to_string(), name: name.unwrap_or_default() }))
 }

@@ -359,7 +359,7 @@ impl<L: Log> Deployer for Revisions<L> {
                 let number = history.latest() + u64::from(!done);
                 return Ok(Decided { number, revision: revision_after(&history, &action, number), new: !done });
             }
-            let decided = self.propose(&function, action, builds_on, &who.by).await?;
+            let decided = self.propose(&function, action, builds_on, &who.label()).await?;
             lock(&self.here).proposed.insert(function, decided.revision);
             Ok(decided)
         }

@@ -124,6 +124,13 @@ fn patterns_restrict_what_is_reached() {
 }
 
 #[test]
+fn a_caller_is_written_down_with_the_id_of_its_token() {
+    assert_eq!(Caller::of(&shown(7).id, &token(1, &[])).label(), "token 1 (070707070707)");
+    assert_eq!(Caller::unrestricted(ADMINISTRATOR).label(), ADMINISTRATOR);
+    assert_eq!(Caller::unrestricted("").label(), "");
+}
+
+#[test]
 fn a_refusal_names_the_roles() {
     let caller = Caller::of(&shown(1).id, &token(1, &[]));
     for (permission, expected) in [
@@ -254,6 +261,7 @@ fn what_people_choose_is_checked() {
         (Token { name: "a\nb".to_owned(), ..good.clone() }, "`name` is"),
         (Token { name: "a".repeat(101), ..good.clone() }, "`name` is"),
         (Token { roles: BTreeSet::new(), ..good.clone() }, "`roles` is empty"),
+        (Token { name: "Admin token of the configuration".to_owned(), ..good.clone() }, "`name`: `admin token of the"),
         (Token { functions: patterns(&["*"]), ..token(1, &[Role::Publish]) }, "whoever has the role `publish` alone"),
         (Token { functions: patterns(&["*"]), topics: patterns(&["*"]), ..token(1, &[Role::Publish]) }, ""),
         (Token { functions: patterns(&["*"]), ..token(1, &[Role::Publish, Role::View]) }, ""),

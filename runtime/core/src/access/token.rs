@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Pattern, Role};
+use super::{ADMINISTRATOR, Pattern, Role};
 use crate::digest::Digest;
 use crate::limits;
 use crate::time::Timestamp;
@@ -23,6 +23,11 @@ const SECRET_CHARS: usize = 64;
 pub struct TokenId(String);
 
 impl TokenId {
+    /// As it is written.
+    pub(super) fn as_str(&self) -> &str {
+        &self.0
+    }
+
     /// The name under which a log keeps it.
     #[must_use]
     pub fn entry(&self) -> String {
@@ -193,6 +198,9 @@ impl Token {
         let (name, max) = (&self.name, limits::TOKEN_NAME_MAX_BYTES);
         if name.trim() != name || name.is_empty() || name.len() > max || name.chars().any(char::is_control) {
             return invalid(format!("`name` is 1 to {max} bytes, without spaces at its ends and control characters"));
+        }
+        if name.eq_ignore_ascii_case(ADMINISTRATOR) {
+            return invalid(format!("`name`: `{ADMINISTRATOR}` means another one; choose another name"));
         }
         if self.roles.is_empty() {
             return invalid(format!(

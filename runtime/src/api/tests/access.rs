@@ -562,7 +562,7 @@ async fn tokens_are_made_shown_once_listed_and_revoked() {
     let asked =
         json!({"name": "ci", "roles": ["deploy"], "functions": ["shop.*"], "topics": ["orders*"], "expires_in": "90d"});
     let ci = made(&make(Some(&root.token), asked).await);
-    assert_eq!((ci.made.created_by.as_str(), ci.made.state.as_str()), ("root", "valid"));
+    assert_eq!((&ci.made.created_by, ci.made.state.as_str()), (&format!("root ({})", root.made.id), "valid"));
     let expires = ci.made.expires_at.as_deref();
     assert!(expires.is_some_and(|at| at.starts_with("2027-04-15T08:00:")), "{expires:?}");
     assert_eq!(with_token(&server, "GET", "/v1/functions", &ci.token, json!({})).await.status, 200);

@@ -72,7 +72,7 @@ impl Deployer for InMemory {
             Err(reason) => Err(Refused::Impossible { reason }),
             Ok(()) => {
                 if !rehearsal {
-                    history.apply(latest + 1, &Change::new(action, NOW, &who.by).encode());
+                    history.apply(latest + 1, &Change::new(action, NOW, &who.label()).encode());
                 }
                 Ok(Decided { number: latest + 1, revision: latest + 1, new: true })
             }
