@@ -243,5 +243,11 @@ pub(super) async fn revoke<B: Broker + Catalog, R: Revision>(
         }
     })?;
     tracing::info!(token = %id, name, by = caller.label(), "A token was revoked.");
-    Ok(Json(types::TokenRevoked { id: id.to_string(), name: name.unwrap_or_default() }))
+    let open = api.access.is_open();
+    if open {
+        tracing::warn!(
+            "The last token was revoked: nobody needs one now, and whoever reaches this server may do everything."
+        );
+    }
+    Ok(Json(types::TokenRevoked { id: id.to_string(), name: name.unwrap_or_default(), open }))
 }

@@ -697,6 +697,9 @@ pub struct TokenRevoked {
     pub id: String,
     /// What people called it.
     pub name: String,
+    /// Whether it was the last one, and nobody needs a token any more: whoever reaches the server may do everything.
+    #[serde(default)]
+    pub open: bool,
 }
 
 /// `GET /v1/audit`.

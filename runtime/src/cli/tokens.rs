@@ -196,7 +196,18 @@ async fn revoke(args: &Revoke, context: &mut Context) -> Result<Exit, Error> {
             return Err(Error::usage("nobody can be asked whether to do this", "give --yes to do it"));
         }
         let id = format::one_line(&args.id, 40);
-        if !console.confirm(format_args!("Revoke token {id}? Whoever uses it is refused from then on.")).await? {
+        let Tokens { tokens } = client.get(&Target::new(["v1", "tokens"])).await?;
+        let of_last = match &tokens[..] {
+            [only] if only.id == args.id => {
+                " It is the last one: unless the server's configuration says otherwise, nobody needs a token from then on, and whoever \
+                 reaches the server may do everything."
+            }
+            _ => "",
+        };
+        if !console
+            .confirm(format_args!("Revoke token {id}? Whoever uses it is refused from then on.{of_last}"))
+            .await?
+        {
             console.note("Nothing was done.")?;
             return Ok(Exit::Failed);
         }
@@ -207,6 +218,11 @@ async fn revoke(args: &Revoke, context: &mut Context) -> Result<Exit, Error> {
     } else {
         let (id, name) = (format::one_line(&revoked.id, 40), format::one_line(&revoked.name, 100));
         console.line(format_args!("{id} ({name}) is revoked."))?;
+    }
+    if revoked.open {
+        console.note(
+            "warning: it was the last one. Nobody needs a token now, and whoever reaches the server may do everything.",
+        )?;
     }
     Ok(Exit::Done)
 }
@@ -274,6 +290,12 @@ mod tests {
         let out = server.run(&["tokens", "revoke", "070707070707", "--yes"]).await.done();
         assert_eq!(out, "070707070707 (ci) is revoked.\n");
         assert_eq!(server.asked()[0].line, "DELETE /v1/tokens/070707070707");
+        let answer = |open: bool| Answer::json(&serde_json::json!({"id": "070707070707", "name": "ci", "open": open}));
+        let server = Server::answering([answer(true), answer(false)]).await;
+        for open in [true, false] {
+            let ran = server.run(&["tokens", "revoke", "070707070707", "--yes"]).await;
+            assert_eq!((ran.exit, ran.err.contains("Nobody needs a token now")), (Exit::Done, open), "{}", ran.err);
+        }
     }
 
     #[tokio::test]
