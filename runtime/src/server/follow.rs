@@ -59,11 +59,12 @@ impl<L: Log> Revisions<L> {
             self.take_over(stop.clone()).await;
             done.send_replace(true);
         };
-        tokio::join!(self.keys.clone().follow(stop.clone()), following, self.tell(is_done));
+        tokio::join!(following, self.tell(is_done));
     }
 
     async fn take_over(&self, mut stop: watch::Receiver<bool>) {
         let mut jobs = Jobs { stop: stop.clone(), under_way: FuturesUnordered::new(), again: BTreeMap::new() };
+        // Jobs that end do not begin it again: however many there are, a token that was revoked holds no longer for that.
         let mut reading = pin!(self.read(None, Instant::now()));
         loop {
             tokio::select! {
@@ -85,7 +86,9 @@ impl<L: Log> Revisions<L> {
                         }
                     }
                     Err(error) => {
-                        tracing::warn!(%error, "Deployments cannot be read; trying again.");
+                        tracing::warn!(
+                            %error, "Deployments and tokens cannot be read; those that were read last hold, and it is tried again."
+                        );
                         reading.set(self.read(seen, Instant::now() + AGAIN_AFTER));
                     }
                 },

@@ -2,18 +2,13 @@
 
 use std::fmt;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
 
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use millrace_core::access::{Token, TokenId, Tokens};
-use tokio::sync::watch;
 
 use crate::api::Keyring;
 use crate::broker::{Deployed, EntryError, EntryName, Error, Log};
-
-/// When the log is asked again that did not answer.
-const AGAIN_AFTER: Duration = Duration::from_secs(1);
 
 /// What all requests share of tokens. Cheap to clone.
 pub(super) struct Keys<L> {
@@ -75,29 +70,6 @@ impl<L> Keys<L> {
 }
 
 impl<L: Log> Keys<L> {
-    /// Keeps up with the log until told to stop. Apart from what follows functions, for which it can take minutes to be compiled:
-    /// a token that was revoked must not hold for that long.
-    pub(super) async fn follow(self, mut stop: watch::Receiver<bool>) {
-        let mut seen = None;
-        loop {
-            let deployed = tokio::select! {
-                biased;
-                _ = stop.wait_for(|stop| *stop) => return,
-                deployed = self.log.deployments(seen) => deployed,
-            };
-            match deployed {
-                Ok(deployed) => {
-                    seen = Some(deployed.seen);
-                    self.take_over(&deployed);
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "Tokens cannot be read; those that were read last hold, and it is tried again.");
-                    tokio::time::sleep(AGAIN_AFTER).await;
-                }
-            }
-        }
-    }
-
     async fn read(&self) -> Result<(Arc<Tokens>, u64), Error> {
         let deployed = self.log.deployments(None).await?;
         Ok((self.take_over(&deployed), deployed.entries_at))
