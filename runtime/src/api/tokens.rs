@@ -108,7 +108,7 @@ pub(super) async fn list<B: Broker + Catalog, R: Revision>(
     let ((tokens, _), now) = (api.tokens_for(&caller).await?, api.clock.now());
     let readable = tokens.iter().map(|(id, token)| shown(id, token, now));
     let unreadable = tokens.unreadable().map(|id| types::Token {
-        id: id.to_string(),
+        id: id.to_owned(),
         state: "unreadable".to_owned(),
         ..types::Token::default()
     });

@@ -97,3 +97,56 @@ impl<L: Log> Keyring for Keys<L> {
         .boxed()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use millrace_core::access::{Role, Shown};
+    use millrace_core::time::Timestamp;
+
+    use super::*;
+    use crate::broker::Deployments as _;
+    use crate::broker::embedded::{EmbeddedLog, Options};
+
+    fn token(seed: u8) -> (TokenId, String, Token) {
+        let shown = Shown::of_random([seed; 6], [seed; 32]);
+        let token = Token {
+            name: "ada".to_owned(),
+            secret: shown.secret(),
+            roles: [Role::Admin].into(),
+            functions: Vec::new(),
+            topics: Vec::new(),
+            created_ms: 0,
+            created_by: String::new(),
+            expires_ms: None,
+        };
+        (shown.id.clone(), shown.text(), token)
+    }
+
+    #[tokio::test]
+    async fn what_is_put_holds_at_once_and_nothing_is_put_that_builds_on_what_was_before() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = Arc::new(EmbeddedLog::open(Options::new(directory.path().join("log"))).unwrap());
+        let keys = Keys::new(Arc::clone(&log));
+        let holds = |text: &str| keys.tokens().caller(text, Timestamp::EPOCH).is_some();
+        let ((first, text, one), (second, other, two)) = (token(1), token(2));
+        let (none, at) = keys.refresh().await.unwrap();
+        assert!(!none.are_needed());
+        let before = log.deployments(None).await.unwrap();
+        keys.put(first.clone(), Some(one), at).await.unwrap();
+        assert!(holds(&text));
+        let late = keys.put(second, Some(two), at).await.unwrap_err();
+        assert!(matches!(late, EntryError::Conflict), "{late}");
+        assert!(!holds(&other));
+        // What somebody read before takes the place of nothing.
+        keys.take_over(&before);
+        assert!(holds(&text));
+        let (all, at) = keys.refresh().await.unwrap();
+        assert_eq!(all.count(), 1);
+        keys.put(first, None, at).await.unwrap();
+        assert!(!holds(&text) && !keys.tokens().are_needed());
+        // Only what has lost something stays closed.
+        let now = log.deployments(None).await.unwrap();
+        keys.take_over(&Deployed { seen: now.seen + 1, entries_lost: true, ..now });
+        assert!(keys.tokens().are_needed());
+    }
+}
