@@ -21,6 +21,7 @@
 //! | `DELETE /v1/tokens/{id}` | [`types::TokenRevoked`] |
 //! | `GET /livez`, `GET /readyz` | [`types::Health`] |
 //! | `GET /metrics` | figures for Prometheus |
+//! | `GET /v1/openapi.json` | all of this for programs: [`openapi_document`] |
 //!
 //! Any other answer is a [`types::Problem`]; those with `Retry-After` are worth repeating. `429` means too much at once,
 //! `503` that the log is full, failed or out of reach, or that the process is starting or ending.
@@ -68,6 +69,7 @@ mod guard;
 mod ingest;
 mod letters;
 mod metrics;
+mod openapi;
 mod problem;
 mod request;
 mod routes;
@@ -88,10 +90,11 @@ pub use deploy::{Decided, Deployer, Refused};
 use guard::Guard;
 pub use ingest::PLAIN_SOURCE;
 use metrics::Metrics;
+pub use openapi::document as openapi_document;
 use problem::{Kind, Refusal};
 use routes::{
-    AUDIT, COMPONENT, DISCARD, FUNCTION, FUNCTIONS, LETTER, LETTERS, LIVE, METRICS, PAUSE, PUBLISH, READY, REDRIVE,
-    RESOLVE, RESUME, REVISIONS, ROLLBACK, Row, SKIP, STATE, STATUS, TOKEN, TOKENS, TOPICS,
+    AUDIT, COMPONENT, DISCARD, FUNCTION, FUNCTIONS, LETTER, LETTERS, LIVE, METRICS, OPENAPI, PAUSE, PUBLISH, READY,
+    REDRIVE, RESOLVE, RESUME, REVISIONS, ROLLBACK, Row, SKIP, STATE, STATUS, TOKEN, TOKENS, TOPICS,
 };
 pub use serve::serve;
 
@@ -357,6 +360,7 @@ fn router<B: Broker + Catalog, R: Revision>(shared: Arc<Shared<B, R>>) -> Router
         .route(AUDIT, get(audit::list::<B, R>))
         .route(TOKENS, get(tokens::list::<B, R>).post(tokens::create::<B, R>))
         .route(TOKEN, delete(tokens::revoke::<B, R>))
+        .route(OPENAPI, get(|| async { Json(openapi_document()) }))
         .route(LIVE, get(live))
         .route(READY, get(ready::<B, R>))
         .route(METRICS, get(metrics::show::<B, R>))

@@ -24,6 +24,7 @@ mod format;
 mod functions;
 mod invoke;
 mod new;
+mod openapi;
 mod output;
 mod publish;
 #[cfg(feature = "kafka")]
@@ -134,6 +135,8 @@ enum Command {
     Audit(audit::Args),
     /// Measure how fast an application is on this machine
     Bench(bench::Args),
+    /// Write the description of the HTTP API, in OpenAPI
+    Openapi(openapi::Args),
     /// Write completions for a shell
     Completions(completions::Args),
 }
@@ -290,6 +293,7 @@ async fn dispatch(command: Command, context: &mut Context) -> Result<Exit, Error
         Command::Audit(args) => until_interrupted(audit::run(&args, context)).await,
         Command::Tokens(args) => until_interrupted(tokens::run(&args, context)).await,
         Command::Bench(args) => Box::pin(bench::run(&args, context)).await,
+        Command::Openapi(args) => openapi::run(&args, context),
         Command::Completions(args) => completions::run(&args, &mut Cli::command(), context),
     }
 }

@@ -18,6 +18,7 @@ use millrace_core::digest::Digest;
 use millrace_core::limits;
 use millrace_core::name::{FunctionName, Topic};
 use millrace_core::time::Timestamp;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::problem::{Kind, Reason, Refusal};
@@ -157,16 +158,24 @@ impl Trail {
 }
 
 /// Parameters of a listing.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Query {
+pub(super) struct Query {
+    /// Only what was done to this function.
     function: Option<String>,
+    /// Only what was done to this topic.
     topic: Option<String>,
+    /// Only what was done with the token of this name.
     by: Option<String>,
+    /// Only what is called so.
     action: Option<String>,
+    /// `done`, `refused` or `failed`.
     result: Option<String>,
+    /// Only what was done since this instant.
     since: Option<String>,
+    /// Only records before this offset: an earlier answer's `next`.
     before: Option<u64>,
+    /// At most so many records.
     limit: Option<usize>,
 }
 

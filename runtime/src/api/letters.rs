@@ -11,6 +11,7 @@ use millrace_core::letter::{self, LetterHeaders, MalformedLetter};
 use millrace_core::name::FunctionName;
 use millrace_core::outcome::Category;
 use millrace_core::policy::Deadlines;
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::functions::unknown;
@@ -27,14 +28,20 @@ mod scan;
 pub(super) use act::{discard, redrive, resolve};
 use scan::{Cursor, Filter};
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct ListQuery {
+pub(super) struct ListQuery {
+    /// Only letters of this function.
     function: Option<String>,
+    /// `open`, as without it, `redriven`, `resolved`, `discarded` or `all`.
     status: Option<String>,
+    /// Only letters whose last failure has this category.
     category: Option<String>,
+    /// Only letters of events from this topic.
     topic: Option<String>,
+    /// Go on after an earlier answer's `next`.
     after: Option<String>,
+    /// At most so many letters.
     limit: Option<usize>,
 }
 

@@ -52,7 +52,7 @@ pub(super) enum Kind {
 
 impl Kind {
     /// The last part of its URI, its title and its status.
-    const fn parts(self) -> (&'static str, &'static str, StatusCode) {
+    pub(super) const fn parts(self) -> (&'static str, &'static str, StatusCode) {
         use StatusCode as S;
         match self {
             Self::Conflict => ("conflict", "The function was changed meanwhile, or elsewhere", S::CONFLICT),

@@ -22,6 +22,7 @@ pub(super) const DISCARD: &str = "/v1/dead-letters/discard";
 pub(super) const TOKENS: &str = "/v1/tokens";
 pub(super) const TOKEN: &str = "/v1/tokens/{id}";
 pub(super) const AUDIT: &str = "/v1/audit";
+pub(super) const OPENAPI: &str = "/v1/openapi.json";
 pub(super) const LIVE: &str = "/livez";
 pub(super) const READY: &str = "/readyz";
 pub(super) const METRICS: &str = "/metrics";
@@ -81,7 +82,7 @@ const fn free(path: &'static str) -> Row {
 }
 
 /// Who may do what.
-pub(super) const ROWS: [Row; 28] = {
+pub(super) const ROWS: [Row; 29] = {
     use About::{All, Chosen, Function, Letter, Neither, Topic};
     use Permission::{Administer, Deploy, Operate, Publish, RollBack, View};
     [
@@ -110,6 +111,7 @@ pub(super) const ROWS: [Row; 28] = {
         row("GET", TOKENS, Administer, All),
         changing("create-token", row("POST", TOKENS, Administer, All)),
         changing("revoke-token", row("DELETE", TOKEN, Administer, All)),
+        free(OPENAPI),
         free(LIVE),
         free(READY),
         Row { needs: Needs::UnlessOpened(View, All), ..free(METRICS) },

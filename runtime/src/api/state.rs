@@ -12,6 +12,7 @@ use millrace_core::access::Caller;
 use millrace_core::codec::base64;
 use millrace_core::limits;
 use millrace_core::name::{Topic, Unit};
+use schemars::JsonSchema;
 use serde::Deserialize;
 
 use super::problem::Refusal;
@@ -21,13 +22,18 @@ use crate::broker::{Broker, Catalog, StateEntry, StateRange};
 use crate::worker::Revision;
 
 /// Parameters of a listing.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct Query {
+pub(super) struct Query {
+    /// Only values of events from this topic.
     topic: Option<String>,
+    /// Only values of this partition.
     partition: Option<u32>,
+    /// Only keys that begin with this.
     prefix: Option<String>,
+    /// Go on after an earlier answer's `next`.
     after: Option<String>,
+    /// At most so many values.
     limit: Option<usize>,
 }
 

@@ -3,6 +3,7 @@
 mod access;
 mod audit;
 mod deploying;
+mod described;
 mod embedded;
 mod fake;
 mod letters;
@@ -172,6 +173,7 @@ impl<B: Broker + Catalog> Server<B> {
 }
 
 async fn send_to(address: SocketAddr, request: Request<Bytes>) -> Answer {
+    let asked = described::Asked::of(&request);
     let stream = TcpStream::connect(address).await.unwrap();
     let (mut sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
     let connection = tokio::spawn(connection);
@@ -180,7 +182,9 @@ async fn send_to(address: SocketAddr, request: Request<Bytes>) -> Answer {
     let body = body.collect().await.unwrap().to_bytes();
     drop(sender);
     let _a_server_may_close_first = connection.await;
-    Answer { status: parts.status.as_u16(), headers: parts.headers, body }
+    let answer = Answer { status: parts.status.as_u16(), headers: parts.headers, body };
+    asked.hold_against(&answer);
+    answer
 }
 
 #[derive(Debug)]

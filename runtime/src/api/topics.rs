@@ -13,6 +13,7 @@ use millrace_core::codec::{self, base64};
 use millrace_core::limits;
 use millrace_core::name::Topic;
 use millrace_core::record::Record;
+use schemars::JsonSchema;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use tokio::time::Instant;
@@ -28,9 +29,10 @@ const TURN_RECORDS: usize = 32;
 /// How often a waiting request looks for records.
 const LOOK_EVERY: Duration = Duration::from_millis(50);
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct ListQuery {
+pub(super) struct ListQuery {
+    /// Also those that the runtime made for itself.
     #[serde(default)]
     internal: bool,
 }
@@ -57,12 +59,16 @@ fn shown(topic: TopicInfo) -> types::Topic {
     types::Topic { name: topic.name, internal: topic.internal, partitions }
 }
 
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct ReadQuery {
+pub(super) struct ReadQuery {
+    /// Only this partition.
     partition: Option<u32>,
+    /// `earliest`, `latest`, an offset, or `<partition>:<offset>` for each partition, with commas; `earliest` without it.
     from: Option<String>,
+    /// At most so many records.
     limit: Option<usize>,
+    /// How many seconds to wait if there is no record yet.
     wait: Option<u64>,
 }
 

@@ -7,6 +7,7 @@ use std::fmt;
 use std::time::Duration;
 
 use millrace_core::revision::Origin;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::broker::LetterStatus;
@@ -25,7 +26,7 @@ pub const PROBLEM_TYPE: &str = "application/problem+json";
 pub const PROBLEM_PREFIX: &str = "https://millrace.dev/problems/";
 
 /// `202` of `POST /v1/topics/{topic}/events`: where the events landed, in the order they were given.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Published {
     /// The topic.
     pub topic: String,
@@ -34,7 +35,7 @@ pub struct Published {
 }
 
 /// The place of a record in a topic.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Place {
     /// The partition.
     pub partition: u32,
@@ -43,14 +44,14 @@ pub struct Place {
 }
 
 /// `GET /v1/topics`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Topics {
     /// By name; those that the runtime made for itself only with `?internal=true`.
     pub topics: Vec<Topic>,
 }
 
 /// A topic.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Topic {
     /// Its name.
     pub name: String,
@@ -61,7 +62,7 @@ pub struct Topic {
 }
 
 /// A partition of a topic.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Partition {
     /// The oldest offset there is.
     pub earliest: u64,
@@ -76,7 +77,7 @@ pub struct Partition {
 /// `from` is `earliest` (as without it), `latest`, an offset for all partitions that are read, or a place for each of
 /// them, as `<partition>:<offset>,<partition>:<offset>`; partitions that are not in such a list are read from their
 /// beginning. `wait` is how many seconds to wait for a record if there is none yet.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Records {
     /// Ascending offsets within each partition.
     pub records: Vec<Record>,
@@ -95,7 +96,7 @@ impl Records {
 }
 
 /// A record of a topic.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Record {
     /// The partition.
     pub partition: u32,
@@ -111,6 +112,7 @@ pub struct Record {
     pub key_base64: Option<String>,
     /// The event in the JSON format of CloudEvents; absent if the record cannot be decoded.
     #[serde(skip_serializing_if = "Option::is_none", default)]
+    #[schemars(with = "Option<serde_json::Map<String, serde_json::Value>>")]
     pub event: Option<Box<serde_json::value::RawValue>>,
     /// Why the record cannot be decoded.
     #[serde(skip_serializing_if = "Option::is_none", default)]
@@ -121,14 +123,14 @@ pub struct Record {
 }
 
 /// `GET /livez` and `GET /readyz`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Health {
     /// `live` or `ready`.
     pub state: String,
 }
 
 /// `GET /v1/functions` and `GET /v1/status`; `GET /v1/functions/{function}` answers with one [`FunctionStatus`].
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Status {
     /// `ready`, `starting`, `draining`, `functions refused: ` with their names, or `log failed: ` with the reason.
     pub state: String,
@@ -140,7 +142,7 @@ pub struct Status {
 }
 
 /// A function that does not run.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct RefusedFunction {
     /// `<application>.<function>`.
     pub name: String,
@@ -149,7 +151,7 @@ pub struct RefusedFunction {
 }
 
 /// A function and its accounts.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct FunctionStatus {
     /// `<application>.<function>`.
     pub name: String,
@@ -187,7 +189,7 @@ pub struct FunctionStatus {
 }
 
 /// Settlements by outcome.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Totals {
     /// The handler succeeded.
     pub completed: u64,
@@ -212,7 +214,7 @@ impl Totals {
 }
 
 /// One partition of one source topic.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct UnitStatus {
     /// The source topic.
     pub topic: String,
@@ -256,7 +258,7 @@ const fn is_zero(n: &u64) -> bool {
 }
 
 /// `POST /v1/functions/{function}/skip`: lets partitions go on whose position no longer exists.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct SkipRequest {
     /// Only say what would be skipped.
@@ -264,7 +266,7 @@ pub struct SkipRequest {
 }
 
 /// What was skipped, or would be.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct SkipAnswer {
     /// The function.
     pub function: String,
@@ -277,7 +279,7 @@ pub struct SkipAnswer {
 }
 
 /// `GET /v1/functions/{function}/state`: what its handler has stored.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct State {
     /// By topic, partition and key.
     pub values: Vec<StateValue>,
@@ -287,7 +289,7 @@ pub struct State {
 }
 
 /// One value of a handler's state.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct StateValue {
     /// The source topic.
     pub topic: String,
@@ -312,7 +314,7 @@ impl StateValue {
 }
 
 /// What was skipped of one partition.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Skipped {
     /// The source topic.
     pub topic: String,
@@ -330,7 +332,7 @@ pub struct Skipped {
 
 /// `GET /v1/dead-letters?function=&status=&category=&topic=&after=&limit=`. `status` is `open` (as without it),
 /// `redriven`, `resolved`, `discarded` or `all`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct DeadLetters {
     /// By function and id.
     pub letters: Vec<DeadLetter>,
@@ -341,13 +343,14 @@ pub struct DeadLetters {
 }
 
 /// A dead letter; also `GET /v1/dead-letters/{function}/{topic}/{partition}/{offset}`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct DeadLetter {
     /// Whose it is.
     pub function: String,
     /// `<topic>/<partition>/<offset>` of its source record.
     pub id: String,
     /// What happened to it.
+    #[schemars(with = "String", extend("enum" = ["open", "redriven", "resolved", "discarded"]))]
     pub status: LetterStatus,
     /// When that was.
     pub status_at: String,
@@ -379,7 +382,7 @@ pub struct DeadLetter {
 }
 
 /// `POST /v1/dead-letters/{redrive|resolve|discard}`: which letters, and what about them.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct LetterRequest {
     /// Whose letters.
@@ -415,7 +418,7 @@ pub struct LetterRequest {
 }
 
 /// What was done with dead letters.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct LetterAnswer {
     /// Whether it was only said and not done.
     pub dry_run: bool,
@@ -428,7 +431,7 @@ pub struct LetterAnswer {
 }
 
 /// Names one dead letter.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct LetterName {
     /// Whose it is.
     pub function: String,
@@ -437,7 +440,7 @@ pub struct LetterName {
 }
 
 /// A problem (RFC 9457), with content type `application/problem+json`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Problem {
     /// [`PROBLEM_PREFIX`] and the kind; stable.
     #[serde(rename = "type")]
@@ -457,7 +460,7 @@ pub struct Problem {
 }
 
 /// A text that is in no debug output.
-#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]
 pub struct Hidden(pub String);
 
@@ -468,7 +471,7 @@ impl fmt::Debug for Hidden {
 }
 
 /// `PUT` and `GET /v1/components/{digest}`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Component {
     /// Its SHA-256, in hex.
     pub digest: String,
@@ -477,7 +480,7 @@ pub struct Component {
 }
 
 /// The body of `PUT /v1/functions/{function}`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct DeployRequest {
     /// The SHA-256 of its component, in hex, which was uploaded before.
@@ -494,7 +497,7 @@ pub struct DeployRequest {
 }
 
 /// The body of `POST /v1/functions/{function}/rollback`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RollbackRequest {
     /// The revision that runs again; without it the one before the active one.
@@ -509,7 +512,7 @@ pub struct RollbackRequest {
 }
 
 /// What was done to a function. Instances follow: [`Revisions`] tells how far they are.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Deployed {
     /// `<application>.<function>`.
     pub function: String,
@@ -522,7 +525,7 @@ pub struct Deployed {
 }
 
 /// `GET /v1/functions/{function}/revisions`.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Revisions {
     /// `<application>.<function>`.
     pub function: String,
@@ -554,7 +557,7 @@ impl Revisions {
 }
 
 /// Something that was done to a function.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Deployment {
     /// Its number; that of the revision, if it brought one.
     pub number: u64,
@@ -574,6 +577,7 @@ pub struct Deployment {
     pub manifest: Option<String>,
     /// Where it comes from, of a `deploy`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
     pub origin: Option<Origin>,
     /// The revision that runs, of an `activate` or a `rollback`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -581,7 +585,7 @@ pub struct Deployment {
 }
 
 /// How a function does on one instance.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, JsonSchema)]
 pub struct Instance {
     /// The instance.
     pub instance: String,
@@ -598,7 +602,7 @@ pub struct Instance {
 pub const INSTANCE_LIVE_FOR: Duration = Duration::from_secs(15);
 
 /// What an instance tells the others of itself.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct InstanceReport {
     /// By name.
     pub functions: BTreeMap<String, FunctionHere>,
@@ -608,7 +612,7 @@ pub struct InstanceReport {
 }
 
 /// How a function does on an instance.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FunctionHere {
     /// The revision that runs.
     #[serde(default)]
@@ -628,7 +632,7 @@ pub struct FunctionHere {
 }
 
 /// The body of `POST /v1/tokens`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct TokenRequest {
     /// What people call it: 1 to 100 bytes.
@@ -647,7 +651,7 @@ pub struct TokenRequest {
 }
 
 /// `201` of `POST /v1/tokens`.
-#[derive(Clone, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize, JsonSchema)]
 pub struct TokenMade {
     /// The token, `mr_<id>_<secret>`. It is told here and never again.
     pub token: String,
@@ -657,7 +661,7 @@ pub struct TokenMade {
 }
 
 /// A token, without its secret.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Token {
     /// By what it is known.
     pub id: String,
@@ -684,14 +688,14 @@ pub struct Token {
 }
 
 /// `GET /v1/tokens`.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Tokens {
     /// By id.
     pub tokens: Vec<Token>,
 }
 
 /// `DELETE /v1/tokens/{id}`: it does not hold any more.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 pub struct TokenRevoked {
     /// By what it was known.
     pub id: String,
@@ -703,7 +707,7 @@ pub struct TokenRevoked {
 }
 
 /// `GET /v1/audit`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Audit {
     /// The newest first.
     pub records: Vec<Audited>,
@@ -713,7 +717,7 @@ pub struct Audit {
 }
 
 /// What somebody did, or tried to.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Audited {
     /// Its place in the topic `<prefix>.audit`.
     pub offset: u64,

@@ -117,6 +117,12 @@ async fn completions_know_the_commands() {
     }
 }
 
+#[tokio::test]
+async fn the_api_is_described_without_a_server() {
+    let described: serde_json::Value = serde_json::from_str(&run(&["openapi"]).await.done()).unwrap();
+    assert_eq!(described, crate::api::openapi_document());
+}
+
 #[test]
 fn a_process_that_runs_functions_has_as_many_threads_as_it_is_told() {
     let dir = tempfile::tempdir().unwrap();
