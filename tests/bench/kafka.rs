@@ -21,6 +21,7 @@ pub(crate) mod functions;
 mod latency;
 pub(crate) mod native;
 pub(crate) mod restore;
+pub(crate) mod swaps;
 
 /// Events of one run.
 const EVENTS: u64 = 600_000;

@@ -16,6 +16,7 @@ mod kafka;
 mod product;
 mod sandbox;
 mod skeleton;
+mod swaps;
 
 /// The guests that are measured with, as components.
 pub(crate) struct Guests {
@@ -28,7 +29,7 @@ pub(crate) struct Guests {
 /// The names of figures, and how they are measured.
 type Measure = (&'static str, fn(&Guests) -> Vec<Figure>);
 
-const MEASURES: [Measure; 11] = [
+const MEASURES: [Measure; 13] = [
     ("sandbox.reused sandbox.fresh", |guests| sandbox::measure(&guests.tiny)),
     ("core.dispatch", |_| dispatch::measure()),
     ("http.parse", |_| dispatch::accept()),
@@ -37,6 +38,8 @@ const MEASURES: [Measure; 11] = [
     ("embedded.throughput", product::throughput),
     ("embedded.latency", product::latency),
     ("memory.growth", product::growth),
+    ("swaps.embedded.p99_ratio", |_| swaps::embedded()),
+    ("swaps.kafka.p99_ratio", |_| kafka::swaps::measure()),
     ("kafka.native.ratio kafka.native.fresh_ratio kafka.streams.ratio kafka.streams.p99_ratio", kafka::measure),
     ("kafka.functions.threads kafka.functions.memory_mib", |_| kafka::functions::measure()),
     ("kafka.restore.seconds", |_| kafka::restore::measure()),

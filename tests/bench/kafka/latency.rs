@@ -29,9 +29,9 @@ const PATIENCE: Duration = Duration::from_secs(60);
 
 /// 50 and 99 of a hundred events take at most so long, in milliseconds.
 #[derive(Clone, Copy, Debug)]
-struct Latency {
-    p50: f64,
-    p99: f64,
+pub(super) struct Latency {
+    pub(super) p50: f64,
+    pub(super) p99: f64,
 }
 
 pub(super) fn measure(bench: &Bench<'_>) -> Vec<Figure> {
@@ -52,32 +52,37 @@ fn run(bench: &Bench<'_>, contestant: impl FnOnce(&str) -> Contestant) -> Latenc
     bench.cluster.create("out");
     let mut contestant = contestant(&from);
     let mut running = contestant.start();
+    let latency = of_events(bench.cluster.bootstrap(), &from, "out", 0);
+    running.usage();
+    drop(running);
+    bench.cluster.delete("out");
+    bench.cluster.delete(&from);
+    println!("    {:<34} p50 {:.1} ms, p99 {:.1} ms", contestant.name, latency.p50, latency.p99);
+    latency
+}
+
+/// Publishes events to a topic, numbered from `first` on, and takes the time until what comes of them is in another.
+pub(super) fn of_events(bootstrap: &str, from: &str, out: &str, first: u64) -> Latency {
     let (began, done) = (Instant::now(), AtomicBool::new(false));
-    let bootstrap = bench.cluster.bootstrap();
-    let consumer = reader(bootstrap, "out");
+    let consumer = reader(bootstrap, out);
     let histogram = std::thread::scope(|scope| {
-        let publishing = scope.spawn(|| publish(bootstrap, &from, began));
+        let publishing = scope.spawn(|| publish(bootstrap, (from, out), first, began));
         let reading = scope.spawn(|| read(&consumer, began, &done));
         publishing.join().expect("all is published");
         done.store(true, Ordering::Relaxed);
         reading.join().expect("all is answered")
     });
-    running.usage();
-    drop(running);
-    bench.cluster.delete("out");
-    bench.cluster.delete(&from);
     let millis = |quantile: f64| Duration::from_nanos(histogram.value_at_quantile(quantile)).as_secs_f64() * 1e3;
-    let latency = Latency { p50: millis(0.5), p99: millis(0.99) };
-    println!("    {:<34} p50 {:.1} ms, p99 {:.1} ms", contestant.name, latency.p50, latency.p99);
-    latency
+    Latency { p50: millis(0.5), p99: millis(0.99) }
 }
 
-fn total() -> u64 {
+/// Events of one run.
+pub(super) fn total() -> u64 {
     (WARM_UP + MEASURED).as_secs() * u64::from(RATE)
 }
 
 /// Publishes at an even rate, with the time in the data.
-fn publish(bootstrap: &str, topic: &str, began: Instant) {
+fn publish(bootstrap: &str, (topic, out): (&str, &str), first: u64, began: Instant) {
     let mut config = client(bootstrap);
     let producer: BaseProducer = config.set("linger.ms", "0").create().expect("a client");
     let template = events::order();
@@ -87,7 +92,8 @@ fn publish(bootstrap: &str, topic: &str, began: Instant) {
             producer.poll(Duration::ZERO);
             std::thread::park_timeout((due.saturating_sub(began.elapsed())).min(Duration::from_millis(1)));
         }
-        let mut event = events::event(number);
+        let mut event = events::event(first + number);
+        event.subject = Some(out.into());
         let sent = format!("{:0DIGITS$}", began.elapsed().as_nanos());
         event.data = Some(Bytes::from(template.clone().replacen(&".".repeat(DIGITS), &sent, 1)));
         let key = event.extension("partitionkey").map(|key| Bytes::copy_from_slice(key.as_bytes()));

@@ -1,0 +1,179 @@
+//! What it costs an event that revisions are swapped all the time: its way from its publisher to whoever reads what came of it, with swaps beside
+//! without.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use hdrhistogram::Histogram;
+use hyper::{Method, StatusCode};
+use millrace_tests::process::{Api, Dev, application, program, revised_application};
+use serde_json::{Value, json};
+
+use super::events;
+use super::figure::{Figure, Goal};
+
+/// Events in a batch, one of which is published this often.
+const BATCH: u64 = 20;
+const BATCH_EVERY: Duration = Duration::from_millis(10);
+/// Batches before the clock starts, and while it runs.
+const WARM_UP: u64 = 500;
+const MEASURED: u64 = 2_500;
+/// How long anything here may take.
+const PATIENCE: Duration = Duration::from_secs(60);
+/// Revisions whose numbers these are take each other's place: each is activated by a deployment of its own.
+const REVISIONS: [u64; 2] = [1, 3];
+/// The topic that events are published to, and those that what comes of them is in: one without swaps, and one with them.
+pub(crate) const IN: &str = "in";
+pub(crate) const OUT: [&str; 2] = ["out", "swapped"];
+/// How much longer 99 of a hundred events may take while they do.
+const RATIO_MAX: f64 = 2.0;
+
+/// How an event's way is with swaps and without.
+pub(crate) struct Compared {
+    pub(crate) without_ms: f64,
+    pub(crate) with_ms: f64,
+    pub(crate) swaps: u32,
+}
+
+impl Compared {
+    pub(crate) fn figures(&self, name: &'static str) -> Vec<Figure> {
+        vec![
+            Figure::new(name, self.with_ms, "ms", self.without_ms, Goal::RatioAtMost(RATIO_MAX)),
+            Figure::shown("  swaps meanwhile", f64::from(self.swaps), "swaps"),
+        ]
+    }
+}
+
+pub(crate) fn embedded() -> Vec<Figure> {
+    let directory = tempfile::tempdir_in(super::target()).expect("a directory");
+    let mut command = Command::new(program());
+    command.args(["serve", "--embedded", "--listen", "127.0.0.1:0", "--log-level", "error", "--data"]);
+    let server = Dev::started(command.arg(directory.path().join("data")).current_dir(directory.path()));
+    deploy_two(&server.url, directory.path(), 8);
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let compared = runtime.expect("a runtime").block_on(async {
+        let without_ms = p99(&server.url, OUT[0], 0).await;
+        let swapping = Swapping::start(&server.url);
+        let with_ms = p99(&server.url, OUT[1], WARM_UP + MEASURED).await;
+        Compared { without_ms, with_ms, swaps: swapping.stop().await }
+    });
+    compared.figures("swaps.embedded.p99_ratio")
+}
+
+/// Deploys two revisions of one function.
+pub(crate) fn deploy_two(url: &str, directory: &Path, partitions: i32) {
+    let topics = [IN, OUT[0], OUT[1]].map(|topic| format!("[topics.{topic}]\npartitions = {partitions}\n")).concat();
+    let manifest = format!(
+        "application = \"swapped\"\n{topics}[functions.handler]\ncomponent = \"guest.wasm\"\ntopics = [\"{IN}\"]\n\
+         grants = {{ publish = {OUT:?} }}\n"
+    );
+    for (name, write) in [("one", application as fn(&Path, &str)), ("other", revised_application)] {
+        let path = directory.join(name);
+        std::fs::create_dir_all(&path).expect("a directory");
+        write(&path, &manifest);
+        let deployed = Command::new(program()).args(["--server", url, "deploy", "--yes"]).arg(&path).output();
+        let deployed = deployed.expect("it can be started");
+        assert!(deployed.status.success(), "{}", String::from_utf8_lossy(&deployed.stderr));
+    }
+}
+
+/// Somebody who swaps the two revisions, each time once it runs everywhere.
+pub(crate) struct Swapping {
+    ended: Arc<AtomicBool>,
+    swaps: tokio::task::JoinHandle<u32>,
+}
+
+impl Swapping {
+    /// On this server.
+    pub(crate) fn start(url: &str) -> Self {
+        let (url, ended) = (format!("{url}/v1/functions/swapped.handler"), Arc::new(AtomicBool::new(false)));
+        let swaps = tokio::spawn(swap(url, Arc::clone(&ended)));
+        Self { ended, swaps }
+    }
+
+    /// How many swaps it made.
+    pub(crate) async fn stop(self) -> u32 {
+        self.ended.store(true, Ordering::Relaxed);
+        self.swaps.await.expect("it ends")
+    }
+}
+
+async fn swap(url: String, ended: Arc<AtomicBool>) -> u32 {
+    let api = Api::default();
+    let mut swaps = 0;
+    for to in REVISIONS.into_iter().cycle() {
+        if ended.load(Ordering::Relaxed) {
+            break;
+        }
+        let body = json!({ "to": to }).to_string();
+        let answer = api.send(Method::POST, &format!("{url}/rollback"), "application/json", body).await;
+        assert!(answer.as_ref().is_some_and(|(status, _)| status.is_success()), "{answer:?}");
+        let began = Instant::now();
+        while !runs_everywhere(&api.get(&format!("{url}/revisions")).await, to) {
+            assert!(began.elapsed() < PATIENCE, "revision {to} never runs");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+        swaps += 1;
+    }
+    swaps
+}
+
+fn runs_everywhere(told: &Value, revision: u64) -> bool {
+    told["instances"].as_array().is_some_and(|all| all.iter().all(|one| one["revision"] == revision))
+}
+
+/// The time that 99 of a hundred events take at most until what comes of them is in a topic, in milliseconds. So many batches were published before.
+async fn p99(url: &str, out: &'static str, before: u64) -> f64 {
+    let began = Instant::now();
+    let reading = tokio::spawn(read(format!("{url}/v1/topics/{out}/events?limit=1000&from="), began));
+    let api = Arc::new(Api::default());
+    for number in 0..WARM_UP + MEASURED {
+        let due = BATCH_EVERY * u32::try_from(number).expect("few");
+        tokio::time::sleep_until((began + due).into()).await;
+        let (api, url) = (Arc::clone(&api), url.to_owned());
+        tokio::spawn(async move {
+            let first = (before + number) * BATCH;
+            let batch: Vec<String> = (first..first + BATCH).map(|number| event(number, out, began.elapsed())).collect();
+            assert_eq!(api.publish(&url, IN, &batch).await, Some(StatusCode::ACCEPTED));
+        });
+    }
+    let histogram = reading.await.expect("all is answered");
+    Duration::from_nanos(histogram.value_at_quantile(0.99)).as_secs_f64() * 1e3
+}
+
+/// With the time of sending in its data.
+fn event(number: u64, out: &str, sent: Duration) -> String {
+    let mut data: Value = serde_json::from_str(&events::order()).expect("an order is JSON");
+    data["sent"] = u64::try_from(sent.as_nanos()).expect("a minute").into();
+    json!({"specversion": "1.0", "id": format!("e-{number}"), "source": "/shop/web", "type": "E.order.placed", "subject": out,
+        "partitionkey": format!("customer-{}", number % 1000), "data": data})
+    .to_string()
+}
+
+/// Looks all the time at what is there, until each event has its answer.
+async fn read(url: String, began: Instant) -> Histogram<u64> {
+    let api = Api::default();
+    let most = u64::try_from(PATIENCE.as_nanos()).expect("a minute");
+    let mut histogram = Histogram::new_with_bounds(1, most, 3).expect("three digits");
+    let (mut from, mut seen) = ("earliest".to_owned(), 0);
+    while seen < (WARM_UP + MEASURED) * BATCH {
+        let told = api.get(&format!("{url}{from}")).await;
+        let now = began.elapsed();
+        for record in told["records"].as_array().expect("records") {
+            seen += 1;
+            let sent = Duration::from_nanos(record["event"]["data"]["sent"].as_u64().expect("a time"));
+            if sent >= BATCH_EVERY * u32::try_from(WARM_UP).expect("few") {
+                histogram.saturating_record(u64::try_from(now.saturating_sub(sent).as_nanos()).unwrap_or(most));
+            }
+        }
+        let places = told["next"].as_array().expect("places");
+        let place = |place: &Value| format!("{}:{}", place["partition"], place["offset"]);
+        from = places.iter().map(place).collect::<Vec<_>>().join(",");
+        assert!(now < PATIENCE, "{seen} events are answered");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    histogram
+}
