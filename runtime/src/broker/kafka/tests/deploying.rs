@@ -8,7 +8,7 @@ use millrace_core::limits;
 use millrace_core::name::Topic;
 use millrace_core::record::Record;
 use millrace_core::time::Timestamp;
-use rdkafka::admin::{AdminOptions, AlterConfig, ResourceSpecifier};
+use rdkafka::admin::{AlterConfig, ResourceSpecifier};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::producer::{BaseProducer, Producer};
 use rdkafka::{ClientConfig, TopicPartitionList};
@@ -85,20 +85,11 @@ async fn records(log: &KafkaLog, topic: &Topic) -> Vec<(u64, Record)> {
     }
 }
 
-fn admin_options() -> AdminOptions {
-    AdminOptions::new().operation_timeout(Some(REQUEST_TIMEOUT)).request_timeout(Some(REQUEST_TIMEOUT))
-}
-
 async fn set(log: &KafkaLog, topic: &Topic, settings: &[(&str, &str)]) {
     let altered = AlterConfig::new(ResourceSpecifier::Topic(topic.as_str()));
     let altered = settings.iter().fold(altered, |altered, (name, value)| altered.set(name, value));
     let altered = log.admin().alter_configs([&altered], &admin_options()).await.unwrap();
     altered.into_iter().for_each(|altered| drop(altered.unwrap()));
-}
-
-async fn delete(log: &KafkaLog, topic: &Topic) {
-    let deleted = log.admin().delete_topics(&[topic.as_str()], &admin_options()).await.unwrap();
-    deleted.into_iter().for_each(|deleted| drop(deleted.unwrap()));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,7 @@ use futures::FutureExt as _;
 use millrace_core::name::Unit;
 use millrace_core::outcome::Category;
 use millrace_core::progress::{KeyHash, ParkedHead, Position, Progress, Stream};
-use rdkafka::admin::{AdminOptions, AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication};
+use rdkafka::admin::{AlterConfig, NewPartitions, NewTopic, ResourceSpecifier, TopicReplication};
 use rdkafka::consumer::Consumer;
 use rdkafka::producer::{BaseProducer, Producer};
 use tokio::sync::mpsc;
@@ -29,10 +29,6 @@ const SILENCE: Duration = Duration::from_secs(2);
 /// Far longer than anything takes that nothing holds up, and less than an answer of the broker may take.
 const PROMPT: Duration = Duration::from_secs(4);
 
-fn admin_options() -> AdminOptions {
-    AdminOptions::new().operation_timeout(Some(REQUEST_TIMEOUT)).request_timeout(Some(REQUEST_TIMEOUT))
-}
-
 impl Cluster {
     /// Changes of topics are noticed at once.
     async fn open_attentive(&self) -> KafkaLog {
@@ -52,9 +48,7 @@ impl Cluster {
     }
 
     async fn delete_topic(&self, log: &KafkaLog, name: &str) {
-        let name = self.topic(name);
-        let deleted = log.admin().delete_topics(&[name.as_str()], &admin_options()).await.unwrap();
-        deleted.into_iter().for_each(|deleted| drop(deleted.unwrap()));
+        delete(log, &self.topic(name)).await;
     }
 
     async fn raise_partitions(&self, log: &KafkaLog, name: &str, count: usize) {
@@ -375,28 +369,21 @@ async fn a_topic_that_was_deleted_is_named_and_others_go_on() {
     first.outputs = vec![cluster.outgoing("gone", 0, "a")];
     commits(&mut partition, first).await;
     cluster.delete_topic(&log, "gone").await;
-    let (mut next, mut expected) = (after(&progress, 1), vec!["a", "b"]);
-    let outcome = loop {
-        let mut second = commit(&next);
-        second.outputs = vec![cluster.outgoing("gone", 0, "b"), cluster.outgoing("orders", 0, "c")];
-        match within(partition.commit(second)).await {
-            // The broker takes records for a moment after it was told to delete their topic.
-            Ok(CommitOutcome::Committed) => {
-                next = after(&next, 1);
-                expected.push("c");
-                assert!(expected.len() < 1000, "it is taken all the time");
-            }
-            // The broker is waited for, since it could be that it does not know of the topic yet.
-            Err(error) if error.is_transient() => {}
-            outcome => break outcome,
-        }
-    };
+    let next = after(&progress, 1);
+    let mut second = commit(&next);
+    second.outputs = vec![cluster.outgoing("gone", 0, "b"), cluster.outgoing("orders", 0, "c")];
+    let mut outcome = within(partition.commit(second.clone())).await;
+    // First the broker is waited for, since it could be that it does not know of the topic yet.
+    if let Err(error) = &outcome {
+        assert!(error.is_transient(), "{error}");
+        outcome = within(partition.commit(second)).await;
+    }
     let is_named = |reason: &str| reason.contains(cluster.topic("gone").as_str());
     assert!(matches!(&outcome, Ok(CommitOutcome::Refused { reason }) if is_named(reason)), "{outcome:?}");
     let error = within(log.publish(vec![cluster.outgoing("gone", 0, "b")])).await.unwrap_err();
     assert!(matches!(error, PublishError::UnknownTopic { .. }), "{error}");
     commits(&mut partition, commit(&next)).await;
-    assert_eq!(cluster.all(&log, "orders", 0).await, expected);
+    assert_eq!(cluster.all(&log, "orders", 0).await, ["a", "b"]);
 }
 
 /// Two processes with one `kafka.instance` do this to each other.
@@ -427,11 +414,7 @@ async fn a_topic_that_takes_nothing_holds_up_only_units_that_write_to_it() {
     let mut receiver = cluster.subscribe(&log).await;
     let mut units = assigned(&mut receiver, 2).await;
     let letters = log.clients().names.dead_letters(&function()).unwrap();
-    let deleted = log.admin().delete_topics(&[letters.as_str()], &admin_options()).await.unwrap();
-    deleted.into_iter().for_each(|deleted| drop(deleted.unwrap()));
-    while within(Catalog::partition_counts(&log)).await.unwrap().contains_key(letters.as_str()) {
-        tokio::time::sleep(Duration::from_millis(10)).await;
-    }
+    delete(&log, &letters).await;
     let (first, second) = units.split_at_mut(1);
     let (stuck, good) = (&mut first[0].partition, &mut second[0].partition);
     let progress = after(&Progress::default(), 0);

@@ -10,6 +10,7 @@ use millrace_core::progress::{KeyHash, Progress};
 use millrace_core::record::Record;
 use millrace_core::time::Timestamp;
 use rdkafka::ClientConfig;
+use rdkafka::admin::AdminOptions;
 use rdkafka::producer::{BaseProducer, Producer};
 use tokio::sync::mpsc;
 
@@ -197,6 +198,19 @@ pub(super) fn function() -> FunctionName {
 /// What must come, comes.
 pub(super) async fn within<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(PATIENCE, work).await.expect("it comes within a minute")
+}
+
+pub(super) fn admin_options() -> AdminOptions {
+    AdminOptions::new().operation_timeout(Some(REQUEST_TIMEOUT)).request_timeout(Some(REQUEST_TIMEOUT))
+}
+
+/// Deletes a topic, and waits until the broker knows it no more: for a moment after it was told, it takes records for it.
+pub(super) async fn delete(log: &KafkaLog, topic: &Topic) {
+    let deleted = log.admin().delete_topics(&[topic.as_str()], &admin_options()).await.unwrap();
+    deleted.into_iter().for_each(|deleted| drop(deleted.unwrap()));
+    while within(Catalog::partition_counts(log)).await.unwrap().contains_key(topic.as_str()) {
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// This many assignments, by partition.
