@@ -28,6 +28,7 @@ mod ledger;
 mod report;
 mod revisions;
 mod stage;
+mod strays;
 mod tokens;
 mod topics;
 

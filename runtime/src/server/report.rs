@@ -7,6 +7,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::revisions::{Failed, Revisions};
+use super::strays::Strays;
 use crate::api::types::InstanceReport;
 use crate::broker::Log;
 use crate::registry::lock;
@@ -25,9 +26,10 @@ struct Reported {
 impl<L: Log> Revisions<L> {
     /// Tells others how it is here, and activates what all have made ready, until nothing changes here any more.
     pub(super) async fn tell(&self, mut is_done: watch::Receiver<bool>) {
-        let mut reported = None;
+        let (mut reported, mut strays) = (None, Strays::default());
         loop {
             self.report(&mut reported).await;
+            self.remove_strays(&mut strays).await;
             let due = reported.as_ref().map_or_else(Instant::now, |said: &Reported| said.at) + REPORT_EVERY;
             let next = if self.activate_staged().await { due.min(Instant::now() + LOOK_EVERY) } else { due };
             tokio::select! {

@@ -1,0 +1,92 @@
+//! Components that were uploaded and never became part of a revision, as when somebody was interrupted or refused after the upload.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use millrace_core::digest::Digest;
+use tokio::time::Instant;
+
+use super::revisions::Revisions;
+use crate::broker::{Error, Log};
+use crate::registry::lock;
+
+/// So long one is kept from when this process first saw it: whoever uploaded it has time to deploy it.
+const KEPT_FOR: Duration = Duration::from_secs(24 * 60 * 60);
+/// Between two looks at what is there.
+const LOOK_EVERY: Duration = Duration::from_secs(10 * 60);
+
+/// The components that no revision names, and since when that is known.
+#[derive(Debug, Default)]
+pub(super) struct Strays {
+    since: BTreeMap<Digest, Instant>,
+    looked_at: Option<Instant>,
+}
+
+impl Strays {
+    /// Takes in what is there, and answers with what no revision has named for long enough.
+    fn look(&mut self, there: &[Digest], is_named: impl Fn(&Digest) -> bool, now: Instant) -> Vec<Digest> {
+        let strays = there.iter().filter(|digest| !is_named(digest));
+        self.since = strays.map(|digest| (*digest, self.since.get(digest).copied().unwrap_or(now))).collect();
+        let due = self.since.iter().filter(|(_, since)| now.duration_since(**since) >= KEPT_FOR);
+        due.map(|(digest, _)| *digest).collect()
+    }
+}
+
+impl<L: Log> Revisions<L> {
+    /// Removes what has been there for long and was never deployed, if it is time to look.
+    pub(super) async fn remove_strays(&self, strays: &mut Strays) {
+        let now = Instant::now();
+        if strays.looked_at.is_some_and(|at| now.duration_since(at) < LOOK_EVERY) {
+            return;
+        }
+        strays.looked_at = Some(now);
+        if let Err(error) = self.try_to_remove_strays(strays, now).await {
+            tracing::warn!(%error, "Components that were never deployed cannot be removed; later.");
+        }
+    }
+
+    async fn try_to_remove_strays(&self, strays: &mut Strays, now: Instant) -> Result<(), Error> {
+        let there = self.log.components().await?;
+        for digest in strays.look(&there, |digest| self.is_named(digest), now) {
+            // Somebody may have deployed it a moment ago.
+            self.refresh().await?;
+            if !self.is_named(&digest) {
+                self.log.remove_component(digest).await?;
+                tracing::info!(%digest, "A component that was uploaded and never deployed was removed.");
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether any revision of any function has this component, as far as is known.
+    fn is_named(&self, digest: &Digest) -> bool {
+        let known = lock(&self.known);
+        known.1.values().flat_map(|history| history.revisions()).any(|(_, source)| source.component == *digest)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_revision_names_is_kept_for_a_day() {
+        let [a, b] = [Digest::of(b"a"), Digest::of(b"b")];
+        let (began, mut strays) = (Instant::now(), Strays::default());
+        let hour = Duration::from_secs(3600);
+        for (hours, there, named, expected) in [
+            (0, vec![a], false, vec![]),
+            (23, vec![a, b], false, vec![]),
+            (24, vec![a, b], false, vec![a]),
+            // One that was deployed meanwhile begins anew.
+            (30, vec![a, b], true, vec![]),
+            (48, vec![b], false, vec![]),
+            // And so does one that was gone.
+            (60, vec![], false, vec![]),
+            (72, vec![b], false, vec![]),
+            (96, vec![b], false, vec![b]),
+        ] {
+            assert_eq!(strays.look(&there, |_| named, began + hour * hours), expected, "after {hours} h");
+        }
+    }
+}
