@@ -150,7 +150,7 @@ pub(super) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Erro
     }
     let changed: Vec<&Planned> = planned.iter().filter(|one| one.is_changed()).collect();
     if changed.is_empty() {
-        return nothing(&planned, args, &client, console);
+        return nothing(&planned, args, &client, console).await;
     }
     if !args.yes && !args.dry_run {
         if !console.can_ask() {
@@ -165,7 +165,7 @@ pub(super) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Erro
             return Ok(Exit::Failed);
         }
     }
-    for one in &changed {
+    for one in &planned {
         upload(one, &client, console).await?;
     }
     let mut deployed = rehearse(&changed, &client).await?;
@@ -237,7 +237,17 @@ fn show(one: &Planned, console: &mut Console) -> Result<(), Error> {
     Ok(())
 }
 
-fn nothing(planned: &[Planned], args: &Args, client: &Client, console: &mut Console) -> Result<Exit, Error> {
+/// All runs already, unless a component was lost.
+async fn nothing(planned: &[Planned], args: &Args, client: &Client, console: &mut Console) -> Result<Exit, Error> {
+    let mut again = Vec::new();
+    for one in planned.iter().filter(|_| !args.dry_run) {
+        if upload(one, client, console).await? {
+            again.push(one.name.as_str());
+        }
+    }
+    if !again.is_empty() {
+        console.note(format_args!("The log had lost the component of {}; it was uploaded again.", again.join(", ")))?;
+    }
     if console.is_json() {
         tell(planned, &[], args, console)?;
     } else {
@@ -246,18 +256,18 @@ fn nothing(planned: &[Planned], args: &Args, client: &Client, console: &mut Cons
     Ok(Exit::Done)
 }
 
-/// Sends a component, unless it is there.
-async fn upload(one: &Planned, client: &Client, console: &mut Console) -> Result<(), Error> {
+/// Sends a component, unless it is there. Says whether it was sent.
+async fn upload(one: &Planned, client: &Client, console: &mut Console) -> Result<bool, Error> {
     let digest = one.source.component.to_string();
     let target = Target::new(["v1", "components", &digest]);
     match client.get::<Component>(&target).await {
-        Ok(_there) => return Ok(()),
+        Ok(_there) => return Ok(false),
         Err(Refusal::Problem { problem, .. }) if problem.status == 404 => {}
         Err(refusal) => return Err(refusal.into()),
     }
     console.progress(format_args!("uploading {} ({})", one.name, format::bytes(one.component.len() as u64)))?;
     client.put_component(&target, one.component.clone()).await?;
-    Ok(())
+    Ok(true)
 }
 
 /// Has everything checked before anything is changed.
@@ -387,7 +397,12 @@ mod tests {
         let directory = application(MANIFEST);
         let path = directory.path().to_string_lossy().into_owned();
         let same = server(Answer::json(&revisions(MANIFEST, 1)), deployed()).await;
-        assert_eq!(same.run(&["deploy", &path]).await.done(), "shop.pay: unchanged, revision 1\n");
+        let dry = same.run(&["deploy", &path, "--dry-run"]).await;
+        assert!(dry.err.contains("Nothing to deploy") && same.asked().len() == 1, "{}", dry.err);
+        // Its component is not there any more.
+        let ran = same.run(&["deploy", &path]).await;
+        assert!(ran.err.contains("The log had lost the component of shop.pay; it was uploaded again."), "{}", ran.err);
+        assert_eq!(ran.done(), "shop.pay: unchanged, revision 1\n");
         let none = server(Answer::problem(404, "it is not deployed"), deployed()).await;
         let refused = none.run(&["deploy", &path]).await.refused(Exit::Usage);
         assert!(refused.contains("give --yes to deploy it"), "{refused}");
