@@ -72,6 +72,7 @@ mod metrics;
 mod openapi;
 mod problem;
 mod request;
+mod reset;
 mod routes;
 mod serve;
 mod state;
@@ -94,7 +95,7 @@ pub use openapi::document as openapi_document;
 use problem::{Kind, Refusal};
 use routes::{
     AUDIT, COMPONENT, DISCARD, FUNCTION, FUNCTIONS, LETTER, LETTERS, LIVE, METRICS, OPENAPI, PAUSE, PUBLISH, READY,
-    REDRIVE, RESOLVE, RESUME, REVISIONS, ROLLBACK, Row, SKIP, STATE, STATUS, TOKEN, TOKENS, TOPICS,
+    REDRIVE, RESET, RESOLVE, RESUME, REVISIONS, ROLLBACK, Row, SKIP, STATE, STATUS, TOKEN, TOKENS, TOPICS,
 };
 pub use serve::serve;
 
@@ -349,6 +350,7 @@ fn router<B: Broker + Catalog, R: Revision>(shared: Arc<Shared<B, R>>) -> Router
         .route(ROLLBACK, post(deploy::rollback::<B, R>))
         .route(PAUSE, post(deploy::pause::<B, R>))
         .route(RESUME, post(deploy::resume::<B, R>))
+        .route(RESET, post(reset::reset::<B, R>))
         .route(SKIP, post(functions::skip::<B, R>))
         .route(STATE, get(state::list::<B, R>))
         .route(STATUS, get(functions::list::<B, R>))

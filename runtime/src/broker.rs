@@ -13,6 +13,7 @@ use millrace_core::name::{FunctionName, Topic, Unit};
 pub use millrace_core::policy::StartAt;
 use millrace_core::progress::{KeyHash, Progress, Stream};
 use millrace_core::record::Record;
+pub use millrace_core::spot::Spot;
 pub use millrace_core::state::StateWrite;
 use millrace_core::time::Timestamp;
 use serde::{Deserialize, Serialize};
@@ -135,6 +136,9 @@ pub struct Restored {
     /// Idempotency keys: those that were committed within the subscription's window before the assignment, and this unit's
     /// share of them.
     pub keys: Window,
+    /// Whether somebody else has set the position since the function committed it last, such as a tool of the log. What was asked
+    /// for before is done with.
+    pub is_moved: bool,
 }
 
 /// Which records to fetch.
@@ -559,6 +563,37 @@ pub trait Catalog: Send + Sync + 'static {
         offset: u64,
         max_records: usize,
     ) -> impl Future<Output = Result<Fetched, CatalogError>> + Send;
+
+    /// The offset of a place in a partition: one past the newest record if there is none so young. An offset is itself, whether
+    /// or not there is a record. Times are as exact as the clocks of whoever published.
+    fn find(
+        &self,
+        topic: &Topic,
+        partition: u32,
+        spot: Spot,
+    ) -> impl Future<Output = Result<u64, CatalogError>> + Send {
+        async move {
+            let found = self.topics().await?.into_iter().find(|info| info.name == topic.as_str());
+            let found = found.ok_or_else(|| CatalogError::UnknownTopic(topic.clone()))?;
+            let bounds = found.partitions.get(partition as usize);
+            let bounds = bounds.ok_or_else(|| CatalogError::UnknownPartition(topic.clone(), partition))?;
+            let (mut from, mut to) = (bounds.earliest, bounds.next);
+            let time = match spot {
+                Spot::Earliest => return Ok(from),
+                Spot::Latest => return Ok(to),
+                Spot::Offset(offset) => return Ok(offset),
+                Spot::Time(time) => time,
+            };
+            while from < to {
+                let middle = from + (to - from) / 2;
+                match self.read(topic, partition, middle, 1).await?.records.first() {
+                    Some((offset, record)) if record.timestamp < time => from = (offset + 1).min(to),
+                    Some(_) | None => to = middle,
+                }
+            }
+            Ok(from)
+        }
+    }
 
     /// Committed progress of all units of a function, by topic and partition.
     fn units(&self, function: &FunctionName) -> impl Future<Output = Result<Vec<UnitInfo>, CatalogError>> + Send;

@@ -10,6 +10,7 @@ use millrace_core::idempotency::Bounds;
 use millrace_core::manifest::Function;
 use millrace_core::name::FunctionName;
 use millrace_core::policy::{Deadlines, InstancePolicy, InvocationLimits};
+use millrace_core::revision::Resets;
 use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
@@ -66,6 +67,8 @@ pub struct Registry<B, R> {
     active: Arc<Mutex<BTreeMap<FunctionName, Active<R>>>>,
     /// Functions that do not run, with the reason.
     refused: Arc<Mutex<BTreeMap<FunctionName, String>>>,
+    /// Where functions were told to go on, whether they run or not.
+    resets: Arc<Mutex<BTreeMap<FunctionName, watch::Sender<Arc<Resets>>>>>,
     failure: watch::Sender<Option<Error>>,
     tracing: Tracing,
     feed: Feed,
@@ -78,6 +81,7 @@ impl<B, R> Clone for Registry<B, R> {
             clock: self.clock,
             active: Arc::clone(&self.active),
             refused: Arc::clone(&self.refused),
+            resets: Arc::clone(&self.resets),
             failure: self.failure.clone(),
             tracing: self.tracing.clone(),
             feed: self.feed.clone(),
@@ -110,6 +114,7 @@ impl<B: Broker, R: Revision> Registry<B, R> {
             clock,
             active: Arc::default(),
             refused: Arc::default(),
+            resets: Arc::default(),
             failure: watch::Sender::new(None),
             tracing: Tracing::default(),
             feed: Feed::default(),
@@ -176,6 +181,17 @@ impl<B: Broker, R: Revision> Registry<B, R> {
     /// Lets a function handle no events, or go on; says whether that is a change.
     pub fn pause(&self, name: &FunctionName, paused: bool) -> bool {
         lock(&self.active).get(name).is_some_and(|active| active.pause(paused))
+    }
+
+    /// Where a function's units were last told to go on. Each obeys what is new to it, whoever runs it when.
+    pub fn tell_resets(&self, name: &FunctionName, resets: &Resets) {
+        let mut all = lock(&self.resets);
+        match all.get(name) {
+            Some(told) if **told.borrow() == *resets => {}
+            Some(told) => drop(told.send_replace(Arc::new(resets.clone()))),
+            None if resets.is_empty() => {}
+            None => drop(all.insert(name.clone(), watch::Sender::new(Arc::new(resets.clone())))),
+        }
     }
 
     /// Drains a function and forgets it. Its position stays in the log.
@@ -270,6 +286,7 @@ impl<B: Broker, R: Revision> Registry<B, R> {
             breaker: breaker.clone(),
             revision: revision.subscribe(),
             command: command.subscribe(),
+            resets: lock(&self.resets).entry(settings.name.clone()).or_default().subscribe(),
             clock: self.clock,
         };
         let units = Units::default();

@@ -17,6 +17,7 @@ use millrace_core::idempotency;
 use millrace_core::intake::{self, Delivered, Intake, Origin};
 use millrace_core::limits;
 use millrace_core::outcome::{Category, Failure, Outcome};
+use millrace_core::revision::Resets;
 use millrace_core::time::Timestamp;
 use tokio::sync::{mpsc, watch};
 
@@ -29,6 +30,7 @@ use crate::telemetry::Tracing;
 mod effects;
 pub mod feed;
 mod gone;
+mod reset;
 mod spans;
 mod state;
 mod status;
@@ -80,6 +82,8 @@ pub struct Shared<R> {
     pub revision: watch::Receiver<Arc<R>>,
     /// What an operator wants.
     pub command: watch::Receiver<Command>,
+    /// Where an operator has told units to go on.
+    pub resets: watch::Receiver<Arc<Resets>>,
     /// The time.
     pub clock: Clock,
 }
@@ -95,6 +99,7 @@ impl<R> Clone for Shared<R> {
             breaker: self.breaker.clone(),
             revision: self.revision.clone(),
             command: self.command.clone(),
+            resets: self.resets.clone(),
             clock: self.clock,
         }
     }
@@ -214,7 +219,10 @@ impl<P: Partition, R: Revision> Worker<P, R> {
     /// Takes up an assignment. `seed` is for the jitter of retries.
     #[must_use]
     pub fn new(assignment: Assignment<P>, mut shared: Shared<R>, seed: u64) -> Self {
-        let Assignment { partition, restored: Restored { progress, keys }, revoked, .. } = assignment;
+        let Assignment { partition, restored: Restored { mut progress, keys, is_moved }, revoked, .. } = assignment;
+        if is_moved {
+            reset::take_for_done(&mut progress, &shared.resets.borrow(), partition.unit());
+        }
         let revision = Arc::clone(&shared.revision.borrow_and_update());
         let (status, skips) = UnitStatus::new(partition.unit().clone(), &keys, shared.clock.now());
         Self {
@@ -266,6 +274,9 @@ impl<P: Partition, R: Revision> Worker<P, R> {
             self.unit.back_off().await;
         }
         self.change_over();
+        if self.unit.heed_reset().await? == Concluded::StartedAgain {
+            return Ok(());
+        }
         self.unit.admit();
         let (began, mut tried_again) = (self.unit.shared.clock.now(), false);
         while !self.unit.draining()
@@ -381,6 +392,7 @@ impl<P: Partition, R: Revision> Owned<P, R> {
             _ = self.revoked.wait_for(|revoked| *revoked) => Wake::Revoked,
             ended = ended(&mut self.commit) => Wake::CommitEnded(ended),
             Ok(()) = self.shared.command.changed(), if !draining => Wake::Changed,
+            Ok(()) = self.shared.resets.changed(), if !draining => Wake::Changed,
             Ok(()) = self.shared.revision.changed() => {
                 // Whoever changes over looks for a change itself.
                 self.shared.revision.mark_changed();

@@ -29,6 +29,8 @@ mod development;
 mod figures;
 #[path = "e2e/many.rs"]
 mod many;
+#[path = "e2e/resets.rs"]
+mod resets;
 #[path = "e2e/revisions.rs"]
 mod revisions;
 #[path = "e2e/secured.rs"]

@@ -70,6 +70,13 @@ fn attempts_survive_crash_after_crash() {
 }
 
 #[test]
+fn effects_happen_once_wherever_an_operator_lets_a_function_go_on() {
+    let range = seeds();
+    let some = range.start..range.end.min(range.start + (range.end - range.start).div_ceil(5));
+    check(&some, sim::run_resets);
+}
+
+#[test]
 fn the_same_seed_gives_the_same_trace() {
     for seed in seeds().take(50) {
         assert_eq!(sim::run(seed).trace, sim::run(seed).trace, "seed {seed}");

@@ -14,8 +14,9 @@ use crate::limits;
 use crate::offsets::Offsets;
 use crate::outcome::{Category, Failure, Outcome};
 use crate::policy::{Overflow, ParkedPolicy, RetryPolicy};
-use crate::progress::{KeyHash, ParkedHead, Position, Progress, Stream, Totals};
+use crate::progress::{KeyHash, ParkedHead, Position, Progress, Reset, Stream, StreamProgress, Totals};
 use crate::retry::{Attempts, Jitter, next_attempt};
+use crate::revision::Target;
 use crate::time::Timestamp;
 use crate::units::Size;
 use isolation::Isolation;
@@ -225,6 +226,8 @@ pub struct Dispatcher<T> {
     window: Window,
     admission: Admission,
     committed: Progress,
+    /// The last reset, whether or not it is committed.
+    reset: Reset,
     source: Log,
     redrive: Log,
     lanes: Lanes<T>,
@@ -288,6 +291,7 @@ impl<T: Payload> Dispatcher<T> {
             admission: Admission::All,
             source: Log::restore(&committed.source),
             redrive: Log::restore(&committed.redrive),
+            reset: committed.reset,
             committed,
             lanes: Lanes::default(),
             in_flight: 0,
@@ -416,6 +420,7 @@ impl<T: Payload> Dispatcher<T> {
                 redrive: self.redrive.offsets.progress(),
                 parked: self.parked_heads(),
                 commits: self.committed.commits + 1,
+                reset: self.reset,
             },
             keys: group.keys,
             settlements: group.settlements,
@@ -429,12 +434,31 @@ impl<T: Payload> Dispatcher<T> {
     pub fn abort(&mut self) {
         self.source = Log::restore(&self.committed.source);
         self.redrive = Log::restore(&self.committed.redrive);
+        self.reset = self.committed.reset;
         self.lanes = Lanes::default();
         self.in_flight = 0;
         self.claims.clear();
         self.blocked.clear();
         self.group = Group::default();
         self.sealed = None;
+    }
+
+    /// Goes on from another place of the source, with an account that begins anew, as [`Dispatcher::abort`] does from the last
+    /// commit. The next commit must be made before anything else happens: from then on it holds. Attempts of what is delivered
+    /// again are remembered, and nothing of the redrive log changes.
+    ///
+    /// # Panics
+    /// If a commit is under way, or settlements wait for one.
+    pub fn reset(&mut self, target: &Target) {
+        assert!(self.sealed.is_none() && !self.group.dirty, "what was settled is committed before the position is set");
+        self.abort();
+        let Target { number, offset, forget } = *target;
+        let place = StreamProgress { start: offset, resume: offset, ..StreamProgress::default() };
+        self.source = Log::restore(&place);
+        let forgot_in = if forget { self.committed.commits + 1 } else { self.committed.reset.forgot_in };
+        self.reset = Reset { number, forgot_in };
+        self.isolation = Isolation::default();
+        self.group.dirty = true;
     }
 
     /// The log refused the sealed commit for its content. As [`Dispatcher::abort`], and half as many settlements are then
@@ -604,6 +628,9 @@ impl<T: Payload> Dispatcher<T> {
             self.claims.remove(key);
         }
         self.isolation.committed(sealed.settlements);
+        if sealed.progress.reset.forgot_in == sealed.progress.commits {
+            self.window.clear();
+        }
         self.window.insert(at, sealed.keys);
         self.window.expire(now);
         self.committed = sealed.progress;

@@ -122,6 +122,11 @@ impl Window {
         }
     }
 
+    /// Forgets all keys.
+    pub fn clear(&mut self) {
+        *self = Self::new(self.span, self.max_keys);
+    }
+
     /// Keys held; one that came again in a later bucket counts again.
     #[must_use]
     pub fn len(&self) -> usize {

@@ -27,6 +27,7 @@ pub mod record;
 pub mod retry;
 pub mod revision;
 pub mod settings;
+pub mod spot;
 pub mod state;
 pub mod time;
 pub mod trace;

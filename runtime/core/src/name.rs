@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use bytestring::ByteString;
+use serde::{Deserialize, Serialize};
 
 /// Longest name of a topic, as in Kafka.
 pub const TOPIC_MAX_CHARS: usize = 249;
@@ -30,7 +31,8 @@ impl std::error::Error for InvalidName {}
 /// The name of a topic: 1 to 249 characters out of `a-z A-Z 0-9 . _ -`, not `.` or `..`, as in Kafka.
 ///
 /// Cheap to clone.
-#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
 pub struct Topic(ByteString);
 
 impl Topic {
@@ -74,6 +76,20 @@ impl FromStr for Topic {
 
     fn from_str(s: &str) -> Result<Self, Self::Err> {
         Self::new(s)
+    }
+}
+
+impl TryFrom<String> for Topic {
+    type Error = InvalidName;
+
+    fn try_from(name: String) -> Result<Self, Self::Error> {
+        Self::new(name)
+    }
+}
+
+impl From<Topic> for String {
+    fn from(topic: Topic) -> Self {
+        topic.0.into()
     }
 }
 

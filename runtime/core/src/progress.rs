@@ -103,6 +103,16 @@ pub struct ParkedHead {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyHash(pub u128);
 
+/// The last time that a person set a unit's position.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reset {
+    /// The number of the function's deployment that asked for it; 0 if none ever did.
+    pub number: u64,
+    /// The unit's commit with which its idempotency keys were forgotten last: those of commits before it are not known any more. 0
+    /// if they never were.
+    pub forgot_in: u64,
+}
+
 /// All that a unit must know to go on after a restart, except its idempotency keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
@@ -114,6 +124,8 @@ pub struct Progress {
     pub parked: Vec<ParkedHead>,
     /// Commits of this unit so far.
     pub commits: u64,
+    /// When its position was last set by a person.
+    pub reset: Reset,
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::digest::Digest;
 use crate::manifest::{Function, Manifest};
-use crate::name::FunctionName;
+use crate::name::{FunctionName, Topic, Unit};
 use crate::settings::Problem;
 use crate::time::Timestamp;
 
@@ -54,6 +54,61 @@ pub enum Action {
     Resume,
     /// It does not run any more. Its progress and its dead letters stay, should it come back.
     Delete,
+    /// It goes on from other places of its source topics. Whoever owns a partition sets its position, once.
+    Reset {
+        /// Where. No partition comes twice.
+        positions: Vec<Place>,
+        /// Whether the idempotency keys of these partitions are forgotten, so that what was handled is handled again.
+        #[serde(default)]
+        forget: bool,
+    },
+}
+
+/// A place in a source topic.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Place {
+    /// The topic.
+    pub topic: Topic,
+    /// The partition.
+    pub partition: u32,
+    /// The offset to go on from.
+    pub offset: u64,
+}
+
+/// Where a unit is to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The number of the deployment that says so: a unit obeys each once.
+    pub number: u64,
+    /// The offset to go on from.
+    pub offset: u64,
+    /// Whether its idempotency keys are forgotten.
+    pub forget: bool,
+}
+
+/// Where each unit of a function was last told to go on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resets(BTreeMap<Topic, BTreeMap<u32, Target>>);
+
+impl Resets {
+    /// What a unit was told, if it was told anything.
+    #[must_use]
+    pub fn of(&self, unit: &Unit) -> Option<Target> {
+        self.0.get(&unit.topic)?.get(&unit.partition).copied()
+    }
+
+    /// Whether nobody was told anything.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
+    fn add(&mut self, number: u64, positions: &[Place], forget: bool) {
+        for Place { topic, partition, offset } in positions {
+            let target = Target { number, offset: *offset, forget };
+            self.0.entry(topic.clone()).or_default().insert(*partition, target);
+        }
+    }
 }
 
 /// What a revision is made of.
@@ -165,6 +220,7 @@ pub struct History {
     revisions: BTreeMap<u64, Source>,
     state: State,
     staged: Option<u64>,
+    resets: Resets,
 }
 
 /// How a function stands.
@@ -247,8 +303,12 @@ impl History {
             Ok(change) => self.after(number, &change.action),
             Err(_) => (State::Unknown { number }, None),
         };
-        if let Ok(Change { action: Action::Deploy(source), .. }) = &change {
-            self.revisions.insert(number, source.clone());
+        match &change {
+            Ok(Change { action: Action::Deploy(source), .. }) => drop(self.revisions.insert(number, source.clone())),
+            Ok(Change { action: Action::Reset { positions, forget }, .. }) => {
+                self.resets.add(number, positions, *forget);
+            }
+            _ => {}
         }
         self.changes.push((number, change));
     }
@@ -265,9 +325,14 @@ impl History {
             (Action::Pause, State::Active { revision, .. }) => (active(*revision, true), self.staged),
             (Action::Resume, State::Active { revision, .. }) => (active(*revision, false), self.staged),
             (Action::Delete, _) => (State::Absent, None),
-            (Action::Activate { .. } | Action::Rollback { .. } | Action::Pause | Action::Resume, state) => {
-                (state.clone(), self.staged)
-            }
+            (
+                Action::Activate { .. }
+                | Action::Rollback { .. }
+                | Action::Pause
+                | Action::Resume
+                | Action::Reset { .. },
+                state,
+            ) => (state.clone(), self.staged),
         }
     }
 
@@ -292,8 +357,10 @@ impl History {
                 }
             },
             Action::Delete if self.staged.is_some() => Ok(()),
-            Action::Pause | Action::Resume | Action::Delete if self.state == State::Absent => Err(Impossible::Absent),
-            Action::Pause | Action::Resume | Action::Delete => Ok(()),
+            Action::Pause | Action::Resume | Action::Delete | Action::Reset { .. } if self.state == State::Absent => {
+                Err(Impossible::Absent)
+            }
+            Action::Pause | Action::Resume | Action::Delete | Action::Reset { .. } => Ok(()),
         }
     }
 
@@ -307,8 +374,16 @@ impl History {
                 let newest = staged.or_else(|| self.active().map(|(revision, _)| revision));
                 newest.is_some_and(|revision| self.revisions.get(&revision) == Some(source))
             }
+            // Since the last one its events were handled.
+            Action::Reset { .. } => false,
             action => self.after(self.latest() + 1, action) == (self.state.clone(), self.staged),
         }
+    }
+
+    /// Where its units were last told to go on.
+    #[must_use]
+    pub const fn resets(&self) -> &Resets {
+        &self.resets
     }
 
     /// The revision that is staged, with its number: it becomes active once the instances have made it ready.
@@ -486,6 +561,34 @@ mod tests {
     }
 
     #[test]
+    fn each_unit_knows_where_it_was_told_to_go_on_last() {
+        let place =
+            |topic: &str, partition: u32, offset: u64| Place { topic: topic.parse().unwrap(), partition, offset };
+        let reset = |positions: &[Place], forget: bool| Action::Reset { positions: positions.to_vec(), forget };
+        let running = [deploy(b"a"), activate(1)];
+        let first = reset(&[place("orders", 0, 7), place("orders", 1, 8), place("other", 0, 9)], false);
+        let second = reset(&[place("orders", 1, 5)], true);
+        let history = after(&[&running[..], &[first.clone(), Action::Pause, second]].concat());
+        for (topic, partition, expected) in [
+            ("orders", 0, Some(Target { number: 3, offset: 7, forget: false })),
+            ("orders", 1, Some(Target { number: 5, offset: 5, forget: true })),
+            ("other", 0, Some(Target { number: 3, offset: 9, forget: false })),
+            ("other", 1, None),
+            ("elsewhere", 0, None),
+        ] {
+            let unit = Unit { function: "shop.pay".parse().unwrap(), topic: topic.parse().unwrap(), partition };
+            assert_eq!(history.resets().of(&unit), expected, "{topic}/{partition}");
+        }
+        assert_eq!((history.state(), history.latest()), (&active(1, true), 5));
+        // The same once more is not the same: events were handled since.
+        assert_eq!((history.check(&first), history.is_done(&first)), (Ok(()), false));
+        assert_eq!(History::default().check(&first), Err(Impossible::Absent));
+        assert!(History::default().resets().is_empty() && !history.resets().is_empty());
+        let bytes = br#"{"action":"reset","positions":[{"topic":"..","partition":0,"offset":1}],"forget":false}"#;
+        assert!(Change::decode(bytes).is_err(), "no topic can have that name");
+    }
+
+    #[test]
     fn a_deployment_of_the_first_kind_is_one_of_a_directory() {
         let mut history = History::default();
         let digest = Digest::of(b"a");
@@ -551,6 +654,14 @@ mod tests {
             (
                 Action::Rollback { to: 3 },
                 r#"{"action":"rollback","to":3,"at":"1970-01-01T00:00:00Z","by":"me"}"#.to_owned(),
+            ),
+            (
+                Action::Reset {
+                    positions: vec![Place { topic: "orders".parse().unwrap(), partition: 1, offset: 7 }],
+                    forget: true,
+                },
+                r#"{"action":"reset","positions":[{"topic":"orders","partition":1,"offset":7}],"forget":true,"at":"1970-01-01T00:00:00Z","by":"me"}"#
+                    .to_owned(),
             ),
             (Action::Delete, r#"{"action":"delete","at":"1970-01-01T00:00:00Z","by":"me"}"#.to_owned()),
         ] {

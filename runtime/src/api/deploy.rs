@@ -260,7 +260,7 @@ impl<B, R> Shared<B, R> {
         let after = match action {
             Action::Deploy(source) => Some(source),
             Action::Rollback { to } => history.revision(*to),
-            Action::Activate { .. } | Action::Pause | Action::Resume | Action::Delete => None,
+            Action::Activate { .. } | Action::Pause | Action::Resume | Action::Delete | Action::Reset { .. } => None,
         };
         let before = history.active().into_iter().chain(history.staged()).map(|(_, source)| source);
         before.chain(after).try_for_each(|source| {
@@ -292,7 +292,7 @@ async fn allowed<B, R>(
     }
 }
 
-async fn change<B, R>(
+pub(super) async fn change<B, R>(
     api: &Shared<B, R>,
     (caller, trail): (&Caller, &Trail),
     function: FunctionName,
@@ -439,6 +439,10 @@ fn deployment(number: u64, change: Result<&Change, &str>) -> types::Deployment {
         Action::Pause => "pause",
         Action::Resume => "resume",
         Action::Delete => "delete",
+        Action::Reset { positions, .. } => {
+            shown.partitions = Some(positions.len() as u64);
+            "reset"
+        }
     };
     word.clone_into(&mut shown.action);
     shown

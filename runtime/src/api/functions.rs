@@ -179,6 +179,7 @@ impl Observed {
             topic: unit.topic.to_string(),
             partition: unit.partition,
             start: progress.source.start,
+            reset: progress.reset.number,
             resume: progress.source.resume,
             settled_above: progress.source.settled_above_count(),
             next: *source_next,

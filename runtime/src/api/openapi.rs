@@ -88,16 +88,17 @@ const OPERATIONS: [Operation; routes::ROWS.len()] = {
     };
     use routes::{
         AUDIT, COMPONENT, DISCARD, FUNCTION, FUNCTIONS, LETTER, LETTERS, LIVE, METRICS, OPENAPI, PAUSE, PUBLISH, READY,
-        REDRIVE, RESOLVE, RESUME, REVISIONS, ROLLBACK, SKIP, STATE, STATUS, TOKEN, TOKENS, TOPICS,
+        REDRIVE, RESET, RESOLVE, RESUME, REVISIONS, ROLLBACK, SKIP, STATE, STATUS, TOKEN, TOKENS, TOPICS,
     };
     use types::{
         Audit, Component, DeadLetter, DeadLetters, DeployRequest, Deployed, FunctionStatus, Health, LetterAnswer,
-        LetterRequest, Published, Records, Revisions, RollbackRequest, SkipAnswer, SkipRequest, State, Status,
-        TokenMade, TokenRequest, TokenRevoked, Tokens, Topics,
+        LetterRequest, Published, Records, ResetAnswer, ResetRequest, Revisions, RollbackRequest, SkipAnswer,
+        SkipRequest, State, Status, TokenMade, TokenRequest, TokenRevoked, Tokens, Topics,
     };
     const CHANGES: &[Kind] = &[UnknownFunction, UnknownRevision, Conflict, LogFull, LogBusy, UnknownPath];
     const DEPLOYS: &[Kind] =
         &[InvalidFunction, UnknownFunction, UnknownComponent, UnknownRevision, Conflict, LogFull, LogBusy, UnknownPath];
+    const RESETS: &[Kind] = &[UnknownFunction, UnknownTopic, UnknownPartition, Conflict, LogFull, LogBusy, UnknownPath];
     const ACTS: &[Kind] = &[UnknownFunction, UnknownDeadLetter, DeadLetterNotOpen, LogFull, LogBusy];
     const MAKES_TOKENS: &[Kind] = &[Lockout, Conflict, UnknownPath, LogFull, LogBusy];
     [
@@ -149,6 +150,7 @@ const OPERATIONS: [Operation; routes::ROWS.len()] = {
         asks::<Deployed, RollbackRequest>(ROLLBACK, "Run an earlier revision again", DEPLOYS),
         does::<Deployed>(PAUSE, "Let a function take up no more events", CHANGES),
         does::<Deployed>(RESUME, "Let a function go on that was paused", CHANGES),
+        asks::<ResetAnswer, ResetRequest>(RESET, "Let a function go on from another place of its topics", RESETS),
         asks::<SkipAnswer, SkipRequest>(
             SKIP,
             "Let partitions of a function go on whose position no longer exists",

@@ -11,6 +11,7 @@ pub(super) const REVISIONS: &str = "/v1/functions/{function}/revisions";
 pub(super) const ROLLBACK: &str = "/v1/functions/{function}/rollback";
 pub(super) const PAUSE: &str = "/v1/functions/{function}/pause";
 pub(super) const RESUME: &str = "/v1/functions/{function}/resume";
+pub(super) const RESET: &str = "/v1/functions/{function}/reset";
 pub(super) const SKIP: &str = "/v1/functions/{function}/skip";
 pub(super) const STATE: &str = "/v1/functions/{function}/state";
 pub(super) const STATUS: &str = "/v1/status";
@@ -82,7 +83,7 @@ const fn free(path: &'static str) -> Row {
 }
 
 /// Who may do what.
-pub(super) const ROWS: [Row; 29] = {
+pub(super) const ROWS: [Row; 30] = {
     use About::{All, Chosen, Function, Letter, Neither, Topic};
     use Permission::{Administer, Deploy, Operate, Publish, RollBack, View};
     [
@@ -101,6 +102,7 @@ pub(super) const ROWS: [Row; 29] = {
         changing("rollback", row("POST", ROLLBACK, RollBack, Function)),
         changing("pause", row("POST", PAUSE, Operate, Function)),
         changing("resume", row("POST", RESUME, Operate, Function)),
+        changing("reset", row("POST", RESET, Operate, Function)),
         changing("skip", row("POST", SKIP, Operate, Function)),
         row("GET", LETTERS, View, Chosen),
         row("GET", LETTER, View, Letter),

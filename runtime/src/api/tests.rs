@@ -9,6 +9,7 @@ mod fake;
 mod letters;
 mod publishing;
 mod reading;
+mod reset;
 mod serving;
 
 use std::net::SocketAddr;

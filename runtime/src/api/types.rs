@@ -10,7 +10,10 @@ use millrace_core::revision::Origin;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use self::reset::{ResetAnswer, ResetPartition, ResetRequest};
 use crate::broker::LetterStatus;
+
+mod reset;
 
 /// The header of a published event's ordering key, as bytes. For each event of a batch it is the same.
 pub const KEY_HEADER: &str = "millrace-key";
@@ -220,8 +223,11 @@ pub struct UnitStatus {
     pub topic: String,
     /// The partition.
     pub partition: u32,
-    /// Where the function began.
+    /// Where the function began, or was last told to go on.
     pub start: u64,
+    /// The deployment that told it to, which it has obeyed; absent if none did.
+    #[serde(skip_serializing_if = "is_zero", default)]
+    pub reset: u64,
     /// One past the last contiguous settled offset.
     pub resume: u64,
     /// Settled records above it.
@@ -561,7 +567,7 @@ impl Revisions {
 pub struct Deployment {
     /// Its number; that of the revision, if it brought one.
     pub number: u64,
-    /// `deploy`, `activate`, `rollback`, `pause`, `resume`, `delete`, or `unknown`.
+    /// `deploy`, `activate`, `rollback`, `pause`, `resume`, `delete`, `reset`, or `unknown`.
     pub action: String,
     /// When.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -582,6 +588,9 @@ pub struct Deployment {
     /// The revision that runs, of an `activate` or a `rollback`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<u64>,
+    /// How many partitions go on elsewhere, of a `reset`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub partitions: Option<u64>,
 }
 
 /// How a function does on one instance.

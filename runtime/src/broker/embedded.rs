@@ -413,7 +413,7 @@ impl Broker for EmbeddedLog {
         for (owned, keys) in owned.into_iter().zip(keys) {
             let progress = (*owned.unit.committed()).clone();
             let partition = EmbeddedPartition::new(self.clone(), &owned);
-            let restored = Restored { progress, keys };
+            let restored = Restored { progress, keys, is_moved: false };
             let assignment = Assignment { partition, restored, siblings, revoked: owned.revoked };
             assert!(sender.try_send(assignment).is_ok(), "the channel has room for each assignment");
         }
@@ -460,11 +460,16 @@ fn restore_keys(state: &State, units: &[Arc<UnitState>], bounds: Bounds) -> Resu
     for unit in units {
         let (mut window, mut damage) = (bounds.window(units.len()), None);
         let range = keys::range(unit.id, oldest..Timestamp::MAX);
-        let scanned = state.storage.scan(Table::Keys, range, &mut |key, value| match keys::decode(key, &value) {
-            Ok((committed_at, hashes)) => {
+        let forgot_in = unit.committed().reset.forgot_in;
+        let known = |key: &[u8], value: &[u8], window: &mut Window| -> Result<(), frame::Corrupt> {
+            let (committed_at, hashes) = keys::decode(key, value)?;
+            if keys::commit(key)? >= forgot_in {
                 window.insert(committed_at, hashes);
-                ControlFlow::Continue(())
             }
+            Ok(())
+        };
+        let scanned = state.storage.scan(Table::Keys, range, &mut |key, value| match known(key, &value, &mut window) {
+            Ok(()) => ControlFlow::Continue(()),
             Err(corrupt) => {
                 damage = Some(corrupt);
                 ControlFlow::Break(())

@@ -62,7 +62,7 @@ pub(super) fn category(byte: u8) -> Option<Category> {
 /// Values for the properties of both formats.
 #[cfg(test)]
 pub(super) mod generated {
-    use millrace_core::progress::{ParkedHead, Position, Progress, Stream};
+    use millrace_core::progress::{ParkedHead, Position, Progress, Reset, Stream};
     use millrace_core::time::Timestamp;
     use proptest::prelude::*;
 
@@ -73,12 +73,10 @@ pub(super) mod generated {
         times: impl Strategy<Value = (Timestamp, Timestamp)>,
     ) -> impl Strategy<Value = Progress> {
         let parked = proptest::collection::vec(any_head(times), 0..5);
-        (any_stream(), any_stream(), parked, any::<u64>()).prop_map(|(source, redrive, parked, commits)| Progress {
-            source,
-            redrive,
-            parked,
-            commits,
-        })
+        let reset = any::<Option<(u64, u64)>>()
+            .prop_map(|reset| reset.map_or_else(Reset::default, |(number, forgot_in)| Reset { number, forgot_in }));
+        (any_stream(), any_stream(), parked, any::<u64>(), reset)
+            .prop_map(|(source, redrive, parked, commits, reset)| Progress { source, redrive, parked, commits, reset })
     }
 
     fn any_stream() -> impl Strategy<Value = StreamProgress> {

@@ -9,6 +9,7 @@ use super::output::Style;
 use super::{Context, changes, status};
 use crate::api::types::{FunctionStatus, Status};
 
+mod reset;
 mod revisions;
 mod skip;
 
@@ -18,6 +19,7 @@ Examples:
   millrace functions --json
   millrace functions history shop.pay
   millrace functions rollback shop.pay
+  millrace functions reset shop.pay --from earliest --dry-run
   millrace functions skip shop.pay --dry-run";
 
 /// Arguments of `millrace functions`.
@@ -58,6 +60,9 @@ enum Command {
     /// Stop a function that was uploaded; its position and its dead letters stay
     #[command(after_help = "Examples:\n  millrace functions delete shop.pay")]
     Delete(revisions::Act),
+    /// Let a function go on from another place of its topics: what was handled comes again, or what waits is passed over
+    #[command(after_help = reset::EXAMPLES)]
+    Reset(reset::Args),
     /// Let a function go on whose position no longer exists, and count what is gone as skipped
     #[command(after_help = skip::EXAMPLES)]
     Skip(skip::Args),
@@ -74,6 +79,7 @@ pub(super) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Erro
         Some(Command::Pause(which)) => revisions::pause(which, context).await,
         Some(Command::Resume(which)) => revisions::resume(which, context).await,
         Some(Command::Delete(args)) => revisions::delete(args, context).await,
+        Some(Command::Reset(args)) => reset::run(args, context).await,
         Some(Command::Skip(args)) => skip::run(args, context).await,
     }
 }

@@ -145,6 +145,7 @@ impl<L: Log> Revisions<L> {
     /// Does for one function what its history asks of this instance. Says whether it must be tried again.
     async fn look_at(&self, function: &FunctionName, history: &History) -> bool {
         let runs = lock(&self.here).uploaded.get(function).copied();
+        self.registry.tell_resets(function, history.resets());
         match (history.state(), history.active()) {
             (State::Active { paused, .. }, Some((revision, source))) if source.origin == Origin::Upload => {
                 if runs != Some(revision) {

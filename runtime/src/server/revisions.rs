@@ -181,6 +181,7 @@ impl<L: Log> Revisions<L> {
         paused: bool,
     ) -> Result<(), StageError> {
         let function = settings.name.clone();
+        self.registry.tell_resets(&function, self.history(&function).resets());
         let deployment = Deployment { settings, digest: digest.to_string(), revision, paused };
         let activated = self.registry.activate(deployment).await;
         activated.map_err(|reason| StageError::Broker { function, reason })
@@ -301,7 +302,7 @@ fn revision_after(history: &History, action: &Action, number: u64) -> u64 {
         }
         Action::Deploy(_) => number,
         Action::Activate { revision } | Action::Rollback { to: revision } => *revision,
-        Action::Pause | Action::Resume => history.active().map_or(0, |(revision, _)| revision),
+        Action::Pause | Action::Resume | Action::Reset { .. } => history.active().map_or(0, |(revision, _)| revision),
         Action::Delete => 0,
     }
 }

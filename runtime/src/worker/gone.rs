@@ -50,11 +50,15 @@ impl<P: Partition, R: Revision> Owned<P, R> {
             %unit, %gone, "The position no longer exists; the partition waits for `millrace functions skip {}`.", unit.function
         );
         self.status.stop(Stopped::Gone(gone.clone()));
-        let mut command = self.shared.command.clone();
+        let (mut command, mut resets) = (self.shared.command.clone(), self.shared.resets.clone());
+        if self.told().is_some() {
+            return Ok(());
+        }
         let reply = tokio::select! {
             biased;
             _ = self.revoked.wait_for(|revoked| *revoked) => return Err(Exit::Revoked),
             _ = command.wait_for(|command| command.ends()) => return Ok(()),
+            Ok(()) = resets.changed() => return Ok(()),
             Some(reply) = self.skips.recv() => reply,
         };
         self.handle(Input::Gone { stream, earliest });
@@ -68,7 +72,7 @@ impl<P: Partition, R: Revision> Owned<P, R> {
     }
 
     /// Commits all that is settled, and waits for that.
-    async fn commit_all(&mut self) -> Result<Concluded, Exit> {
+    pub(super) async fn commit_all(&mut self) -> Result<Concluded, Exit> {
         loop {
             self.begin_commit();
             if self.commit.is_none() {

@@ -53,6 +53,15 @@ impl Snapshot {
         Self { outputs: logs.iter().map(read).collect(), letters }
     }
 
+    /// The ids of the events that the outputs with each key came from, in their order.
+    pub(super) fn by_key(&self) -> BTreeMap<String, Vec<String>> {
+        let mut found: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for (key, id) in self.outputs.iter().flatten() {
+            found.entry(key.clone().unwrap_or_default()).or_default().push(id.clone());
+        }
+        found
+    }
+
     fn letters_of(&self, id: &str) -> impl Iterator<Item = &LetterHeaders> {
         self.letters.iter().filter(move |(of, _)| of == id).map(|(_, headers)| headers)
     }

@@ -8,6 +8,7 @@ use millrace::registry::{Deployment, Registry};
 use millrace_core::expression::Filter;
 use millrace_core::intake::Intake;
 use millrace_core::manifest::Function;
+use millrace_core::revision::Resets;
 use tokio::sync::watch;
 
 use super::broker::SimBroker;
@@ -66,6 +67,13 @@ impl<'a> Fleet<'a> {
         registry.activate(deployment).await.expect("the simulated broker takes every subscription");
         let failure = registry.failure();
         self.instances.push(Instance { id, life, registry, failure, draining: false });
+    }
+
+    /// All instances hear where the function is to go on.
+    pub(super) fn tell_resets(&self, resets: &Resets) {
+        for instance in &self.instances {
+            instance.registry.tell_resets(&self.settings.name, resets);
+        }
     }
 
     /// Something happens to one of the instances, or one is started.

@@ -41,6 +41,8 @@ pub(super) struct Stored {
     pub(super) keys: Vec<(Timestamp, Vec<KeyHash>)>,
     /// What the handler stored.
     pub(super) state: BTreeMap<ByteString, Bytes>,
+    /// How many events completed before an operator set the position last.
+    completed_before: u64,
 }
 
 #[derive(Debug)]
@@ -152,7 +154,8 @@ fn assert_heads_survive(before: &Progress, next: &Progress) {
 /// Each handler counts the events that it completes. On the disk the count is that of the settlements, at any time.
 fn assert_state_counts_what_completed(stored: &Stored) {
     let counted = stored.state.get("total").map_or("0".into(), |total| String::from_utf8_lossy(total));
-    let completed = stored.progress.source.totals.completed + stored.progress.redrive.totals.completed;
+    let completed =
+        stored.completed_before + stored.progress.source.totals.completed + stored.progress.redrive.totals.completed;
     assert_eq!(counted, completed.to_string(), "the state counts what completed: {:?}", stored.state);
 }
 
@@ -244,7 +247,7 @@ impl World {
             if from == StartAt::Latest {
                 (progress.source.start, progress.source.resume) = (end, end);
             }
-            Stored { progress, keys: Vec::new(), state: BTreeMap::new() }
+            Stored { progress, keys: Vec::new(), state: BTreeMap::new(), completed_before: 0 }
         });
     }
 
@@ -255,14 +258,18 @@ impl World {
         for (at, block) in blocks.filter(|(at, _)| *at >= bounds.oldest(self.now)) {
             keys.insert(*at, block.iter().copied());
         }
-        Restored { progress: stored.map(|stored| stored.progress.clone()).unwrap_or_default(), keys }
+        Restored { progress: stored.map(|stored| stored.progress.clone()).unwrap_or_default(), keys, is_moved: false }
     }
 
     /// Writes a commit as one, checking what every broker checks.
     pub(super) fn apply(&mut self, Pending { unit, commit }: Pending) {
         let before = self.units.get(&unit).map(|stored| stored.progress.clone()).unwrap_or_default();
         assert_eq!(commit.progress.commits, before.commits + 1, "commits of a unit follow one another");
-        assert!(commit.progress.source.resume >= before.source.resume, "the resume point never goes back");
+        let is_reset = commit.progress.reset.number > before.reset.number;
+        assert!(
+            is_reset || commit.progress.source.resume >= before.source.resume,
+            "the resume point never goes back by itself"
+        );
         assert_heads_survive(&before, &commit.progress);
         self.note(format_args!(
             "commit {unit}: resume {} {:?} outputs {} letters {} keys {} state {}",
@@ -289,6 +296,12 @@ impl World {
             }
         }
         let stored = self.units.get_mut(&unit).expect("only units that began are committed");
+        if is_reset {
+            stored.completed_before += before.source.totals.completed;
+        }
+        if commit.progress.reset.forgot_in == commit.progress.commits {
+            stored.keys.clear();
+        }
         stored.progress = commit.progress;
         write(&mut stored.state, commit.state);
         if self.handler_counts {

@@ -19,9 +19,9 @@ const SWAPS_ON_KAFKA: usize = 100;
 const CHECK_EVERY: usize = 25;
 /// How often a process is killed while somebody deploys.
 const KILLS: u32 = 20;
-const FUNCTION: &str = "shop.pay";
+pub(super) const FUNCTION: &str = "shop.pay";
 /// The numbers of the first two revisions: each is activated by a deployment of its own.
-const ONE: u64 = 1;
+pub(super) const ONE: u64 = 1;
 const OTHER: u64 = 3;
 /// Longer than anything here takes, by far.
 const PATIENCE: Duration = Duration::from_secs(120);
@@ -54,12 +54,12 @@ pub(super) fn on_kafka(directory: &Path, instance: &str, bootstrap: &str) -> Dev
     )
 }
 
-fn millrace(url: &str, arguments: &[&str]) -> Output {
+pub(super) fn millrace(url: &str, arguments: &[&str]) -> Output {
     Command::new(program()).args(["--server", url]).args(arguments).output().expect("the binary can be started")
 }
 
 /// Runs a command that must do what it is asked, and answers with what it says.
-fn done(url: &str, arguments: &[&str]) -> String {
+pub(super) fn done(url: &str, arguments: &[&str]) -> String {
     let ran = millrace(url, arguments);
     let (out, err) = (String::from_utf8_lossy(&ran.stdout), String::from_utf8_lossy(&ran.stderr));
     assert!(ran.status.success(), "{arguments:?}: {out}\n{err}");
@@ -77,7 +77,7 @@ pub(super) fn two_versions(directory: &Path) -> [String; 2] {
     [one, other].map(|path| path.to_string_lossy().into_owned())
 }
 
-fn order(id: &str, key: usize) -> String {
+pub(super) fn order(id: &str, key: usize) -> String {
     json!({"specversion": "1.0", "id": id, "source": "/shop", "type": "E.order.placed",
         "subject": "payments", "data": {"n": 1}, "partitionkey": format!("k{key}")})
     .to_string()
@@ -88,7 +88,7 @@ async fn revisions(url: &str) -> Value {
 }
 
 /// Waits until what the API tells is so, and answers with it.
-async fn until(url: &str, path: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+pub(super) async fn until(url: &str, path: &str, is_so: impl Fn(&Value) -> bool) -> Value {
     let began = Instant::now();
     loop {
         let there = Api::default().get(&format!("{url}/v1/{path}")).await;
@@ -101,7 +101,7 @@ async fn until(url: &str, path: &str, is_so: impl Fn(&Value) -> bool) -> Value {
 }
 
 /// Waits until as many instances run this revision.
-async fn run_everywhere(url: &str, revision: u64, instances: usize) {
+pub(super) async fn run_everywhere(url: &str, revision: u64, instances: usize) {
     let path = format!("functions/{FUNCTION}/revisions");
     until(url, &path, |there| {
         let told = there["instances"].as_array().expect("instances");

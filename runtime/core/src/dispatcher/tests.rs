@@ -28,7 +28,7 @@ impl Payload for u64 {
 /// Steps: `a:x` delivers a record with ordering key `a` and idempotency key `x` (`-` for no ordering key; the next
 /// words up to a `;` come in the same batch), `filtered`, `refused` and `gap` deliver such a record; `ok`, `transient`,
 /// `unknown`, `invalid` and `rejected` end the oldest attempt, `released` gives it back; `seal`, `commit`, `abort`,
-/// `refuse`, `forbid` and `postpone`; `restart` forgets everything but what is committed; `all`, `one` and `nothing` admit; `wait` lets 2 s pass.
+/// `refuse`, `forbid` and `postpone`; `go 7` goes on from an offset, and `forget 7` forgets all keys with it; `restart` forgets everything but what is committed; `all`, `one` and `nothing` admit; `wait` lets 2 s pass.
 /// Deliveries start at the cursor, so after an abort the records must be delivered again.
 ///
 /// Effects: `run0` (`run0#2` for a second attempt), `done0`, `filtered0`, `dup0`, `dead0` (`dead0#3` after 3 attempts).
@@ -105,6 +105,12 @@ impl Machine {
     }
 
     fn step(&mut self, step: &str) {
+        if let Some((how @ ("go" | "forget"), offset)) = step.split_once(' ') {
+            let offset = offset.parse().expect("an offset");
+            let number = self.dispatcher.committed.reset.number + 1;
+            self.dispatcher.reset(&Target { number, offset, forget: how == "forget" });
+            return self.reset();
+        }
         match step {
             "ok" => self.finish(Outcome::Completed),
             "transient" | "unknown" | "invalid" | "rejected" => {
@@ -400,6 +406,47 @@ fn what_is_gone_is_skipped_and_counted() {
     assert_eq!((progress.source.resume, progress.source.totals.skipped), (10, 9));
     assert!(progress.parked.is_empty() && progress.source.settled_above.is_empty());
     assert_eq!(machine.dispatcher.wants().map(|wants| wants.source), Some(10));
+}
+
+#[test]
+fn it_goes_on_where_it_is_told_to() {
+    for (script, expected) in [
+        ("a:1 b:2; ok; ok; seal; commit; go 0; seal; commit; a:1 b:2", "run0 done0 run1 done1 dup0 dup1"),
+        ("a:1; ok; seal; commit; forget 0; seal; commit; a:1; ok", "run0 done0 run0 done0"),
+        ("a:1; ok; seal; commit; forget 0; seal; commit; restart; a:1; ok; b:1", "run0 done0 run0 done0 dup1"),
+        // Those between are passed over, and with them one that failed.
+        ("a:1 b:2; transient; ok; seal; commit; go 3; seal; commit; c:3; ok; wait", "run0 run1 done1 run3 done3"),
+        // One that comes again is not given more attempts than its policy allows.
+        (
+            "a:1 b:2; transient; ok; seal; commit; go 0; seal; commit; a:1 b:2; wait; transient; seal; commit; restart; a:1; \
+             wait; transient",
+            "run0 run1 done1 dup1 run0#2 run0#3 dead0#3",
+        ),
+        // What is not committed does not hold.
+        ("a:1; ok; seal; commit; forget 0; seal; abort; b:1", "run0 done0 dup1"),
+        ("a:1; ok; seal; commit; go 0; seal; postpone; b:2; ok", "run0 done0 run1 done1"),
+        ("a:1; ok; seal; commit; go 0; restart; b:2; ok", "run0 done0 run1 done1"),
+        // Nor does it wait any longer for an operator.
+        ("refused; seal; refuse; refused; seal; refuse; go 1; seal; commit; b:2; ok", "dead0 dead0 run1 done1"),
+    ] {
+        check(script, expected);
+    }
+}
+
+#[test]
+fn a_new_place_begins_a_new_account_and_is_remembered() {
+    let mut machine = run(POLICY, "a:1 b:2 c:3; ok; invalid; transient; seal; commit; forget 1");
+    let sealed = machine.dispatcher.seal(machine.now);
+    let place = StreamProgress { start: 1, resume: 1, ..StreamProgress::default() };
+    assert_eq!((&sealed.progress.source, sealed.settlements), (&place, 0));
+    assert_eq!((sealed.progress.reset, sealed.progress.commits), (Reset { number: 1, forgot_in: 2 }, 2));
+    assert_eq!(sealed.progress.parked.len(), 1, "of what comes again it is known how often it failed");
+    machine.input(Input::Committed);
+    assert!(machine.dispatcher.window().is_empty());
+    for step in ["b:2", "ok", "seal", "commit", "go 0"] {
+        machine.step(step);
+    }
+    assert_eq!(machine.dispatcher.seal(machine.now).progress.reset, Reset { number: 2, forgot_in: 2 });
 }
 
 /// A redriven event can come before one with the same keys that failed already, and the breaker can hold back both.

@@ -135,7 +135,7 @@ fn verdict(answer: &Answer) -> String {
 }
 
 /// Who may use which route, once more and in other words: a new route needs a row here too.
-const MAY: [(&str, &str, &str); 29] = [
+const MAY: [(&str, &str, &str); 30] = [
     ("POST", "/v1/topics/{topic}/events", "publish admin"),
     ("GET", "/v1/topics/{topic}/events", "view deploy operate admin"),
     ("GET", "/v1/topics", "view deploy operate admin"),
@@ -151,6 +151,7 @@ const MAY: [(&str, &str, &str); 29] = [
     ("POST", "/v1/functions/{function}/rollback", "deploy operate admin"),
     ("POST", "/v1/functions/{function}/pause", "operate admin"),
     ("POST", "/v1/functions/{function}/resume", "operate admin"),
+    ("POST", "/v1/functions/{function}/reset", "operate admin"),
     ("POST", "/v1/functions/{function}/skip", "operate admin"),
     ("GET", "/v1/dead-letters", "view deploy operate admin"),
     ("GET", "/v1/dead-letters/{function}/{topic}/{partition}/{offset}", "view deploy operate admin"),

@@ -102,7 +102,7 @@ impl Server {
         self.send(request.body(body.into()).unwrap()).await
     }
 
-    async fn deploy(&self, function: &str, request: &Value) -> Answer {
+    pub(super) async fn deploy(&self, function: &str, request: &Value) -> Answer {
         self.put(&format!("/v1/functions/{function}"), "application/json", request.to_string()).await
     }
 }

@@ -1,7 +1,7 @@
 use millrace_core::breaker::Phase;
 use millrace_core::name::Unit;
 use millrace_core::outcome::Category;
-use millrace_core::progress::{ParkedHead, Position, Progress, Stream, StreamProgress, Totals};
+use millrace_core::progress::{ParkedHead, Position, Progress, Reset, Stream, StreamProgress, Totals};
 use millrace_core::record::Record;
 use millrace_core::time::Timestamp;
 
@@ -171,6 +171,7 @@ pub(super) fn unit(partition: u32) -> UnitInfo {
             },
             parked: vec![parked],
             commits: 3,
+            reset: Reset::default(),
         },
         source_next: 10,
         oldest_unsettled_at: Some(NOW - std::time::Duration::from_secs(2)),

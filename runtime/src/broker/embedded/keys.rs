@@ -31,6 +31,12 @@ pub(super) fn committed_at(key: &[u8]) -> Result<Timestamp, Corrupt> {
     nanos.map(Timestamp::from_nanos).ok_or(Corrupt::Damaged { kind: KIND, what: "its key is cut short" })
 }
 
+/// The unit's commit counter in the key of a block.
+pub(super) fn commit(key: &[u8]) -> Result<u64, Corrupt> {
+    let commit = key.get(12..20).and_then(|b| b.try_into().ok()).map(u64::from_be_bytes);
+    commit.ok_or(Corrupt::Damaged { kind: KIND, what: "its key is cut short" })
+}
+
 pub(super) fn encode(key: &[u8], hashes: &[KeyHash]) -> Bytes {
     let mut encoder = Encoder::new(VERSION);
     for hash in hashes {
@@ -67,6 +73,7 @@ mod tests {
             let value = encode(&key, &keys);
             let (at, found) = decode(&key, &value).unwrap();
             prop_assert_eq!((at, found.collect::<Vec<_>>()), (committed_at, keys));
+            prop_assert_eq!(super::commit(&key), Ok(commit));
         }
     }
 

@@ -176,7 +176,7 @@ pub(super) fn commit(
     commit: Commit,
 ) -> Result<PreparedCommit, String> {
     let Commit { at, progress, keys: hashes, outputs, letters, resolved, state: writes } = commit;
-    assert_follows(unit, &progress);
+    assert_follows(unit, &progress)?;
     let outputs = Slots::of(state, &outputs).map_err(|e| e.to_string())?.slots;
     let letters = if letters.is_empty() { None } else { Some(prepare_letters(state, unit, &letters)?) };
     let values = writes.into_iter().map(|write| prepare_value(unit, write)).collect::<Result<_, _>>()?;
@@ -236,12 +236,21 @@ pub(super) fn redrives(record: &Record) -> u32 {
 }
 
 /// A commit that does not follow the one before would lose or repeat events: that is a bug in the worker, and must not
-/// reach the disk.
-fn assert_follows(unit: &UnitState, next: &Progress) {
+/// reach the disk. A position that a person set can be wrong, and is refused.
+fn assert_follows(unit: &UnitState, next: &Progress) -> Result<(), String> {
     let previous = unit.committed();
     assert_eq!(next.commits, previous.commits + 1, "the commit counter of {} must rise by one", unit.unit);
-    assert_stream(&unit.unit, &previous.source, &next.source, unit.source.end());
     assert_stream(&unit.unit, &previous.redrive, &next.redrive, unit.redrive.end());
+    let (source, end) = (&next.source, unit.source.end());
+    if next.reset == previous.reset {
+        assert_stream(&unit.unit, &previous.source, source, end);
+    } else if source.resume > end {
+        return Err(format!("the position of {} cannot be {}: it ends at {end}", unit.unit, source.resume));
+    } else {
+        let place = StreamProgress { start: source.start, resume: source.start, ..StreamProgress::default() };
+        assert_eq!(*source, place, "nothing of {} is settled where its position is set", unit.unit);
+    }
+    Ok(())
 }
 
 fn assert_stream(unit: &millrace_core::name::Unit, previous: &StreamProgress, next: &StreamProgress, end: u64) {

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use millrace_core::name::{FunctionName, Topic, Unit};
-use millrace_core::progress::{ParkedHead, Position, Progress, Stream};
+use millrace_core::progress::{ParkedHead, Position, Progress, Reset, Stream};
 use millrace_core::time::Timestamp;
 
 use super::frame::{Corrupt, Decoder, Encoder};
@@ -10,6 +10,8 @@ use crate::broker::progress::{category, code, put_stream, take_stream};
 
 const KIND: &str = "unit";
 const VERSION: u8 = 1;
+/// A unit whose position was set by a person: that follows at the end.
+const RESET_VERSION: u8 = 2;
 /// The first byte of keys of units.
 pub(super) const TAG: u8 = b'u';
 
@@ -36,7 +38,8 @@ pub(super) fn id_of(key: &[u8]) -> Result<u32, Corrupt> {
 
 /// The stored form, without owning the parts.
 pub(super) fn encode(key: &[u8], unit: &Unit, progress: &Progress, active: bool) -> Bytes {
-    let mut encoder = Encoder::new(VERSION);
+    let was_reset = progress.reset != Reset::default();
+    let mut encoder = Encoder::new(if was_reset { RESET_VERSION } else { VERSION });
     encoder.text(unit.function.as_str());
     encoder.text(unit.topic.as_str());
     encoder.varint(unit.partition.into());
@@ -48,12 +51,16 @@ pub(super) fn encode(key: &[u8], unit: &Unit, progress: &Progress, active: bool)
     for head in &progress.parked {
         put_head(&mut encoder, head);
     }
+    if was_reset {
+        encoder.varint(progress.reset.number);
+        encoder.varint(progress.reset.forgot_in);
+    }
     encoder.seal(key)
 }
 
 impl UnitRecord {
     pub(super) fn decode(key: &[u8], value: &[u8]) -> Result<Self, Corrupt> {
-        let mut decoder = Decoder::open(KIND, VERSION, key, value)?;
+        let mut decoder = Decoder::open(KIND, RESET_VERSION, key, value)?;
         let function: FunctionName =
             decoder.text()?.parse().map_err(|_| decoder.damaged("its function has no proper name"))?;
         let topic: Topic = decoder.text()?.parse().map_err(|_| decoder.damaged("its topic has no proper name"))?;
@@ -63,8 +70,12 @@ impl UnitRecord {
         let source = take_stream(&mut decoder)?;
         let redrive = take_stream(&mut decoder)?;
         let parked = (0..decoder.varint()?).map(|_| take_head(&mut decoder)).collect::<Result<_, _>>()?;
+        let reset = match value.first() {
+            Some(&RESET_VERSION) => Reset { number: decoder.varint()?, forgot_in: decoder.varint()? },
+            _ => Reset::default(),
+        };
         decoder.end()?;
-        Ok(Self { unit, progress: Progress { source, redrive, parked, commits }, active })
+        Ok(Self { unit, progress: Progress { source, redrive, parked, commits, reset }, active })
     }
 }
 
@@ -132,7 +143,13 @@ mod tests {
             due_at: Timestamp::from_nanos(9),
             category: Category::Unknown,
         };
-        let progress = Progress { source, redrive: StreamProgress::default(), parked: vec![head], commits: 1 };
+        let progress = Progress {
+            source,
+            redrive: StreamProgress::default(),
+            parked: vec![head],
+            commits: 1,
+            reset: Reset::default(),
+        };
         let value = encode(&key(1), &unit(), &progress, true);
         let mut expected = vec![1, 6, 35, 182, 165, 8];
         expected.extend_from_slice(b"shop.pay\x06orders");
@@ -140,5 +157,8 @@ mod tests {
         expected.extend_from_slice(&[0; 9]);
         expected.extend_from_slice(&[1, 0, 4, 2, 7, 9, 3]);
         assert_eq!(value[..], expected[..]);
+        let reset = Progress { reset: Reset { number: 9, forgot_in: 1 }, ..progress };
+        let value = encode(&key(1), &unit(), &reset, true);
+        assert_eq!((value[0], &value[5..]), (2, &[&expected[5..], &[9, 1]].concat()[..]));
     }
 }

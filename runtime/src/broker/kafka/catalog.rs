@@ -22,11 +22,22 @@ use super::status::StatusChange;
 use super::{native, overflow, topics, values};
 use crate::broker::{
     Catalog, CatalogError, Error, Fetched, Force, GroupFigures, LetterAction, LetterId, LetterStatus, PartitionInfo,
-    PublishError, Retention, StateEntry, StateRange, StoredLetter, TopicInfo, UnitInfo,
+    PublishError, Retention, Spot, StateEntry, StateRange, StoredLetter, TopicInfo, UnitInfo,
 };
 
 /// Records that are looked at to tell how much of what is left is none.
 const LAG_LOOKED_AT: usize = 200;
+
+impl KafkaLog {
+    /// Blocks.
+    fn check_partition(&self, topic: &Topic, partition: u32) -> Result<(), CatalogError> {
+        let count = self.partition_count(topic.as_str())?.ok_or_else(|| CatalogError::UnknownTopic(topic.clone()))?;
+        if partition >= count {
+            return Err(CatalogError::UnknownPartition(topic.clone(), partition));
+        }
+        Ok(())
+    }
+}
 
 impl Catalog for KafkaLog {
     async fn partition_counts(&self) -> Result<BTreeMap<String, u32>, CatalogError> {
@@ -66,13 +77,18 @@ impl Catalog for KafkaLog {
     ) -> Result<Fetched, CatalogError> {
         let topic = topic.clone();
         self.blocking(move |log| {
-            let count =
-                log.partition_count(topic.as_str())?.ok_or_else(|| CatalogError::UnknownTopic(topic.clone()))?;
-            if partition >= count {
-                return Err(CatalogError::UnknownPartition(topic, partition));
-            }
+            log.check_partition(&topic, partition)?;
             let page = log.reading().page(topic.as_str(), partition, offset, max_records)?;
             Ok(Fetched { stream: Stream::Source, records: page.records, next: page.next })
+        })
+        .await
+    }
+
+    async fn find(&self, topic: &Topic, partition: u32, spot: Spot) -> Result<u64, CatalogError> {
+        let topic = topic.clone();
+        self.blocking(move |log| {
+            log.check_partition(&topic, partition)?;
+            Ok(log.reading().find(topic.as_str(), partition, spot)?)
         })
         .await
     }

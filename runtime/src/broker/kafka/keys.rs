@@ -1,6 +1,6 @@
 //! The idempotency keys of one commit as a record of the unit's keys topic. Key: what the source topic is called by in its cluster,
 //! 16 bytes, or none if an earlier version wrote it; value: frame (version, checksum) around the commit's wall time in nanoseconds
-//! and the 128-bit hashes, little endian.
+//! and the 128-bit hashes, little endian. A block without hashes says that all keys before it are forgotten.
 
 use millrace_core::name::Unit;
 use millrace_core::progress::KeyHash;
@@ -21,11 +21,11 @@ pub(super) fn encode(unit: &Unit, committed_at: Timestamp, keys: &[KeyHash]) -> 
     encoder.seal(unit.to_string().as_bytes()).into()
 }
 
-/// When the keys were committed, and the keys.
+/// When the keys were committed, and the keys; none if all before are forgotten.
 pub(super) fn decode<'a>(
     unit: &Unit,
     value: &'a [u8],
-) -> Result<(Timestamp, impl Iterator<Item = KeyHash> + use<'a>), Corrupt> {
+) -> Result<(Timestamp, impl ExactSizeIterator<Item = KeyHash> + use<'a>), Corrupt> {
     let mut decoder = Decoder::open(KIND, VERSION, unit.to_string().as_bytes(), value)?;
     let committed_at = Timestamp::from_nanos(decoder.varint()?);
     let (hashes, rest) = decoder.remainder().as_chunks::<HASH_BYTES>();

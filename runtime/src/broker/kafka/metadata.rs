@@ -6,7 +6,7 @@
 
 use bytes::Bytes;
 use millrace_core::name::Unit;
-use millrace_core::progress::{ParkedHead, Position, Progress, Stream, StreamProgress};
+use millrace_core::progress::{ParkedHead, Position, Progress, Reset, Stream, StreamProgress};
 use millrace_core::time::Timestamp;
 
 use super::base64;
@@ -25,6 +25,8 @@ const VERSION: u8 = 1;
 const SHORT_VERSION: u8 = 2;
 /// All progress, and keys after it.
 const KEYS_VERSION: u8 = 3;
+/// Added to each of these if a person has set the position: that comes first.
+const RESET: u8 = 3;
 /// Set in a head's first byte if it waits in the redrive log; the category is in the bits below.
 const REDRIVE_BIT: u8 = 0x80;
 
@@ -68,14 +70,20 @@ pub(super) fn encode(unit: &Unit, progress: &Progress, recent: &Recent) -> Encod
         settled_above: Vec::new(),
         totals: stream.totals,
     };
-    let Progress { source, redrive, commits, .. } = progress;
-    let short = Progress { source: bare(source), redrive: bare(redrive), parked: Vec::new(), commits: *commits };
+    let Progress { source, redrive, commits, reset, .. } = progress;
+    let (source, redrive) = (bare(source), bare(redrive));
+    let short = Progress { source, redrive, parked: Vec::new(), commits: *commits, reset: *reset };
     let text = base64::encode(&write(SHORT_VERSION, unit, &short, &none));
     Encoded { text, whole: Some(whole), has_keys: false }
 }
 
 fn write(version: u8, unit: &Unit, progress: &Progress, recent: &Recent) -> Bytes {
-    let mut encoder = Encoder::new(version);
+    let was_reset = progress.reset != Reset::default();
+    let mut encoder = Encoder::new(if was_reset { version + RESET } else { version });
+    if was_reset {
+        encoder.varint(progress.reset.number);
+        encoder.varint(progress.reset.forgot_in);
+    }
     encoder.varint(progress.commits);
     put_stream(&mut encoder, &progress.source);
     put_stream(&mut encoder, &progress.redrive);
@@ -104,28 +112,38 @@ fn write(version: u8, unit: &Unit, progress: &Progress, recent: &Recent) -> Byte
 pub(super) fn decode(unit: &Unit, text: &str) -> Result<Decoded, Corrupt> {
     let foreign = Corrupt::Damaged { kind: KIND, what: "it is not base64" };
     let bytes = base64::decode(text).ok_or(foreign)?;
-    let version = bytes.first().copied();
-    let mut decoder = Decoder::open(KIND, KEYS_VERSION, unit.to_string().as_bytes(), &bytes)?;
-    let progress = take_progress(&mut decoder)?;
-    let recent = if version == Some(KEYS_VERSION) { Recent::take(&mut decoder)? } else { Recent::default() };
+    let mut decoder = Decoder::open(KIND, KEYS_VERSION + RESET, unit.to_string().as_bytes(), &bytes)?;
+    let (version, was_reset) = version_of(&bytes);
+    let progress = take_progress(&mut decoder, was_reset)?;
+    let recent = if version == KEYS_VERSION { Recent::take(&mut decoder)? } else { Recent::default() };
     decoder.end()?;
-    Ok(Decoded { progress, is_short: version == Some(SHORT_VERSION), recent })
+    Ok(Decoded { progress, is_short: version == SHORT_VERSION, recent })
+}
+
+/// The version of a frame, and whether a reset comes first in it.
+fn version_of(bytes: &[u8]) -> (u8, bool) {
+    let version = bytes.first().copied().unwrap_or_default();
+    version.checked_sub(RESET).filter(|version| *version > 0).map_or((version, false), |version| (version, true))
 }
 
 /// What [`Encoded::whole`] says.
 pub(super) fn decode_whole(unit: &Unit, bytes: &[u8]) -> Result<Progress, Corrupt> {
-    let mut decoder = Decoder::open(KIND, VERSION, unit.to_string().as_bytes(), bytes)?;
-    let progress = take_progress(&mut decoder)?;
+    let mut decoder = Decoder::open(KIND, VERSION + RESET, unit.to_string().as_bytes(), bytes)?;
+    let progress = take_progress(&mut decoder, version_of(bytes).1)?;
     decoder.end()?;
     Ok(progress)
 }
 
-fn take_progress(decoder: &mut Decoder<'_>) -> Result<Progress, Corrupt> {
+fn take_progress(decoder: &mut Decoder<'_>, was_reset: bool) -> Result<Progress, Corrupt> {
+    let reset = match was_reset {
+        true => Reset { number: decoder.varint()?, forgot_in: decoder.varint()? },
+        false => Reset::default(),
+    };
     let commits = decoder.varint()?;
     let source = take_stream(decoder)?;
     let redrive = take_stream(decoder)?;
     let (heads, oldest) = (decoder.varint()?, decoder.varint()?);
-    let mut progress = Progress { source, redrive, parked: Vec::new(), commits };
+    let mut progress = Progress { source, redrive, parked: Vec::new(), commits, reset };
     for _ in 0..heads {
         let head = take_head(decoder, &progress, oldest)?;
         progress.parked.push(head);
@@ -182,7 +200,7 @@ mod tests {
             due_at: Timestamp::from_millis(1_250),
             category: Category::Unknown,
         };
-        Progress { source, redrive: StreamProgress::default(), parked: vec![head], commits: 7 }
+        Progress { source, redrive: StreamProgress::default(), parked: vec![head], commits: 7, reset: Reset::default() }
     }
 
     #[test]
@@ -192,6 +210,9 @@ mod tests {
         let payload = [&[7, 1, 3, 1, 2, 1, 2, 1, 0, 0, 0, 0][..], &[0; 9], &[1, 0xe8, 0x07, 3, 1, 2, 0, 0xfa, 0x01]];
         assert_eq!((bytes[0], &bytes[5..]), (1, &payload.concat()[..]));
         assert_eq!(text, PINNED);
+        let reset = Progress { reset: Reset { number: 9, forgot_in: 2 }, ..sample() };
+        let bytes = base64::decode(&encode(&unit(), &reset, &Recent::default()).text).unwrap();
+        assert_eq!((bytes[0], &bytes[5..]), (4, &[&[9, 2], &payload.concat()[..]].concat()[..]));
     }
 
     const PINNED: &str = "ASB0HYsHAQMBAgECAQAAAAAAAAAAAAAAAAAB6AcDAQIA+gE";

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use millrace_core::record::Record;
+use rdkafka::Offset;
 use rdkafka::consumer::Consumer;
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::Message;
@@ -13,7 +14,7 @@ use super::clients::{
     self, Clients, Quiet, REQUEST_TIMEOUT, Shared, at, has_reached, lock, partitions, signed, unreachable_broker,
 };
 use super::{KafkaLog, native, restore};
-use crate::broker::Error;
+use crate::broker::{Error, Spot};
 
 /// Bytes of records after which a read ends.
 const READ_MAX_BYTES: usize = 4 * 1024 * 1024;
@@ -43,6 +44,30 @@ impl Reading {
     pub(super) fn bounds(&self, topic: &str, partition: u32) -> Result<(u64, u64), Error> {
         let reader = Arc::clone(&*lock(&self.reader));
         clients::bounds(&reader, topic, partition)
+    }
+
+    /// The offset of a place in a partition. Blocks.
+    pub(super) fn find(&self, topic: &str, partition: u32, spot: Spot) -> Result<u64, Error> {
+        let time = match spot {
+            Spot::Earliest => return Ok(self.bounds(topic, partition)?.0),
+            Spot::Latest => return Ok(self.bounds(topic, partition)?.1),
+            Spot::Offset(offset) => return Ok(offset),
+            Spot::Time(time) => time,
+        };
+        let (_, end) = self.bounds(topic, partition)?;
+        // What is not a whole millisecond is rounded up: a record is not to be older than asked for.
+        let millis = time.as_nanos().div_ceil(1_000_000);
+        let millis = Offset::Offset(i64::try_from(millis).unwrap_or(i64::MAX));
+        let reader = Arc::clone(&*lock(&self.reader));
+        let found = reader.offsets_for_times(partitions([(topic, partition, millis)]), REQUEST_TIMEOUT);
+        let found = found.map_err(|e| unreachable_broker("find a time", &e))?;
+        let found = found.elements().first().map(|element| (element.error(), element.offset()));
+        match found {
+            Some((Ok(()), Offset::Offset(offset))) => Ok(u64::try_from(offset).unwrap_or_default().min(end)),
+            Some((Err(error), _)) => Err(unreachable_broker("find a time", &error)),
+            // There is no record so young.
+            Some(_) | None => Ok(end),
+        }
     }
 
     /// Waits until no transaction is open below `end`, though not for ever: a topic that was made anew may end before. Blocks.

@@ -93,6 +93,12 @@ impl Recent {
     }
 }
 
+/// Says in the topic of keys that all before are forgotten.
+pub(super) fn forgotten(topic: Topic, unit: &Unit, of: Option<TopicId>, now: Timestamp) -> Placed {
+    let of = of.map(|id| Bytes::copy_from_slice(id.as_bytes()));
+    Placed { topic, partition: unit.partition, record: plain(now, of, keys::encode(unit, now, &[]).into()) }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -107,6 +107,7 @@ impl Past<'_> {
             }
             match keys::decode(&self.unit(partition), message.payload().unwrap_or_default()) {
                 // The first ones can be older than asked for, within the broker's millisecond.
+                Ok((_, keys)) if keys.len() == 0 => window.clear(),
                 Ok((committed_at, keys)) if committed_at >= oldest => window.insert(committed_at, keys),
                 Ok(_) => {}
                 Err(error) => {

@@ -20,14 +20,14 @@ const WAIT: Duration = Duration::from_secs(90);
 #[derive(Debug, clap::Args)]
 pub(super) struct Which {
     /// The function: its full name, or its name within the application where that is unambiguous
-    function: String,
+    pub(super) function: String,
 }
 
 /// A function, and what is to be done with it.
 #[derive(Debug, clap::Args)]
 pub(super) struct Act {
     #[command(flatten)]
-    which: Which,
+    pub(super) which: Which,
     /// Do not ask
     #[arg(long, short)]
     yes: bool,
@@ -106,6 +106,7 @@ fn action(one: &Deployment) -> String {
     match (one.action.as_str(), one.to, one.origin) {
         ("rollback", Some(to), _) => format!("rollback to {to}"),
         ("activate", Some(to), _) => format!("activate {to}"),
+        ("reset", ..) => format!("reset {}", format::counted(one.partitions.unwrap_or_default(), "partition")),
         ("deploy", _, Some(millrace_core::revision::Origin::Directory)) => "deploy from a directory".to_owned(),
         (action, ..) => format::one_line(action, 40),
     }
@@ -233,7 +234,7 @@ fn told(revision: Option<u64>) -> String {
     revision.map_or_else(|| "none".to_owned(), |revision| format!("revision {revision}"))
 }
 
-async fn may(args: &Act, question: String, console: &mut Console) -> Result<bool, Error> {
+pub(super) async fn may(args: &Act, question: String, console: &mut Console) -> Result<bool, Error> {
     if args.yes {
         return Ok(true);
     }

@@ -15,7 +15,7 @@ use rdkafka::error::RDKafkaErrorCode;
 use super::{Member, Owned, PAUSE, Pending, is_member};
 use crate::broker::kafka::clients::{at, lock, partition_counts, signed, unreachable_broker};
 use crate::broker::kafka::metadata::{self, Decoded, Encoded};
-use crate::broker::kafka::recent::Recent;
+use crate::broker::kafka::recent::{self, Recent};
 use crate::broker::kafka::record::Placed;
 use crate::broker::kafka::status::{self, StatusChange};
 use crate::broker::kafka::writer::{Ended, Positions};
@@ -290,7 +290,13 @@ impl Member {
         }
         let oldest = self.joining.subscription.window.oldest(*at);
         let before = self.owner(pending).map(|owned| owned.recent.clone().since(oldest));
-        let mut recent = before.unwrap_or_default().with(pending.source_id, *at, hashes);
+        let mut before = before.unwrap_or_default();
+        if progress.reset.forgot_in == progress.commits {
+            before = Recent::default();
+            let topic = topic(names.keys(&unit.function, &unit.topic))?;
+            records.push(recent::forgotten(topic, &unit, pending.source_id, *at));
+        }
+        let mut recent = before.with(pending.source_id, *at, hashes);
         let Encoded { text, whole, has_keys } = metadata::encode(&unit, progress, &recent);
         if !has_keys && !recent.is_empty() {
             records.extend(recent.placed(&topic(names.keys(&unit.function, &unit.topic))?, &unit, *at));
