@@ -11,6 +11,8 @@
 //! | `PUT /v1/functions/{function}` | [`types::Deployed`] to a [`types::DeployRequest`] |
 //! | `DELETE /v1/functions/{function}`, `POST …/pause`, `…/resume` | [`types::Deployed`] |
 //! | `POST /v1/functions/{function}/rollback` | [`types::Deployed`] to a [`types::RollbackRequest`] |
+//! | `POST /v1/functions/{function}/promote` | [`types::Deployed`] to a [`types::PromoteRequest`] |
+//! | `POST /v1/functions/{function}/canary` | [`types::Deployed`] to a [`types::CanaryRequest`] |
 //! | `GET /v1/functions/{function}/revisions` | [`types::Revisions`] |
 //! | `GET /v1/dead-letters?function=&status=&category=&topic=&after=&limit=` | [`types::DeadLetters`] |
 //! | `GET /v1/dead-letters/{function}/{topic}/{partition}/{offset}` | [`types::DeadLetter`] |
@@ -94,8 +96,9 @@ use metrics::Metrics;
 pub use openapi::document as openapi_document;
 use problem::{Kind, Refusal};
 use routes::{
-    AUDIT, COMPONENT, DISCARD, FUNCTION, FUNCTIONS, LETTER, LETTERS, LIVE, METRICS, OPENAPI, PAUSE, PUBLISH, READY,
-    REDRIVE, RESET, RESOLVE, RESUME, REVISIONS, ROLLBACK, Row, SKIP, STATE, STATUS, TOKEN, TOKENS, TOPICS,
+    AUDIT, CANARY, COMPONENT, DISCARD, FUNCTION, FUNCTIONS, LETTER, LETTERS, LIVE, METRICS, OPENAPI, PAUSE, PROMOTE,
+    PUBLISH, READY, REDRIVE, RESET, RESOLVE, RESUME, REVISIONS, ROLLBACK, Row, SKIP, STATE, STATUS, TOKEN, TOKENS,
+    TOPICS,
 };
 pub use serve::serve;
 
@@ -348,6 +351,8 @@ fn router<B: Broker + Catalog, R: Revision>(shared: Arc<Shared<B, R>>) -> Router
         .route(FUNCTION, get(functions::show::<B, R>).put(deploy::deploy::<B, R>).delete(deploy::delete::<B, R>))
         .route(REVISIONS, get(deploy::revisions::<B, R>))
         .route(ROLLBACK, post(deploy::rollback::<B, R>))
+        .route(PROMOTE, post(deploy::promote::<B, R>))
+        .route(CANARY, post(deploy::canary::<B, R>))
         .route(PAUSE, post(deploy::pause::<B, R>))
         .route(RESUME, post(deploy::resume::<B, R>))
         .route(RESET, post(reset::reset::<B, R>))

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use millrace_core::breaker::Phase;
+use millrace_core::canary::{self, Share};
 use millrace_core::dispatcher::Policy;
 use millrace_core::idempotency::Bounds;
 use millrace_core::manifest::Function;
@@ -19,7 +20,7 @@ use crate::broker::{Assignment, Broker, Error, Subscription};
 use crate::clock::Clock;
 use crate::telemetry::Tracing;
 use crate::worker::feed::Feed;
-use crate::worker::{Command, Exit, Revision, Shared, UnitStatus, Worker};
+use crate::worker::{Attempts, Canary, Command, Counts, Exit, Revision, Running, Shared, UnitStatus, Worker};
 
 /// A function as it is activated.
 #[derive(Debug)]
@@ -30,6 +31,8 @@ pub struct Deployment<R> {
     pub digest: String,
     /// Ready to run.
     pub revision: R,
+    /// A revision that handles a share of the keys beside it, and takes events in as it does; a canary that there was ends.
+    pub canary: Option<(R, Share)>,
     /// Whether it handles no events until it is told to.
     pub paused: bool,
 }
@@ -38,7 +41,7 @@ pub struct Deployment<R> {
 struct Runnable<R> {
     settings: Arc<Function>,
     digest: String,
-    revision: Arc<R>,
+    running: Running<R>,
     paused: bool,
 }
 
@@ -51,12 +54,30 @@ pub struct FunctionInfo {
     pub digest: String,
     /// The active revision.
     pub revision: u64,
+    /// The revision that handles a share of the keys beside it, if there is one.
+    pub canary: Option<(u64, Share)>,
     /// What its breaker lets through.
     pub breaker: Phase,
     /// Whether an operator has paused it.
     pub paused: bool,
     /// Its workers on this instance, by topic and partition.
     pub units: Vec<Arc<UnitStatus>>,
+    /// What was counted by workers that have ended since, as far as it is told by revision.
+    ended: Counts,
+}
+
+impl FunctionInfo {
+    /// What the attempts of each revision came to here, by number.
+    #[must_use]
+    pub fn attempts(&self) -> Vec<Attempts> {
+        let mut all = BTreeMap::<u64, Attempts>::new();
+        let live = self.units.iter().flat_map(|unit| unit.figures().counts.revisions);
+        for one in self.ended.revisions.iter().cloned().chain(live) {
+            let counted = Attempts { revision: one.revision, ..Attempts::default() };
+            all.entry(one.revision).or_insert(counted).merge(&one);
+        }
+        all.into_values().collect()
+    }
 }
 
 /// All functions of this process. Cheap to clone.
@@ -93,10 +114,11 @@ impl<B, R> Clone for Registry<B, R> {
 struct Active<R> {
     settings: Arc<Function>,
     digest: String,
-    revision: watch::Sender<Arc<R>>,
+    running: watch::Sender<Running<R>>,
     command: watch::Sender<Command>,
     breaker: SharedBreaker,
     units: Units,
+    ended: Arc<Mutex<Counts>>,
     task: JoinHandle<()>,
 }
 
@@ -157,25 +179,55 @@ impl<B: Broker, R: Revision> Registry<B, R> {
     /// If the log cannot take up the subscription. The revision that ran before goes on then, unless the log cannot take up
     /// its subscription either.
     pub async fn activate(&self, deployment: Deployment<R>) -> Result<(), Error> {
-        let Deployment { settings, digest, revision, paused } = deployment;
-        let (settings, revision) = (Arc::new(settings), Arc::new(revision));
+        let Deployment { settings, digest, revision, canary, paused } = deployment;
+        let canary = canary.map(|(revision, share)| Canary { revision: Arc::new(revision), share });
+        let (settings, running) = (Arc::new(settings), Running { active: Arc::new(revision), canary });
         if let Some(active) = lock(&self.active).get_mut(&settings.name)
             && runs_alike(&active.settings, &settings)
         {
             active.settings = settings;
             active.digest = digest;
-            active.revision.send_replace(revision);
+            active.running.send_replace(running);
             active.pause(paused);
             return Ok(());
         }
         let before = self.take_down(&settings.name).await;
-        let started = self.start(Runnable { settings, digest, revision, paused }).await;
+        let started = self.start(Runnable { settings, digest, running, paused }).await;
         if started.is_err()
             && let Some(before) = before
         {
             self.start(before).await?;
         }
         started
+    }
+
+    /// Lets a revision handle a share of the keys beside the active one, in place of a canary that there was. Workers change over
+    /// between two invocations.
+    ///
+    /// # Errors
+    /// The settings, by their keys in the manifest, that would have to be those of the active revision; or that none is active.
+    pub fn try_canary(&self, settings: &Function, revision: R, share: Share) -> Result<(), NoCanary> {
+        let active = lock(&self.active);
+        let Some(active) = active.get(&settings.name) else { return Err(NoCanary::Absent) };
+        let differing = canary::differing(&active.settings, settings);
+        if !differing.is_empty() {
+            return Err(NoCanary::Differs { settings: differing });
+        }
+        let canary = Canary { revision: Arc::new(revision), share };
+        active.running.send_modify(|running| running.canary = Some(canary));
+        Ok(())
+    }
+
+    /// Gives the canary this share of the keys, or ends it. Says whether there is one and that is a change.
+    pub fn change_canary(&self, name: &FunctionName, share: Option<Share>) -> bool {
+        let active = lock(&self.active);
+        let Some(active) = active.get(name) else { return false };
+        active.running.send_if_modified(|running| {
+            let Some(canary) = running.canary.take() else { return false };
+            let is_change = share != Some(canary.share);
+            running.canary = share.map(|share| Canary { share, ..canary });
+            is_change
+        })
     }
 
     /// Lets a function handle no events, or go on; says whether that is a change.
@@ -220,7 +272,7 @@ impl<B: Broker, R: Revision> Registry<B, R> {
         let runnable = Runnable {
             settings: Arc::clone(&active.settings),
             digest: active.digest.clone(),
-            revision: Arc::clone(&active.revision.borrow()),
+            running: active.running.borrow().clone(),
             paused: *active.command.borrow() == Command::Pause,
         };
         active.drain().await;
@@ -250,10 +302,12 @@ impl<B: Broker, R: Revision> Registry<B, R> {
         let info = |active: &Active<R>| FunctionInfo {
             settings: Arc::clone(&active.settings),
             digest: active.digest.clone(),
-            revision: active.revision.borrow().number(),
+            revision: active.running.borrow().active.number(),
+            canary: active.canary(),
             breaker: active.breaker.phase(now),
             paused: *active.command.borrow() == Command::Pause,
             units: lock(&active.units).values().cloned().collect(),
+            ended: lock(&active.ended).clone(),
         };
         lock(&self.active).values().map(info).collect()
     }
@@ -265,7 +319,7 @@ impl<B: Broker, R: Revision> Registry<B, R> {
     }
 
     async fn start(&self, runnable: Runnable<R>) -> Result<(), Error> {
-        let Runnable { settings, digest, revision, paused } = runnable;
+        let Runnable { settings, digest, running, paused } = runnable;
         let window = Bounds { span: settings.idempotency.window, max_keys: settings.idempotency.max_keys };
         let subscription = Subscription {
             function: settings.name.clone(),
@@ -275,7 +329,7 @@ impl<B: Broker, R: Revision> Registry<B, R> {
         };
         let assignments = self.broker.subscribe(subscription).await?;
         let first = if paused { Command::Pause } else { Command::Run };
-        let (revision, command) = (watch::Sender::new(revision), watch::Sender::new(first));
+        let (running, command) = (watch::Sender::new(running), watch::Sender::new(first));
         let breaker = SharedBreaker::new(settings.breaker);
         let shared = Shared {
             policy: Policy { retry: settings.retry, parked: settings.parked, concurrency: 1 },
@@ -284,18 +338,46 @@ impl<B: Broker, R: Revision> Registry<B, R> {
             tracing: self.tracing.clone(),
             feed: self.feed.clone(),
             breaker: breaker.clone(),
-            revision: revision.subscribe(),
+            running: running.subscribe(),
             command: command.subscribe(),
             resets: lock(&self.resets).entry(settings.name.clone()).or_default().subscribe(),
             clock: self.clock,
         };
-        let units = Units::default();
-        let supervisor = Supervisor { shared, units: Arc::clone(&units), failure: self.failure.clone() };
+        let (units, ended) = (Units::default(), Arc::<Mutex<Counts>>::default());
+        let failure = self.failure.clone();
+        let supervisor = Supervisor { shared, units: Arc::clone(&units), counted: Arc::clone(&ended), failure };
         let task = tokio::spawn(supervisor.run(assignments));
         let name = settings.name.clone();
         lock(&self.refused).remove(&name);
-        lock(&self.active).insert(name, Active { settings, digest, revision, command, breaker, units, task });
+        lock(&self.active).insert(name, Active { settings, digest, running, command, breaker, units, ended, task });
         Ok(())
+    }
+}
+
+/// Why a revision cannot be a canary.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoCanary {
+    /// The function does not run.
+    #[error("no revision is active here that it could run beside")]
+    Absent,
+    /// It takes events in otherwise than the active revision does.
+    #[error("{}", told(settings))]
+    Differs {
+        /// The settings that differ.
+        settings: Vec<&'static str>,
+    },
+}
+
+fn told(settings: &[&str]) -> String {
+    format!(
+        "it differs from the active revision in {}, and a canary handles what that one takes in; deploy it without --canary (over the API, without `canary`)",
+        settings.join(", ")
+    )
+}
+
+impl<R: Revision> Active<R> {
+    fn canary(&self) -> Option<(u64, Share)> {
+        self.running.borrow().canary.as_ref().map(|canary| (canary.revision.number(), canary.share))
     }
 }
 
@@ -332,6 +414,8 @@ fn runs_alike(old: &Function, new: &Function) -> bool {
 struct Supervisor<R> {
     shared: Shared<R>,
     units: Units,
+    /// What workers that have ended counted by revision: revisions are compared over all of the time.
+    counted: Arc<Mutex<Counts>>,
     failure: watch::Sender<Option<Error>>,
 }
 
@@ -380,6 +464,8 @@ impl<R: Revision> Supervisor<R> {
             Ok((status, Exit::Drained | Exit::Revoked)) => {
                 // The next owner of the same unit may be here, and have begun before.
                 lock(&self.units).retain(|_, owned| !Arc::ptr_eq(owned, &status));
+                let revisions = status.figures().counts.revisions;
+                lock(&self.counted).merge(&Counts { revisions, ..Counts::default() });
                 return;
             }
             Ok((_, Exit::Failed(error))) => error,

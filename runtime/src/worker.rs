@@ -12,11 +12,11 @@ use std::time::Duration;
 
 use millrace_core::breaker::Phase;
 use millrace_core::dispatcher::{Admission, Arrival, Dispatcher, Effect, Input, Policy, Ticket, Wants};
-use millrace_core::event::Event;
 use millrace_core::idempotency;
 use millrace_core::intake::{self, Delivered, Intake, Origin};
 use millrace_core::limits;
 use millrace_core::outcome::{Category, Failure, Outcome};
+use millrace_core::progress::Position;
 use millrace_core::revision::Resets;
 use millrace_core::time::Timestamp;
 use tokio::sync::{mpsc, watch};
@@ -24,13 +24,15 @@ use tokio::sync::{mpsc, watch};
 use crate::breaker::SharedBreaker;
 use crate::broker::{self, Assignment, CommitOutcome, FetchError, Fetched, Partition, Restored, Wanted};
 use crate::clock::Clock;
-use crate::sandbox::{self, CommittedState, Completion, Delivery, Invocation, Sandbox, StateView, TraceContext};
+use crate::sandbox::{self, CommittedState, Completion, Sandbox, StateView};
 use crate::telemetry::Tracing;
 
 mod effects;
 pub mod feed;
 mod gone;
+mod invocation;
 mod reset;
+mod running;
 mod spans;
 mod state;
 mod status;
@@ -40,10 +42,13 @@ use effects::Effects;
 use feed::{Feed, Notes};
 pub use gone::Gone;
 use gone::Skip;
+use invocation::invocation;
+pub use running::{Canary, Running};
+use running::{Chosen, Sandboxes};
 use spans::Spans;
 pub use status::{Stopped, UnitFigures, UnitStatus};
-pub use tally::Counts;
 use tally::Tally;
+pub use tally::{Attempts, Counts};
 
 /// One revision of a function, ready to run.
 pub trait Revision: Send + Sync + 'static {
@@ -78,8 +83,8 @@ pub struct Shared<R> {
     pub feed: Feed,
     /// The function's breaker.
     pub breaker: SharedBreaker,
-    /// The active revision. Workers change over between two invocations.
-    pub revision: watch::Receiver<Arc<R>>,
+    /// What runs. Workers change over between two invocations.
+    pub running: watch::Receiver<Running<R>>,
     /// What an operator wants.
     pub command: watch::Receiver<Command>,
     /// Where an operator has told units to go on.
@@ -97,7 +102,7 @@ impl<R> Clone for Shared<R> {
             tracing: self.tracing.clone(),
             feed: self.feed.clone(),
             breaker: self.breaker.clone(),
-            revision: self.revision.clone(),
+            running: self.running.clone(),
             command: self.command.clone(),
             resets: self.resets.clone(),
             clock: self.clock,
@@ -150,17 +155,19 @@ type CommitFuture = Pin<Box<dyn Future<Output = Result<CommitOutcome, broker::Er
 
 /// The worker of one unit.
 pub struct Worker<P: Partition, R: Revision> {
-    sandbox: R::Sandbox,
+    sandboxes: Sandboxes<R>,
     unit: Owned<P, R>,
 }
 
-/// What a worker owns beside its sandbox: usable while the sandbox is busy.
+/// What a worker owns beside its sandboxes: usable while one of them is busy.
 struct Owned<P: Partition, R: Revision> {
     partition: P,
     revoked: watch::Receiver<bool>,
     shared: Shared<R>,
-    revision: Arc<R>,
-    /// What is committed of the unit's state, if the revision was granted state.
+    running: Running<R>,
+    /// Where the latest attempt was made, and the number of the revision that made it.
+    attempted: Option<(Position, u64)>,
+    /// What is committed of the unit's state, if a revision was granted state.
     state: Option<Arc<dyn CommittedState>>,
     dispatcher: Dispatcher<Box<Delivered>>,
     /// What the dispatcher wants done; empty except while it is asked. Kept, so that its memory is.
@@ -223,10 +230,10 @@ impl<P: Partition, R: Revision> Worker<P, R> {
         if is_moved {
             reset::take_for_done(&mut progress, &shared.resets.borrow(), partition.unit());
         }
-        let revision = Arc::clone(&shared.revision.borrow_and_update());
+        let running = shared.running.borrow_and_update().clone();
         let (status, skips) = UnitStatus::new(partition.unit().clone(), &keys, shared.clock.now());
         Self {
-            sandbox: revision.sandbox(),
+            sandboxes: Sandboxes::new(&running),
             unit: Owned {
                 status: Arc::new(status),
                 skips,
@@ -235,8 +242,9 @@ impl<P: Partition, R: Revision> Worker<P, R> {
                 spans: Spans::new(&shared.tracing, shared.clock, partition.unit()),
                 dispatcher: Dispatcher::new(shared.policy, progress, keys, seed),
                 todo: Vec::new(),
-                state: state::committed(&*revision, &partition),
-                revision,
+                state: state::committed(&running, &partition),
+                running,
+                attempted: None,
                 breaker_changes: shared.breaker.changes(),
                 partition,
                 revoked,
@@ -307,26 +315,29 @@ impl<P: Partition, R: Revision> Worker<P, R> {
         if !self.unit.tickets.is_empty() && !self.unit.draining() && !self.unit.group_is_full() {
             return Ok(());
         }
-        self.sandbox.idle();
+        self.sandboxes.idle();
         let wake = self.unit.wait().await;
         self.unit.apply(wake).await
     }
 
-    /// Changes to the newest revision, if there is one.
+    /// Changes to what is to run now, if that is something else.
     fn change_over(&mut self) {
-        if self.unit.shared.revision.has_changed().unwrap_or(false) {
-            self.unit.revision = Arc::clone(&self.unit.shared.revision.borrow_and_update());
-            self.sandbox = self.unit.revision.sandbox();
-            self.unit.state = state::committed(&*self.unit.revision, &self.unit.partition);
+        if self.unit.shared.running.has_changed().unwrap_or(false) {
+            let running = self.unit.shared.running.borrow_and_update().clone();
+            self.sandboxes.change_over(&self.unit.running, &running);
+            self.unit.state = state::committed(&running, &self.unit.partition);
+            self.unit.running = running;
         }
     }
 
     /// Makes one attempt. Committing goes on meanwhile.
     async fn attempt(&mut self, ticket: Ticket<Box<Delivered>>) -> Result<(), Exit> {
-        let Self { sandbox, unit } = self;
+        let Self { sandboxes, unit } = self;
         let result = {
-            let mut invocation = invocation(&ticket, unit.state_view());
-            unit.spans.begin(&ticket, &mut invocation.trace);
+            let Chosen { sandbox, number, keeps_state } = sandboxes.choose(&unit.running, ticket.payload());
+            unit.attempted = Some((ticket.position(), number));
+            let mut invocation = invocation(&ticket, unit.state_view(keeps_state));
+            unit.spans.begin(&ticket, number, &mut invocation.trace);
             let mut invoked = std::pin::pin!(sandbox.invoke(invocation));
             loop {
                 let commit_due = unit.commit_due();
@@ -393,9 +404,9 @@ impl<P: Partition, R: Revision> Owned<P, R> {
             ended = ended(&mut self.commit) => Wake::CommitEnded(ended),
             Ok(()) = self.shared.command.changed(), if !draining => Wake::Changed,
             Ok(()) = self.shared.resets.changed(), if !draining => Wake::Changed,
-            Ok(()) = self.shared.revision.changed() => {
+            Ok(()) = self.shared.running.changed() => {
                 // Whoever changes over looks for a change itself.
-                self.shared.revision.mark_changed();
+                self.shared.running.mark_changed();
                 Wake::Changed
             }
             Ok(()) = self.breaker_changes.changed() => Wake::Changed,
@@ -440,7 +451,7 @@ impl<P: Partition, R: Revision> Owned<P, R> {
         let Fetched { stream, records, next } = fetched;
         self.tally.received(records.len());
         let unit = self.partition.unit();
-        let taking = self.revision.intake();
+        let taking = self.running.active.intake();
         let fetched_bytes = records.iter().map(|(_, record)| record.size_bytes()).sum();
         let mut arrivals: Vec<_> = records
             .into_iter()
@@ -469,7 +480,8 @@ impl<P: Partition, R: Revision> Owned<P, R> {
     fn finish(&mut self, ticket: Ticket<Box<Delivered>>, completion: Completion) {
         let now = self.shared.clock.now();
         self.tell_breaker(now, &ticket, &completion.outcome);
-        self.tally.attempted(now, &ticket, &completion);
+        let revision = self.revision_of(ticket.position(), Some(ticket.payload()));
+        self.tally.attempted(now, revision, &ticket, &completion);
         self.log_attempt(&ticket, &completion);
         self.notes.attempted(now, &ticket, &completion);
         self.spans.finished(now, &ticket, &completion);
@@ -489,8 +501,11 @@ impl<P: Partition, R: Revision> Owned<P, R> {
     }
 
     /// What the handler of the next event sees of its state.
-    fn state_view(&self) -> Option<StateView> {
-        self.state.as_ref().map(|committed| StateView::new(Arc::clone(committed), self.effects.overlay()))
+    fn state_view(&self, keeps_state: bool) -> Option<StateView> {
+        self.state
+            .as_ref()
+            .filter(|_| keeps_state)
+            .map(|committed| StateView::new(Arc::clone(committed), self.effects.overlay()))
     }
 
     /// The host could not run the guest: the attempt does not count.
@@ -544,13 +559,23 @@ impl<P: Partition, R: Revision> Owned<P, R> {
                     if !self.notes.are_read() {
                         self.status.settled(&settled, self.spans.context(settled.position));
                     }
-                    self.effects.settle(now, self.partition.unit(), self.revision.number(), settled);
+                    let revision = self.revision_of(settled.position, settled.payload.as_deref());
+                    self.effects.settle(now, self.partition.unit(), revision, settled);
                 }
             }
         }
         self.todo = todo;
         if self.dispatcher.is_dirty() && self.group_began.is_none() {
             self.group_began = Some(now);
+        }
+    }
+
+    /// The number of the revision that handled an event: the one that made the latest attempt, if that was at this event.
+    fn revision_of(&self, position: Position, delivered: Option<&Delivered>) -> u64 {
+        match (self.attempted, delivered) {
+            (Some((at, number)), _) if at == position => number,
+            (_, Some(delivered)) => self.running.number_for(delivered),
+            (_, None) => self.running.active.number(),
         }
     }
 
@@ -752,28 +777,4 @@ async fn fetch<P: Partition>(partition: &mut P, wants: Option<Wants>) -> Result<
         max_bytes: limits::FETCH_MAX_BYTES,
     };
     partition.fetch(wanted).await
-}
-
-fn invocation(ticket: &Ticket<Box<Delivered>>, state: Option<StateView>) -> Invocation<'_> {
-    let delivered = ticket.payload();
-    let event = delivered.event.as_ref().expect("only decoded events are invoked");
-    Invocation {
-        event,
-        delivery: Delivery {
-            topic: delivered.origin.topic.clone(),
-            partition: delivered.origin.partition,
-            offset: delivered.origin.offset,
-            key: delivered.key.clone(),
-            attempt: ticket.attempt(),
-            idempotency_key: delivered.idempotency_key.clone().unwrap_or_default(),
-        },
-        trace: trace(event),
-        state,
-    }
-}
-
-/// The trace that an event belongs to goes on in what its handler emits.
-fn trace(event: &Event) -> Option<TraceContext> {
-    let parent = event.extension("traceparent")?.clone();
-    Some(TraceContext { parent, state: event.extension("tracestate").cloned() })
 }

@@ -16,6 +16,7 @@ mod life;
 mod resets;
 pub(crate) mod rng;
 mod scenario;
+mod stands;
 mod world;
 
 pub use broker::{SimBroker, SimPartition, SimState};

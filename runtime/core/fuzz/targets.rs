@@ -130,10 +130,15 @@ fn goes_together(history: &History) {
     if let Some(previous) = history.previous() {
         assert!(Some(previous) < active && history.check(&Action::Rollback { to: previous }).is_ok());
     }
-    if let Some((staged, _)) = history.staged() {
+    assert_eq!(history.staged().is_some(), history.next().is_some());
+    if let Some(next) = history.next() {
         // What a newer version did stands in the way of everything.
-        let is_possible = history.check(&Action::Activate { revision: staged }).is_ok();
+        let is_possible = history.check(&next).is_ok();
         assert_eq!(is_possible, !matches!(history.state(), State::Unknown { .. }));
+    }
+    if let Some((canary, ..)) = history.canary() {
+        assert!(active.is_some() && history.check(&Action::Promote { revision: canary }).is_ok());
+        assert_eq!(history.back(), active);
     }
     let kept = history.kept(2);
     assert!(kept.len() <= 2 && kept.keys().all(|number| history.revision(*number).is_some()));

@@ -5,6 +5,7 @@
 pub mod access;
 pub mod audit;
 pub mod breaker;
+pub mod canary;
 pub mod codec;
 pub mod digest;
 pub mod dispatcher;

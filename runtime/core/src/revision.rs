@@ -3,11 +3,12 @@
 //! A function's deployments are numbered from 1 on, and every reader sees them in the same order, so that all instances
 //! come to the same conclusion. A revision has the number of the deployment that brought it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::canary::Share;
 use crate::digest::Digest;
 use crate::manifest::{Function, Manifest};
 use crate::name::{FunctionName, Topic, Unit};
@@ -38,12 +39,34 @@ pub enum Action {
     /// A new revision. One of a directory is active at once; one that was uploaded is staged until it is activated, so that all
     /// instances can make it ready before the first one runs it.
     Deploy(Source),
+    /// A new revision, which is staged to become the canary. An action of its own, so that a version that knows no canaries keeps
+    /// what runs and does not activate it.
+    DeployCanary {
+        /// What it is made of.
+        #[serde(flatten)]
+        source: Source,
+        /// Its share of the keys.
+        share: Share,
+    },
     /// The staged revision becomes the active one.
     Activate {
         /// Its number.
         revision: u64,
     },
-    /// This earlier revision runs again. What is staged is given up.
+    /// The revision that was staged for it becomes the canary, or the canary gets another share of the keys.
+    Canary {
+        /// Its number.
+        revision: u64,
+        /// Its share of the keys.
+        share: Share,
+    },
+    /// The canary becomes the active revision.
+    Promote {
+        /// Its number.
+        revision: u64,
+    },
+    /// This earlier revision runs again, alone: what is staged is given up, and so is a canary. To the active one it gives them up
+    /// and does nothing else.
     Rollback {
         /// Its number.
         to: u64,
@@ -132,6 +155,24 @@ pub enum Origin {
     Upload,
 }
 
+impl Action {
+    /// What the new revision is made of, if this brings one.
+    #[must_use]
+    pub const fn source(&self) -> Option<&Source> {
+        match self {
+            Self::Deploy(source) | Self::DeployCanary { source, .. } => Some(source),
+            Self::Activate { .. }
+            | Self::Canary { .. }
+            | Self::Promote { .. }
+            | Self::Rollback { .. }
+            | Self::Pause
+            | Self::Resume
+            | Self::Delete
+            | Self::Reset { .. } => None,
+        }
+    }
+}
+
 impl Source {
     /// What an uploaded revision is made of. What says how the component is built stays with whoever builds it.
     #[must_use]
@@ -218,9 +259,27 @@ impl Change {
 pub struct History {
     changes: Vec<(u64, Result<Change, String>)>,
     revisions: BTreeMap<u64, Source>,
-    state: State,
-    staged: Option<u64>,
+    /// Those that were deployed as canaries and never became active.
+    tried: BTreeSet<u64>,
+    stands: Stands,
     resets: Resets,
+}
+
+/// What follows from all deployments until now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Stands {
+    state: State,
+    staged: Option<Staged>,
+    /// The revision that runs a share of the keys beside the active one.
+    canary: Option<(u64, Share)>,
+}
+
+/// A revision that waits until the instances have made it ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Staged {
+    revision: u64,
+    /// Its share, if it is to be a canary.
+    share: Option<Share>,
 }
 
 /// How a function stands.
@@ -265,6 +324,17 @@ pub enum Impossible {
         /// Its number.
         revision: u64,
     },
+    /// No revision runs that was uploaded, which a canary could run beside.
+    NothingBeside,
+    /// There is no canary.
+    NoCanary,
+    /// Another revision is the canary.
+    NotCanary {
+        /// The number that was named.
+        revision: u64,
+        /// That of the canary.
+        canary: u64,
+    },
     /// A newer version did something that this one does not know.
     Unknown {
         /// Which deployment that is.
@@ -285,6 +355,13 @@ impl fmt::Display for Impossible {
                 "revision {revision} was run from a directory and never uploaded; upload it with `millrace deploy`"
             ),
             Self::NotStaged { revision } => write!(f, "revision {revision} is not staged"),
+            Self::NothingBeside => f.write_str(
+                "no revision runs that was uploaded, which a canary could run beside; deploy it without --canary (over the API, without `canary`)",
+            ),
+            Self::NoCanary => f.write_str("it has no canary; `millrace deploy --canary 5%` makes one"),
+            Self::NotCanary { revision, canary } => {
+                write!(f, "revision {canary} is its canary, and not revision {revision}; look at it, then try again")
+            }
             Self::Unknown { number } => write!(
                 f,
                 "its deployment {number} was made by a newer version of Millrace; use that version, on this instance too"
@@ -299,40 +376,69 @@ impl History {
     /// Takes in the next deployment.
     pub fn apply(&mut self, number: u64, content: &[u8]) {
         let change = Change::decode(content);
-        (self.state, self.staged) = match &change {
+        self.stands = match &change {
             Ok(change) => self.after(number, &change.action),
-            Err(_) => (State::Unknown { number }, None),
+            Err(_) => Stands { state: State::Unknown { number }, staged: None, canary: None },
         };
-        match &change {
-            Ok(Change { action: Action::Deploy(source), .. }) => drop(self.revisions.insert(number, source.clone())),
-            Ok(Change { action: Action::Reset { positions, forget }, .. }) => {
-                self.resets.add(number, positions, *forget);
+        if let Ok(change) = &change
+            && let Some(source) = change.action.source()
+        {
+            self.revisions.insert(number, source.clone());
+            if matches!(change.action, Action::DeployCanary { .. }) {
+                self.tried.insert(number);
             }
-            _ => {}
+        }
+        if let Ok(Change { action: Action::Reset { positions, forget }, .. }) = &change {
+            self.resets.add(number, positions, *forget);
+        }
+        if let State::Active { revision, .. } = self.stands.state {
+            self.tried.remove(&revision);
         }
         self.changes.push((number, change));
     }
 
-    /// Where an action leads: the state, and what is staged. One that is not possible changes nothing.
-    fn after(&self, number: u64, action: &Action) -> (State, Option<u64>) {
-        let paused = matches!(self.state, State::Active { paused: true, .. });
-        let active = |revision: u64, paused: bool| State::Active { revision, paused };
-        match (action, &self.state) {
-            (Action::Deploy(Source { origin: Origin::Directory, .. }), _) => (active(number, paused), self.staged),
-            (Action::Deploy(_), state) => (state.clone(), Some(number)),
-            (Action::Activate { revision }, _) if self.staged == Some(*revision) => (active(*revision, paused), None),
-            (Action::Rollback { to }, _) if self.revisions.contains_key(to) => (active(*to, paused), None),
-            (Action::Pause, State::Active { revision, .. }) => (active(*revision, true), self.staged),
-            (Action::Resume, State::Active { revision, .. }) => (active(*revision, false), self.staged),
-            (Action::Delete, _) => (State::Absent, None),
-            (
-                Action::Activate { .. }
-                | Action::Rollback { .. }
-                | Action::Pause
-                | Action::Resume
-                | Action::Reset { .. },
-                state,
-            ) => (state.clone(), self.staged),
+    /// Where an action leads. One that is not possible changes nothing.
+    fn after(&self, number: u64, action: &Action) -> Stands {
+        let Stands { state, staged, canary } = self.stands.clone();
+        let (is_active, paused) = match state {
+            State::Active { paused, .. } => (true, paused),
+            State::Absent | State::Unknown { .. } => (false, false),
+        };
+        let alone = |revision: u64| Stands { state: State::Active { revision, paused }, staged: None, canary: None };
+        let runs = |now: bool| match state {
+            State::Active { revision, .. } => State::Active { revision, paused: now },
+            State::Absent | State::Unknown { .. } => state.clone(),
+        };
+        let is_staged = |revision: u64| staged.filter(|staged| staged.revision == revision);
+        let is_canary = |revision: u64| canary.is_some_and(|(canary, _)| canary == revision);
+        match *action {
+            Action::Deploy(Source { origin: Origin::Directory, .. }) => Stands { staged, ..alone(number) },
+            Action::Deploy(_) => Stands { staged: Some(Staged { revision: number, share: None }), state, canary },
+            Action::DeployCanary { share, .. } if is_active => {
+                Stands { staged: Some(Staged { revision: number, share: Some(share) }), state, canary }
+            }
+            Action::Activate { revision } if is_staged(revision).is_some_and(|staged| staged.share.is_none()) => {
+                alone(revision)
+            }
+            Action::Canary { revision, share }
+                if is_active && is_staged(revision).is_some_and(|staged| staged.share.is_some()) =>
+            {
+                Stands { state, staged: None, canary: Some((revision, share)) }
+            }
+            Action::Canary { revision, share } if is_canary(revision) => {
+                Stands { state, staged, canary: Some((revision, share)) }
+            }
+            Action::Promote { revision } if is_canary(revision) => Stands { staged, ..alone(revision) },
+            Action::Rollback { to } if self.revisions.contains_key(&to) => alone(to),
+            Action::Pause => Stands { state: runs(true), staged, canary },
+            Action::Resume => Stands { state: runs(false), staged, canary },
+            Action::Delete => Stands::default(),
+            Action::DeployCanary { .. }
+            | Action::Activate { .. }
+            | Action::Canary { .. }
+            | Action::Promote { .. }
+            | Action::Rollback { .. }
+            | Action::Reset { .. } => Stands { state, staged, canary },
         }
     }
 
@@ -341,13 +447,28 @@ impl History {
     /// # Errors
     /// If it is not.
     pub fn check(&self, action: &Action) -> Result<(), Impossible> {
-        if let State::Unknown { number } = self.state {
+        let Stands { state, staged, canary } = &self.stands;
+        if let State::Unknown { number } = *state {
             return Err(Impossible::Unknown { number });
         }
         match action {
             Action::Deploy(_) => Ok(()),
-            Action::Activate { revision } if self.staged == Some(*revision) => Ok(()),
+            Action::DeployCanary { .. } => match self.active() {
+                Some((_, Source { origin: Origin::Upload, .. })) => Ok(()),
+                Some((_, Source { origin: Origin::Directory, .. })) | None => Err(Impossible::NothingBeside),
+            },
+            Action::Activate { revision } if *staged == Some(Staged { revision: *revision, share: None }) => Ok(()),
             Action::Activate { revision } => Err(Impossible::NotStaged { revision: *revision }),
+            Action::Canary { revision, .. }
+                if staged.is_some_and(|staged| staged.revision == *revision && staged.share.is_some()) =>
+            {
+                Ok(())
+            }
+            Action::Canary { revision, .. } | Action::Promote { revision } => match canary {
+                Some((canary, _)) if canary == revision => Ok(()),
+                Some((canary, _)) => Err(Impossible::NotCanary { revision: *revision, canary: *canary }),
+                None => Err(Impossible::NoCanary),
+            },
             Action::Rollback { to } => match self.revisions.get(to) {
                 Some(Source { origin: Origin::Upload, .. }) => Ok(()),
                 Some(Source { origin: Origin::Directory, .. }) => Err(Impossible::OfDirectory { revision: *to }),
@@ -356,8 +477,8 @@ impl History {
                     Err(Impossible::NoRevision { wanted: *to, there_are: self.revisions.keys().copied().collect() })
                 }
             },
-            Action::Delete if self.staged.is_some() => Ok(()),
-            Action::Pause | Action::Resume | Action::Delete | Action::Reset { .. } if self.state == State::Absent => {
+            Action::Delete if staged.is_some() => Ok(()),
+            Action::Pause | Action::Resume | Action::Delete | Action::Reset { .. } if *state == State::Absent => {
                 Err(Impossible::Absent)
             }
             Action::Pause | Action::Resume | Action::Delete | Action::Reset { .. } => Ok(()),
@@ -367,16 +488,29 @@ impl History {
     /// Whether an action would leave everything as it is.
     #[must_use]
     pub fn is_done(&self, action: &Action) -> bool {
+        let Stands { staged, canary, .. } = &self.stands;
+        let active = self.active().map(|(revision, _)| revision);
+        let is_of = |revision: Option<u64>, source: &Source| {
+            revision.is_some_and(|revision| self.revisions.get(&revision) == Some(source))
+        };
         match action {
-            Action::Deploy(source) => {
+            Action::Deploy(source) => match staged {
                 // What a directory has says nothing of what is staged, whose turn is still to come.
-                let staged = self.staged.filter(|_| source.origin == Origin::Upload);
-                let newest = staged.or_else(|| self.active().map(|(revision, _)| revision));
-                newest.is_some_and(|revision| self.revisions.get(&revision) == Some(source))
+                Some(staged) if source.origin == Origin::Upload => {
+                    staged.share.is_none() && is_of(Some(staged.revision), source)
+                }
+                Some(_) | None => is_of(active, source),
+            },
+            Action::DeployCanary { source, share } => {
+                let staged = staged.map(|Staged { revision, share }| (revision, share));
+                match staged.or(canary.map(|(revision, share)| (revision, Some(share)))) {
+                    Some((revision, of)) => of == Some(*share) && is_of(Some(revision), source),
+                    None => is_of(active, source),
+                }
             }
             // Since the last one its events were handled.
             Action::Reset { .. } => false,
-            action => self.after(self.latest() + 1, action) == (self.state.clone(), self.staged),
+            action => self.after(self.latest() + 1, action) == self.stands,
         }
     }
 
@@ -386,11 +520,42 @@ impl History {
         &self.resets
     }
 
-    /// The revision that is staged, with its number: it becomes active once the instances have made it ready.
+    /// The revision that is staged, with its number: it becomes active, or the canary, once the instances have made it ready.
     #[must_use]
     pub fn staged(&self) -> Option<(u64, &Source)> {
-        let number = self.staged?;
+        let number = self.stands.staged?.revision;
         self.revisions.get(&number).map(|source| (number, source))
+    }
+
+    /// What comes next for the revision that is staged.
+    #[must_use]
+    pub fn next(&self) -> Option<Action> {
+        let Staged { revision, share } = self.stands.staged?;
+        Some(share.map_or(Action::Activate { revision }, |share| Action::Canary { revision, share }))
+    }
+
+    /// The share of the keys that the staged revision is to get, if it is to be a canary.
+    #[must_use]
+    pub fn staged_share(&self) -> Option<Share> {
+        self.stands.staged?.share
+    }
+
+    /// The canary with its number, and its share of the keys.
+    #[must_use]
+    pub fn canary(&self) -> Option<(u64, &Source, Share)> {
+        let (number, share) = self.stands.canary?;
+        self.revisions.get(&number).map(|source| (number, source, share))
+    }
+
+    /// A deployment of what is the canary already changes its share and nothing else; anything else is left as it is.
+    #[must_use]
+    pub fn as_share(&self, action: Action) -> Action {
+        match (&action, self.canary(), self.stands.staged) {
+            (Action::DeployCanary { source, share }, Some((revision, canary, _)), None) if source == canary => {
+                Action::Canary { revision, share: *share }
+            }
+            _ => action,
+        }
     }
 
     /// The number of the latest deployment; 0 if there is none.
@@ -402,30 +567,40 @@ impl History {
     /// How the function stands.
     #[must_use]
     pub const fn state(&self) -> &State {
-        &self.state
+        &self.stands.state
     }
 
     /// The active revision with its number.
     #[must_use]
     pub fn active(&self) -> Option<(u64, &Source)> {
-        let State::Active { revision, .. } = self.state else { return None };
+        let State::Active { revision, .. } = self.stands.state else { return None };
         self.revisions.get(&revision).map(|source| (revision, source))
     }
 
-    /// The revision that ran before the active one, and that a rollback without a number goes to: the newest that was
-    /// uploaded and is older.
+    /// The revision that ran before the active one: the newest that was uploaded and is older. A canary that was given up is none.
     #[must_use]
     pub fn previous(&self) -> Option<u64> {
         let (active, _) = self.active()?;
         let older = self.revisions.range(..active).rev();
-        older.filter(|(_, source)| source.origin == Origin::Upload).map(|(number, _)| *number).next()
+        let ran = older.filter(|(number, source)| source.origin == Origin::Upload && !self.tried.contains(number));
+        ran.map(|(number, _)| *number).next()
     }
 
-    /// The revisions that can be active again without being uploaded anew: the active one, the staged one, and the newest ones
-    /// that were uploaded, up to this many in all.
+    /// Where a rollback without a number goes to: while there is a canary, or one is staged, to the active revision, which gives
+    /// that one up; else to the one before.
+    #[must_use]
+    pub fn back(&self) -> Option<u64> {
+        let is_tried = self.stands.canary.is_some() || self.staged_share().is_some();
+        let active = self.active().filter(|_| is_tried).map(|(revision, _)| revision);
+        active.or_else(|| self.previous())
+    }
+
+    /// The revisions that can be active again without being uploaded anew: the active one, the staged one, the canary, and the
+    /// newest ones that were uploaded, up to this many in all.
     #[must_use]
     pub fn kept(&self, most: usize) -> BTreeMap<u64, &Source> {
-        let first = [self.active(), self.staged()].into_iter().flatten();
+        let canary = self.canary().map(|(number, source, _)| (number, source));
+        let first = [self.active(), self.staged(), canary].into_iter().flatten();
         let newest = self.revisions.iter().rev().map(|(number, source)| (*number, source));
         let mut kept = BTreeMap::new();
         for (number, source) in first.chain(newest) {
@@ -464,6 +639,9 @@ pub fn histories<'a>(
     }
     all
 }
+
+#[cfg(test)]
+mod canaries;
 
 #[cfg(test)]
 mod tests {

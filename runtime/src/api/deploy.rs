@@ -12,6 +12,7 @@ use bytes::Bytes;
 use futures::future::BoxFuture;
 use millrace_core::access::Caller;
 use millrace_core::audit::Who;
+use millrace_core::canary::Share;
 use millrace_core::digest::Digest;
 use millrace_core::limits;
 use millrace_core::manifest::Manifest;
@@ -20,10 +21,12 @@ use millrace_core::revision::{Action, Change, History, Impossible, Source, State
 use millrace_core::time::Timestamp;
 
 use super::audit::Trail;
+use super::functions::figures;
 use super::problem::{Kind, Refusal};
 use super::request::{function_of, no_query};
 use super::{Shared, types};
 use crate::broker::{Broker, Catalog, CatalogError, Error, Report};
+use crate::registry::FunctionInfo;
 use crate::worker::Revision;
 
 /// How often a change is looked at again because others change the function at the same time.
@@ -146,9 +149,12 @@ impl From<Refused> for Refusal {
             Refused::Impossible { ref reason } => match reason {
                 Impossible::Absent => Kind::UnknownFunction,
                 Impossible::NoRevision { .. } => Kind::UnknownRevision,
-                Impossible::OfDirectory { .. } | Impossible::NotStaged { .. } | Impossible::Unknown { .. } => {
-                    Kind::Conflict
-                }
+                Impossible::OfDirectory { .. }
+                | Impossible::NotStaged { .. }
+                | Impossible::NothingBeside
+                | Impossible::NoCanary
+                | Impossible::NotCanary { .. }
+                | Impossible::Unknown { .. } => Kind::Conflict,
             },
             Refused::Catalog(CatalogError::PartitionCount { .. }) => Kind::InvalidFunction,
             Refused::Catalog(error) => return error.into(),
@@ -225,10 +231,18 @@ pub(super) async fn deploy<B: Broker + Catalog, R: Revision>(
     request: Request,
 ) -> Result<Json<types::Deployed>, Refusal> {
     let function = function_of(function)?;
-    let types::DeployRequest { component, manifest, builds_on, dry_run } = api.json_request(request).await?;
+    let types::DeployRequest { component, manifest, canary, builds_on, dry_run } = api.json_request(request).await?;
     let component: Digest = component.parse().map_err(|e| Refusal::malformed(format_args!("`component`: {e}")))?;
     let source = source(&api, &function, component, &manifest)?;
-    change(&api, (&caller, &trail), function, Action::Deploy(source), builds_on, dry_run).await
+    let action = match canary {
+        Some(share) => Action::DeployCanary { source, share: share_of(&share, "canary")? },
+        None => Action::Deploy(source),
+    };
+    change(&api, (&caller, &trail), function, action, builds_on, dry_run).await
+}
+
+fn share_of(text: &str, field: &str) -> Result<Share, Refusal> {
+    text.parse().map_err(|e| Refusal::malformed(format_args!("`{field}`: {e}")))
 }
 
 /// What a manifest says of a function.
@@ -255,14 +269,25 @@ fn source<B, R>(
 }
 
 impl<B, R> Shared<B, R> {
+    /// The number of a function's canary.
+    async fn canary_of(&self, function: &FunctionName) -> Result<u64, Refusal> {
+        let (history, _) = self.deployer()?.history(function.clone()).await?;
+        let canary = history.canary().map(|(revision, ..)| revision);
+        canary.ok_or_else(|| {
+            let is_there = history.active().is_some() || history.staged().is_some();
+            let reason = if is_there { Impossible::NoCanary } else { Impossible::Absent };
+            Refusal::from(Refused::Impossible { reason }).about(&function.to_string())
+        })
+    }
+
     /// Whether somebody may have to do with all topics that a function reads or publishes to, before a change and after it.
     fn reaches_change(&self, caller: &Caller, history: &History, action: &Action) -> Result<(), Refusal> {
         let after = match action {
-            Action::Deploy(source) => Some(source),
             Action::Rollback { to } => history.revision(*to),
-            Action::Activate { .. } | Action::Pause | Action::Resume | Action::Delete | Action::Reset { .. } => None,
+            action => action.source(),
         };
         let before = history.active().into_iter().chain(history.staged()).map(|(_, source)| source);
+        let before = before.chain(history.canary().map(|(_, source, _)| source));
         before.chain(after).try_for_each(|source| {
             let Ok((_, function)) = source.read(&self.prefix) else {
                 return Ok(caller.reaches_all("a revision whose manifest cannot be read")?);
@@ -334,13 +359,45 @@ pub(super) async fn rollback<B: Broker + Catalog, R: Revision>(
         Some(to) => to,
         None => {
             let (history, _) = api.deployer()?.history(function.clone()).await?;
-            history.previous().ok_or_else(|| {
+            history.back().ok_or_else(|| {
                 let reason = format!("`{function}` has no earlier revision that was uploaded; name one with `to`");
                 Refusal::new(Kind::UnknownRevision, reason)
             })?
         }
     };
     change(&api, (&caller, &trail), function, Action::Rollback { to }, builds_on, dry_run).await
+}
+
+/// `POST /v1/functions/{function}/promote`
+pub(super) async fn promote<B: Broker + Catalog, R: Revision>(
+    State(api): State<Arc<Shared<B, R>>>,
+    Extension(caller): Extension<Arc<Caller>>,
+    Extension(trail): Extension<Trail>,
+    function: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Json<types::Deployed>, Refusal> {
+    let function = function_of(function)?;
+    let types::PromoteRequest { revision, builds_on, dry_run } = api.json_request(request).await?;
+    let revision = match revision {
+        Some(revision) => revision,
+        None => api.canary_of(&function).await?,
+    };
+    change(&api, (&caller, &trail), function, Action::Promote { revision }, builds_on, dry_run).await
+}
+
+/// `POST /v1/functions/{function}/canary`
+pub(super) async fn canary<B: Broker + Catalog, R: Revision>(
+    State(api): State<Arc<Shared<B, R>>>,
+    Extension(caller): Extension<Arc<Caller>>,
+    Extension(trail): Extension<Trail>,
+    function: Result<Path<String>, PathRejection>,
+    request: Request,
+) -> Result<Json<types::Deployed>, Refusal> {
+    let function = function_of(function)?;
+    let types::CanaryRequest { share, builds_on, dry_run } = api.json_request(request).await?;
+    let share = share_of(&share, "share")?;
+    let revision = api.canary_of(&function).await?;
+    change(&api, (&caller, &trail), function, Action::Canary { revision, share }, builds_on, dry_run).await
 }
 
 /// `POST /v1/functions/{function}/pause`
@@ -392,6 +449,7 @@ pub(super) async fn revisions<B: Broker + Catalog, R: Revision>(
         return Err(Refusal::from(Refused::Impossible { reason: Impossible::Absent }).about(&function.to_string()));
     }
     let now = api.clock.now();
+    let here = api.registry.function(&function);
     let (state, active, paused) = match *history.state() {
         Stands::Absent if history.staged().is_some() => ("staged", None, false),
         Stands::Absent => ("deleted", None, false),
@@ -404,8 +462,11 @@ pub(super) async fn revisions<B: Broker + Catalog, R: Revision>(
         latest: history.latest(),
         active,
         staged: history.staged().map(|(revision, _)| revision),
-        previous: history.previous(),
+        staged_share: history.staged_share().map(|share| share.to_string()),
+        canary: history.canary().map(|(revision, _, share)| types::Canary { revision, share: share.to_string() }),
+        previous: history.back(),
         paused,
+        figures: here.iter().flat_map(FunctionInfo::attempts).map(|one| figures(&one)).collect(),
         deployments: history.changes().map(|(number, change)| deployment(number, change)).collect(),
         instances: reports.iter().filter_map(|report| instance(report, &function, now)).collect(),
     }))
@@ -421,16 +482,28 @@ fn deployment(number: u64, change: Result<&Change, &str>) -> types::Deployment {
         }
     };
     (shown.at, shown.by) = (at.clone(), by.clone());
+    if let Some(source) = action.source() {
+        shown.component = Some(source.component.to_string());
+        shown.manifest = Some(source.manifest.clone());
+        shown.origin = Some(source.origin);
+    }
     let word = match action {
-        Action::Deploy(source) => {
-            shown.component = Some(source.component.to_string());
-            shown.manifest = Some(source.manifest.clone());
-            shown.origin = Some(source.origin);
+        Action::Deploy(_) => "deploy",
+        Action::DeployCanary { share, .. } => {
+            shown.share = Some(share.to_string());
             "deploy"
         }
         Action::Activate { revision } => {
             shown.to = Some(*revision);
             "activate"
+        }
+        Action::Canary { revision, share } => {
+            (shown.to, shown.share) = (Some(*revision), Some(share.to_string()));
+            "canary"
+        }
+        Action::Promote { revision } => {
+            shown.to = Some(*revision);
+            "promote"
         }
         Action::Rollback { to } => {
             shown.to = Some(*to);

@@ -19,7 +19,7 @@ use super::request::{function_of, no_query};
 use super::{Shared, types};
 use crate::broker::{Broker, Catalog, GroupFigures, UnitInfo};
 use crate::registry::FunctionInfo;
-use crate::worker::{Gone, Revision, Stopped, UnitStatus};
+use crate::worker::{Attempts, Gone, Revision, Stopped, UnitStatus};
 
 /// Functions whose figures are asked for at the same time.
 const OBSERVED_AT_ONCE: usize = 8;
@@ -149,7 +149,7 @@ impl Observed {
 
     /// As the API shows it.
     pub(super) fn status(&self) -> types::FunctionStatus {
-        let FunctionInfo { settings, digest, revision, breaker, paused, .. } = &self.function;
+        let FunctionInfo { settings, digest, revision, canary, breaker, paused, .. } = &self.function;
         let units: Vec<types::UnitStatus> = self.units.iter().map(|info| self.unit(info)).collect();
         let sum = |totals: fn(&UnitInfo) -> &Totals| self.units.iter().map(totals).fold(Totals::default(), plus);
         types::FunctionStatus {
@@ -159,6 +159,8 @@ impl Observed {
             topics: settings.topics.iter().map(ToString::to_string).collect(),
             breaker: breaker_name(*breaker).to_owned(),
             paused: *paused,
+            canary: canary.map(|(revision, share)| types::Canary { revision, share: share.to_string() }),
+            revisions: self.function.attempts().iter().map(figures).collect(),
             totals: shown(sum(|info| &info.progress.source.totals)),
             redriven: shown(sum(|info| &info.progress.redrive.totals)),
             lag_records: self.units.iter().map(lag_records).sum(),
@@ -197,6 +199,22 @@ impl Observed {
                 })
             }),
         }
+    }
+}
+
+/// What attempts came to, as the API shows it.
+pub(super) fn figures(attempts: &Attempts) -> types::RevisionFigures {
+    let Attempts { revision, failed, invoke } = attempts;
+    let count = invoke.count();
+    let among_all = |figure: f64| if count == 0 { 0.0 } else { figure / count as f64 };
+    types::RevisionFigures {
+        revision: *revision,
+        completed: count.saturating_sub(*failed),
+        failed_attempts: *failed,
+        failure_rate: among_all(*failed as f64),
+        invoke_mean_seconds: among_all(invoke.sum().as_secs_f64()),
+        invoke_p50_seconds: invoke.quantile(0.5).as_secs_f64(),
+        invoke_p99_seconds: invoke.quantile(0.99).as_secs_f64(),
     }
 }
 

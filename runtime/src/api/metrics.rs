@@ -73,6 +73,12 @@ struct SourceLabels {
     messaging_destination_name: String,
 }
 
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
+struct RevisionLabels {
+    faas_name: String,
+    faas_version: String,
+}
+
 /// What the conventions ask of metrics of messaging, with the function.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, EncodeLabelSet)]
 struct OperationLabels {
@@ -169,6 +175,7 @@ pub(super) async fn show<B: Broker + Catalog, R: Revision>(
     register_lags(&mut registry, &functions);
     register_attempts(&mut registry, &functions);
     register_durations(&mut registry, &functions);
+    register_revisions(&mut registry, &functions);
     register_functions(&mut registry, &functions);
     register_groups(&mut registry, &functions);
     register_topics(&mut registry, &topics);
@@ -280,6 +287,27 @@ fn register_durations(registry: &mut Registry, functions: &[Observed]) {
     registry.register_collector(Box::new(invoke));
     registry.register_collector(Box::new(commit));
     registry.register_collector(Box::new(whole));
+}
+
+/// One beside the other, so that a canary can be compared with the active revision.
+fn register_revisions(registry: &mut Registry, functions: &[Observed]) {
+    let attempts = Family::<RevisionLabels, Counter>::default();
+    let failed = Family::<RevisionLabels, Counter>::default();
+    let mut invoke = Durations::new(metric::REVISION_DURATION, "From call to return of the handler, by revision.");
+    for observed in functions {
+        for counted in observed.function.attempts() {
+            let labels = RevisionLabels {
+                faas_name: observed.function.settings.name.to_string(),
+                faas_version: counted.revision.to_string(),
+            };
+            attempts.get_or_create(&labels).inc_by(counted.invoke.count());
+            failed.get_or_create(&labels).inc_by(counted.failed);
+            invoke.add(labels, &counted.invoke);
+        }
+    }
+    registry.register(metric::REVISION_ATTEMPTS, "Attempts at events, by revision.", attempts);
+    registry.register(metric::REVISION_FAILED_ATTEMPTS, "Those that failed, by revision.", failed);
+    registry.register_collector(Box::new(invoke));
 }
 
 /// The figures of all workers that run here.

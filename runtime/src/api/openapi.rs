@@ -87,13 +87,14 @@ const OPERATIONS: [Operation; routes::ROWS.len()] = {
         UnknownToken, UnknownTopic,
     };
     use routes::{
-        AUDIT, COMPONENT, DISCARD, FUNCTION, FUNCTIONS, LETTER, LETTERS, LIVE, METRICS, OPENAPI, PAUSE, PUBLISH, READY,
-        REDRIVE, RESET, RESOLVE, RESUME, REVISIONS, ROLLBACK, SKIP, STATE, STATUS, TOKEN, TOKENS, TOPICS,
+        AUDIT, CANARY, COMPONENT, DISCARD, FUNCTION, FUNCTIONS, LETTER, LETTERS, LIVE, METRICS, OPENAPI, PAUSE,
+        PROMOTE, PUBLISH, READY, REDRIVE, RESET, RESOLVE, RESUME, REVISIONS, ROLLBACK, SKIP, STATE, STATUS, TOKEN,
+        TOKENS, TOPICS,
     };
     use types::{
-        Audit, Component, DeadLetter, DeadLetters, DeployRequest, Deployed, FunctionStatus, Health, LetterAnswer,
-        LetterRequest, Published, Records, ResetAnswer, ResetRequest, Revisions, RollbackRequest, SkipAnswer,
-        SkipRequest, State, Status, TokenMade, TokenRequest, TokenRevoked, Tokens, Topics,
+        Audit, CanaryRequest, Component, DeadLetter, DeadLetters, DeployRequest, Deployed, FunctionStatus, Health,
+        LetterAnswer, LetterRequest, PromoteRequest, Published, Records, ResetAnswer, ResetRequest, Revisions,
+        RollbackRequest, SkipAnswer, SkipRequest, State, Status, TokenMade, TokenRequest, TokenRevoked, Tokens, Topics,
     };
     const CHANGES: &[Kind] = &[UnknownFunction, UnknownRevision, Conflict, LogFull, LogBusy, UnknownPath];
     const DEPLOYS: &[Kind] =
@@ -148,6 +149,8 @@ const OPERATIONS: [Operation; routes::ROWS.len()] = {
             ..does::<Deployed>(FUNCTION, "Delete a function; what it stored stays", CHANGES)
         },
         asks::<Deployed, RollbackRequest>(ROLLBACK, "Run an earlier revision again", DEPLOYS),
+        asks::<Deployed, PromoteRequest>(PROMOTE, "Let the canary of a function become its active revision", DEPLOYS),
+        asks::<Deployed, CanaryRequest>(CANARY, "Give the canary of a function another share of the keys", DEPLOYS),
         does::<Deployed>(PAUSE, "Let a function take up no more events", CHANGES),
         does::<Deployed>(RESUME, "Let a function go on that was paused", CHANGES),
         asks::<ResetAnswer, ResetRequest>(RESET, "Let a function go on from another place of its topics", RESETS),

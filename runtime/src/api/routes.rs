@@ -9,6 +9,8 @@ pub(super) const FUNCTION: &str = "/v1/functions/{function}";
 pub(super) const COMPONENT: &str = "/v1/components/{digest}";
 pub(super) const REVISIONS: &str = "/v1/functions/{function}/revisions";
 pub(super) const ROLLBACK: &str = "/v1/functions/{function}/rollback";
+pub(super) const PROMOTE: &str = "/v1/functions/{function}/promote";
+pub(super) const CANARY: &str = "/v1/functions/{function}/canary";
 pub(super) const PAUSE: &str = "/v1/functions/{function}/pause";
 pub(super) const RESUME: &str = "/v1/functions/{function}/resume";
 pub(super) const RESET: &str = "/v1/functions/{function}/reset";
@@ -83,7 +85,7 @@ const fn free(path: &'static str) -> Row {
 }
 
 /// Who may do what.
-pub(super) const ROWS: [Row; 30] = {
+pub(super) const ROWS: [Row; 32] = {
     use About::{All, Chosen, Function, Letter, Neither, Topic};
     use Permission::{Administer, Deploy, Operate, Publish, RollBack, View};
     [
@@ -100,6 +102,8 @@ pub(super) const ROWS: [Row; 30] = {
         changing("deploy", row("PUT", FUNCTION, Deploy, Function)),
         changing("delete", row("DELETE", FUNCTION, Deploy, Function)),
         changing("rollback", row("POST", ROLLBACK, RollBack, Function)),
+        changing("promote", row("POST", PROMOTE, Deploy, Function)),
+        changing("canary", row("POST", CANARY, Deploy, Function)),
         changing("pause", row("POST", PAUSE, Operate, Function)),
         changing("resume", row("POST", RESUME, Operate, Function)),
         changing("reset", row("POST", RESET, Operate, Function)),

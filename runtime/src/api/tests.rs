@@ -146,7 +146,8 @@ impl<B: Broker + Catalog> Server<B> {
             format!("application = 'shop'\n[functions.{name}]\ncomponent = 'x.wasm'\ntopics = ['orders']\n{more}");
         let (manifest, _) = Manifest::parse(&manifest).unwrap();
         let settings = manifest.functions.into_iter().next().unwrap();
-        let deployment = Deployment { settings, digest: "c0ffee".to_owned(), revision: idle(), paused: false };
+        let deployment =
+            Deployment { settings, digest: "c0ffee".to_owned(), revision: idle(), canary: None, paused: false };
         self.registry.activate(deployment).await.unwrap();
     }
 

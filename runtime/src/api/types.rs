@@ -13,7 +13,10 @@ use serde::{Deserialize, Serialize};
 pub use self::reset::{ResetAnswer, ResetPartition, ResetRequest};
 use crate::broker::LetterStatus;
 
+mod canary;
 mod reset;
+
+pub use canary::{Canary, CanaryRequest, PromoteRequest, RevisionFigures};
 
 /// The header of a published event's ordering key, as bytes. For each event of a batch it is the same.
 pub const KEY_HEADER: &str = "millrace-key";
@@ -169,6 +172,13 @@ pub struct FunctionStatus {
     /// Whether an operator has paused it.
     #[serde(default)]
     pub paused: bool,
+    /// The revision that handles a share of the keys beside the active one, on this instance.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Canary>,
+    /// What attempts came to on this instance, by revision: those that made some lately, the active one and the canary among
+    /// them.
+    #[serde(default)]
+    pub revisions: Vec<RevisionFigures>,
     /// Settlements by outcome, as committed.
     pub totals: Totals,
     /// The same for redriven events.
@@ -493,6 +503,10 @@ pub struct DeployRequest {
     pub component: String,
     /// A manifest that holds the function.
     pub manifest: String,
+    /// A share of the keys, such as `5%` or `0.5%`: the revision handles these beside the active one, as a canary, and does not
+    /// become active. Without it, it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<String>,
     /// The number of the latest deployment that the sender knows, 0 for none. If there is another one by now, the answer is
     /// `409`. Without it whatever is there is replaced.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -506,7 +520,8 @@ pub struct DeployRequest {
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RollbackRequest {
-    /// The revision that runs again; without it the one before the active one.
+    /// The revision that runs again; without it the active one if there is a canary, which is given up by that, or else the one
+    /// before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<u64>,
     /// As of a [`DeployRequest`].
@@ -524,7 +539,7 @@ pub struct Deployed {
     pub function: String,
     /// The number of the deployment; in a dry run the one it would have.
     pub number: u64,
-    /// The revision that is active by it, or will be once the instances have made it ready; none if none is.
+    /// The revision that is active by it, or the canary, or will be that once the instances have made it ready; none if none is.
     pub revision: Option<u64>,
     /// Whether it changes anything; if not, the deployment is an earlier one.
     pub new: bool,
@@ -541,13 +556,22 @@ pub struct Revisions {
     pub latest: u64,
     /// The active revision.
     pub active: Option<u64>,
-    /// The revision that becomes active once all instances have made it ready, have failed to, or a minute has passed.
+    /// The revision that becomes active, or the canary, once all instances have made it ready, have failed to, or a minute has passed.
     #[serde(default)]
     pub staged: Option<u64>,
-    /// The revision that a rollback goes to.
+    /// The share of the keys that the staged revision is to handle as a canary; without it, it is to become active.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub staged_share: Option<String>,
+    /// The revision that handles a share of the keys beside the active one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Canary>,
+    /// The revision that a rollback goes to: the active one while there is a canary, which is given up by it.
     pub previous: Option<u64>,
     /// Whether it handles no events until it is resumed.
     pub paused: bool,
+    /// What attempts came to on the instance that is asked, by revision: those that made some lately.
+    #[serde(default)]
+    pub figures: Vec<RevisionFigures>,
     /// All of them, oldest first.
     pub deployments: Vec<Deployment>,
     /// What each instance says, if it said anything lately.
@@ -567,7 +591,7 @@ impl Revisions {
 pub struct Deployment {
     /// Its number; that of the revision, if it brought one.
     pub number: u64,
-    /// `deploy`, `activate`, `rollback`, `pause`, `resume`, `delete`, `reset`, or `unknown`.
+    /// `deploy`, `activate`, `canary`, `promote`, `rollback`, `pause`, `resume`, `delete`, `reset`, or `unknown`.
     pub action: String,
     /// When.
     #[serde(default, skip_serializing_if = "String::is_empty")]
@@ -585,7 +609,10 @@ pub struct Deployment {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub origin: Option<Origin>,
-    /// The revision that runs, of an `activate` or a `rollback`.
+    /// The share of the keys, of a `deploy` of a canary and of a `canary`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub share: Option<String>,
+    /// The revision that runs, of an `activate`, a `canary`, a `promote` or a `rollback`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub to: Option<u64>,
     /// How many partitions go on elsewhere, of a `reset`.
@@ -632,7 +659,10 @@ pub struct FunctionHere {
     /// The staged revision that it has made ready.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ready: Option<u64>,
-    /// The revision, active or staged, that cannot run there.
+    /// The canary that runs there, beside that revision.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub canary: Option<Canary>,
+    /// The revision, active, staged or the canary, that cannot run there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub failed: Option<u64>,
     /// Why not.
@@ -739,7 +769,7 @@ pub struct Audited {
     pub token: String,
     /// The address and port that the request came from: a proxy's, if there is one in between.
     pub from: String,
-    /// What: `deploy`, `rollback`, `pause`, `resume`, `skip`, `delete`, `upload`, `make-topic`, `redrive`, `resolve`, `discard`, `create-token` or
+    /// What: `deploy`, `canary`, `promote`, `rollback`, `pause`, `resume`, `skip`, `delete`, `upload`, `make-topic`, `redrive`, `resolve`, `discard`, `create-token` or
     /// `revoke-token`; of a refused request also `view`, `publish`, or `unknown` if there is nothing at its path.
     pub action: String,
     /// To which functions.

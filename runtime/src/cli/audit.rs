@@ -27,8 +27,8 @@ Examples:
   millrace audit --topic payments --json
 
 It shows what was changed through the API, the newest first, and what was refused: not who published an event or looked at something.
-It needs the role admin. Actions: deploy, rollback, pause, resume, skip, delete, upload, make-topic, redrive, resolve, discard,
-create-token and revoke-token; of what was refused also view, publish, and unknown where there is nothing.";
+It needs the role admin. Actions: deploy, canary, promote, rollback, pause, resume, skip, delete, upload, make-topic, redrive, resolve,
+discard, create-token and revoke-token; of what was refused also view, publish, and unknown where there is nothing.";
 
 /// Arguments of `millrace audit`.
 #[derive(Debug, clap::Args)]

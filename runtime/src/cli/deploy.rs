@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use bytes::Bytes;
+use millrace_core::canary::Share;
 use millrace_core::digest::Digest;
 use millrace_core::manifest::Function;
 use millrace_core::revision::{Origin, Source};
@@ -16,7 +17,7 @@ use super::client::{Client, Refusal, Target};
 use super::error::{Error, Exit};
 use super::output::{Console, Style};
 use super::{Context, format};
-use crate::api::types::{Component, DeployRequest, Deployed, Deployment, Revisions};
+use crate::api::types::{Canary, Component, DeployRequest, Deployed, Deployment, Revisions};
 use crate::server;
 
 pub(super) mod running;
@@ -29,6 +30,7 @@ Examples:
   millrace deploy shop --yes                       without asking, as in a pipeline
   millrace deploy shop --dry-run                   only says what would change, and whether it would be taken
   millrace deploy shop --function pay              one function of it
+  millrace deploy shop --canary 5%                 runs what changed for 5% of the keys, beside what is active
   millrace deploy --server http://millrace:6455
 
 Every instance runs what was deployed, whatever directory it was started on. `millrace functions history` shows what was
@@ -47,6 +49,10 @@ pub(crate) struct Args {
     /// differently
     #[arg(long, conflicts_with = "yes")]
     dry_run: bool,
+    /// Run what changed for this share of the keys, such as 5% or 0.5%, beside the active revision. `millrace functions promote` lets
+    /// it handle all, `millrace functions rollback` gives it up
+    #[arg(long, value_name = "SHARE")]
+    canary: Option<Share>,
     /// How long to wait until the instances run it; 0 does not wait
     #[arg(long, value_name = "SECONDS", default_value_t = 90)]
     wait: u64,
@@ -59,6 +65,8 @@ struct Planned {
     source: Source,
     /// What is deployed; none if nothing ever was.
     there: Option<Revisions>,
+    /// The share of the keys that it is to handle, if it is to be a canary.
+    canary: Option<Share>,
 }
 
 /// What a function would become.
@@ -79,6 +87,8 @@ struct Shown<'a> {
     component: String,
     component_changed: bool,
     settings: Vec<Setting>,
+    /// The share of the keys that it is to handle as a canary.
+    canary: Option<String>,
     /// The revision that this makes; in a dry run the one it would make.
     revision: Option<u64>,
 }
@@ -90,14 +100,28 @@ impl Planned {
     }
 
     fn is_changed(&self) -> bool {
+        if self.canary.is_some()
+            && let Some(canary) = self.canary_there()
+        {
+            return !self.is_made_of(canary.0)
+                || Some(&canary.1.share) != self.canary.map(|share| share.to_string()).as_ref();
+        }
         // What is staged takes the place of what is active, unless something else is deployed.
         let is_staged = self.there.as_ref().is_some_and(|there| there.staged.is_some());
-        is_staged
-            || self.active().is_none_or(|active| {
-                active.origin != Some(Origin::Upload)
-                    || active.manifest.as_deref() != Some(&self.source.manifest)
-                    || self.component_changed()
-            })
+        is_staged || self.active().is_none_or(|active| !self.is_made_of(active))
+    }
+
+    /// The canary that runs, unless something is staged that takes its place.
+    fn canary_there(&self) -> Option<(&Deployment, &Canary)> {
+        let there = self.there.as_ref().filter(|there| there.staged.is_none())?;
+        let canary = there.canary.as_ref()?;
+        Some((there.deployments.iter().find(|one| one.number == canary.revision)?, canary))
+    }
+
+    fn is_made_of(&self, deployed: &Deployment) -> bool {
+        deployed.origin == Some(Origin::Upload)
+            && deployed.manifest.as_deref() == Some(&self.source.manifest)
+            && deployed.component.as_deref() == Some(&self.source.component.to_string())
     }
 
     fn component_changed(&self) -> bool {
@@ -118,6 +142,7 @@ impl Planned {
             component: self.source.component.to_string(),
             component_changed: self.component_changed(),
             settings: settings.map(|old| changes::between(old, &self.source.manifest)).unwrap_or_default(),
+            canary: self.canary.map(|share| share.to_string()),
             revision: None,
         }
     }
@@ -126,6 +151,7 @@ impl Planned {
         DeployRequest {
             component: self.source.component.to_string(),
             manifest: self.source.manifest.clone(),
+            canary: self.canary.map(|share| share.to_string()),
             builds_on: Some(self.there.as_ref().map_or(0, |there| there.latest)),
             dry_run,
         }
@@ -142,7 +168,8 @@ pub(super) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Erro
     }
     let mut planned = Vec::new();
     for function in chosen(&application, &args.functions)? {
-        planned.push(plan(&application, function, &client).await?);
+        let planning = plan(&application, function, &client).await?;
+        planned.push(Planned { canary: args.canary, ..planning });
     }
     if !console.is_json() {
         planned.iter().try_for_each(|one| show(one, console))?;
@@ -203,7 +230,7 @@ async fn plan(application: &Application, function: &Function, client: &Client) -
     let source = Source::uploaded(&application.manifest, function, Digest::of(&component));
     let name = function.name.to_string();
     let there = running::revisions(client, &name).await?;
-    Ok(Planned { name, component, source, there })
+    Ok(Planned { name, component, source, there, canary: None })
 }
 
 /// What happens to one function, for a person.
@@ -230,6 +257,11 @@ fn show(one: &Planned, console: &mut Console) -> Result<(), Error> {
             }
             shown.settings.iter().try_for_each(|setting| console.line(format_args!("  {setting}")))?;
         }
+    }
+    if let Some(share) = shown.canary.filter(|_| shown.what == What::Changed) {
+        console.line(format_args!("  as a canary, for {share} of the keys"))?;
+    } else if let Some((canary, _)) = one.canary_there().filter(|_| shown.what == What::Changed) {
+        console.line(format_args!("  the canary, revision {}, ends with it", canary.number))?;
     }
     if one.there.as_ref().is_some_and(|there| there.paused) {
         console.line("  it is paused, and stays so")?;
@@ -310,7 +342,8 @@ fn tell(planned: &[Planned], deployed: &[Deployed], args: &Args, console: &mut C
     for one in deployed {
         let name = console.paint(Style::Strong, &one.function);
         let runs = if args.wait == 0 { "is deployed" } else { "runs" };
-        console.line(format_args!("{name}: revision {} {runs}", one.revision.unwrap_or_default()))?;
+        let share = args.canary.map_or_else(String::new, |share| format!(" for {share} of the keys"));
+        console.line(format_args!("{name}: revision {} {runs}{share}", one.revision.unwrap_or_default()))?;
     }
     Ok(())
 }

@@ -7,7 +7,7 @@ use super::error::{Error, Exit};
 use super::format::{self, Cell, Side, Table};
 use super::output::Style;
 use super::{Context, changes, status};
-use crate::api::types::{FunctionStatus, Status};
+use crate::api::types::{Canary, FunctionStatus, Status};
 
 mod reset;
 mod revisions;
@@ -18,6 +18,7 @@ Examples:
   millrace functions
   millrace functions --json
   millrace functions history shop.pay
+  millrace functions promote shop.pay
   millrace functions rollback shop.pay
   millrace functions reset shop.pay --from earliest --dry-run
   millrace functions skip shop.pay --dry-run";
@@ -43,12 +44,20 @@ enum Command {
     History(revisions::Which),
     /// Compare two revisions of a function
     #[command(
-        after_help = "Examples:\n  millrace functions diff shop.pay        the active one with the one before\n  millrace functions diff shop.pay 3 7"
+        after_help = "Examples:\n  millrace functions diff shop.pay        the active one with the canary, or else with the one before\n  millrace functions diff shop.pay 3 7"
     )]
     Diff(revisions::Diff),
-    /// Run an earlier revision again
+    /// Let the canary become the active revision, and handle all keys
     #[command(
-        after_help = "Examples:\n  millrace functions rollback shop.pay            to the one before, after asking\n  millrace functions rollback shop.pay --to 3 --yes"
+        after_help = "Examples:\n  millrace functions promote shop.pay             after asking\n  millrace functions promote shop.pay --yes --json"
+    )]
+    Promote(revisions::Act),
+    /// Give the canary another share of the keys
+    #[command(after_help = "Examples:\n  millrace functions canary shop.pay --share 20%")]
+    Canary(revisions::Canary),
+    /// Give the canary up, or run an earlier revision again
+    #[command(
+        after_help = "Examples:\n  millrace functions rollback shop.pay            gives the canary up; without one, to the revision before, after asking\n  millrace functions rollback shop.pay --to 3 --yes"
     )]
     Rollback(revisions::Rollback),
     /// Let a function handle no events until it is resumed; they wait
@@ -75,6 +84,8 @@ pub(super) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Erro
         Some(Command::Show(which)) => revisions::show(which, context).await,
         Some(Command::History(which)) => revisions::history(which, context).await,
         Some(Command::Diff(args)) => revisions::diff(args, context).await,
+        Some(Command::Promote(args)) => revisions::promote(args, context).await,
+        Some(Command::Canary(args)) => revisions::canary_share(args, context).await,
         Some(Command::Rollback(args)) => revisions::rollback(args, context).await,
         Some(Command::Pause(which)) => revisions::pause(which, context).await,
         Some(Command::Resume(which)) => revisions::resume(which, context).await,
@@ -114,7 +125,7 @@ fn table(functions: &[FunctionStatus]) -> Table {
     for f in functions {
         table.row(vec![
             Cell::styled(format::one_line(&f.name, 127), Style::Strong),
-            f.revision.to_string().into(),
+            revision(f).into(),
             Cell::styled(changes::short(&f.component), Style::Faint),
             Cell::styled(format::one_line(&f.breaker, 20), status::breaker_style(&f.breaker)),
             f.units.len().to_string().into(),
@@ -122,6 +133,13 @@ fn table(functions: &[FunctionStatus]) -> Table {
         ]);
     }
     table
+}
+
+/// The active revision, and the canary beside it.
+fn revision(function: &FunctionStatus) -> String {
+    let canary = function.canary.as_ref();
+    let beside = canary.map(|Canary { revision, share }| format!(" + {revision} ({})", format::one_line(share, 10)));
+    format!("{}{}", function.revision, beside.unwrap_or_default())
 }
 
 #[cfg(test)]

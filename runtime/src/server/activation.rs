@@ -1,4 +1,4 @@
-//! When a staged revision becomes active, and which components are needed no more.
+//! When a staged revision becomes active, or the canary, and which components are needed no more.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -57,11 +57,14 @@ fn readiness(reports: &[Report], function: &FunctionName, revision: u64, now: Ti
 }
 
 impl<L: Log> Revisions<L> {
-    /// Activates staged revisions that the instances have made ready. Says whether some are left.
+    /// Activates staged revisions that the instances have made ready, or makes canaries of them. Says whether some are left.
     pub(super) async fn activate_staged(&self) -> bool {
-        let staged: Vec<(FunctionName, u64)> = {
+        let staged: Vec<(FunctionName, u64, Action)> = {
             let known = lock(&self.known);
-            let staged = known.1.iter().filter_map(|(name, history)| Some((name.clone(), history.staged()?.0)));
+            let staged = known.1.iter().filter_map(|(name, history)| {
+                let (revision, _) = history.staged()?;
+                Some((name.clone(), revision, history.next()?))
+            });
             staged.collect()
         };
         if staged.is_empty() {
@@ -74,9 +77,9 @@ impl<L: Log> Revisions<L> {
                 return true;
             }
         };
-        for (function, revision) in staged {
+        for (function, revision, next) in staged {
             if self.may_activate(&reports, &function, revision) {
-                match self.propose(&function, Action::Activate { revision }, None, "").await {
+                match self.propose(&function, next, None, "").await {
                     Ok(Decided { new: true, .. }) => self.remove_what_is_not_needed().await,
                     // Another instance was quicker, or somebody has decided otherwise.
                     Ok(_) | Err(Refused::Impossible { .. }) => {}

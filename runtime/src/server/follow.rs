@@ -8,7 +8,9 @@ use std::time::Duration;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use futures::stream::{self, FuturesUnordered, StreamExt as _};
+use millrace_core::canary::{self, Share};
 use millrace_core::limits;
+use millrace_core::manifest::Function;
 use millrace_core::name::FunctionName;
 use millrace_core::revision::{History, Origin, Source, State};
 use tokio::sync::watch;
@@ -17,7 +19,7 @@ use tokio::time::Instant;
 use super::revisions::{Failed, Revisions};
 use super::stage::{StageError, Staged, intake, without_name};
 use crate::broker::{Deployed, Error, Log};
-use crate::registry::lock;
+use crate::registry::{Deployment, lock};
 use crate::sandbox::Component;
 
 /// When something is tried again that the log did not answer.
@@ -149,11 +151,14 @@ impl<L: Log> Revisions<L> {
         match (history.state(), history.active()) {
             (State::Active { paused, .. }, Some((revision, source))) if source.origin == Origin::Upload => {
                 if runs != Some(revision) {
-                    return self.bring_up(function, revision, source, *paused).await;
+                    let again = self.bring_up(function, history, *paused).await;
+                    if lock(&self.here).uploaded.get(function) != Some(&revision) {
+                        return again;
+                    }
                 }
-                let staged = history.staged().map(|(staged, _)| staged);
-                self.forgive(function, |failed| Some(failed) != staged);
+                self.forget_what_is_over(function, history);
                 self.pause(function, *paused);
+                return self.take_canary(function, history).await;
             }
             (State::Active { paused, .. }, _) => {
                 self.take_down(function, runs).await;
@@ -215,7 +220,8 @@ impl<L: Log> Revisions<L> {
     }
 
     /// Runs a revision. If that fails, what ran before goes on.
-    async fn bring_up(&self, function: &FunctionName, revision: u64, source: &Source, paused: bool) -> bool {
+    async fn bring_up(&self, function: &FunctionName, history: &History, paused: bool) -> bool {
+        let Some((revision, source)) = history.active() else { return false };
         if lock(&self.here).failed.get(function).is_some_and(|failed| failed.revision == revision && !failed.again) {
             return false;
         }
@@ -223,11 +229,7 @@ impl<L: Log> Revisions<L> {
             // A change-over can take as long as a handler, and waits for nobody.
             let is_new = self.registry.function(function).is_none();
             let _in_turn = if is_new { Some(self.starting.acquire().await) } else { None };
-            let ready = lock(&self.here).ready.get(function).filter(|(ready, _)| *ready == revision).cloned();
-            let component = match ready {
-                Some((_, component)) => component,
-                None => self.component(function, source).await?,
-            };
+            let component = self.ready_component(function, revision, source).await?;
             // Whoever uploaded it has made its topics.
             let looked = self.topics.look().await;
             looked.map_err(|e| StageError::Broker {
@@ -235,7 +237,12 @@ impl<L: Log> Revisions<L> {
                 reason: Error::Transient(e.to_string()),
             })?;
             let (settings, staged) = self.prepare(function, revision, source, &component)?;
-            self.run(settings, source.component, staged, paused).await
+            // Both begin at once, so that no key of the canary's is handled by the active revision first.
+            let beside = self.prepare_canary(function, history).await.ok().flatten();
+            let beside = beside.filter(|(canary, ..)| canary::differing(&settings, canary).is_empty());
+            let canary = beside.map(|(_, staged, share)| (staged, share));
+            let digest = source.component.to_string();
+            self.run(Deployment { settings, digest, revision: staged, canary, paused }).await
         };
         match started.await {
             Ok(()) => {
@@ -257,6 +264,80 @@ impl<L: Log> Revisions<L> {
                 self.registry.refuse(function, format!("revision {revision}: {reason}"));
                 self.cannot(function, revision, &error)
             }
+        }
+    }
+
+    /// Runs the canary that the history names beside what is active, or ends the one that runs. One that cannot run here leaves all
+    /// keys to the active revision. Says whether it must be tried again.
+    async fn take_canary(&self, function: &FunctionName, history: &History) -> bool {
+        let runs = self.registry.function(function).and_then(|info| info.canary);
+        let Some((revision, _, share)) = history.canary() else {
+            if self.registry.change_canary(function, None) {
+                tracing::info!(%function, "The canary has ended; the active revision handles all keys.");
+            }
+            return false;
+        };
+        if runs.is_some_and(|(running, _)| running == revision) {
+            if self.registry.change_canary(function, Some(share)) {
+                tracing::info!(%function, revision, %share, "The canary has another share of the keys.");
+            }
+            return false;
+        }
+        // Another one is none any more, whatever becomes of this one.
+        self.registry.change_canary(function, None);
+        if lock(&self.here).failed.get(function).is_some_and(|failed| failed.revision == revision && !failed.again) {
+            return false;
+        }
+        let started = async {
+            let Some((settings, staged, share)) = self.prepare_canary(function, history).await? else { return Ok(()) };
+            let tried = self.registry.try_canary(&settings, staged, share);
+            tried.map_err(|e| StageError::Undecided { function: function.clone(), reason: e.to_string() })
+        };
+        match started.await {
+            Ok(()) => {
+                self.forgive(function, |failed| failed == revision);
+                tracing::info!(%function, revision, %share, "An uploaded revision is the canary.");
+                false
+            }
+            Err(error) => self.cannot(function, revision, &error),
+        }
+    }
+
+    /// All that it takes to run the canary that the history names, if it names one.
+    async fn prepare_canary(
+        &self,
+        function: &FunctionName,
+        history: &History,
+    ) -> Result<Option<(Function, Staged, Share)>, StageError> {
+        let Some((revision, source, share)) = history.canary() else { return Ok(None) };
+        let component = self.ready_component(function, revision, source).await?;
+        let (settings, staged) = self.prepare(function, revision, source, &component)?;
+        Ok(Some((settings, staged, share)))
+    }
+
+    /// Forgets what was kept of revisions that are neither staged nor the canary any more.
+    fn forget_what_is_over(&self, function: &FunctionName, history: &History) {
+        let waiting = [history.staged().map(|(staged, _)| staged), history.canary().map(|(canary, ..)| canary)];
+        // What was staged since is not in this history.
+        let is_over = |revision: u64| revision <= history.latest() && !waiting.contains(&Some(revision));
+        self.forgive(function, is_over);
+        let mut here = lock(&self.here);
+        if here.ready.get(function).is_some_and(|(ready, _)| is_over(*ready)) {
+            here.ready.remove(function);
+        }
+    }
+
+    /// A revision's component: as it was compiled while it was staged, or else from the log.
+    async fn ready_component(
+        &self,
+        function: &FunctionName,
+        revision: u64,
+        source: &Source,
+    ) -> Result<Component, StageError> {
+        let ready = lock(&self.here).ready.get(function).filter(|(ready, _)| *ready == revision).cloned();
+        match ready {
+            Some((_, component)) => Ok(component),
+            None => self.component(function, source).await,
         }
     }
 
@@ -305,7 +386,7 @@ impl<L: Log> Revisions<L> {
         revision: u64,
         source: &Source,
         component: &Component,
-    ) -> Result<(millrace_core::manifest::Function, Staged), StageError> {
+    ) -> Result<(Function, Staged), StageError> {
         let (_, settings) = source
             .read(&self.prefix)
             .map_err(|e| StageError::Undecided { function: function.clone(), reason: e.to_string() })?;

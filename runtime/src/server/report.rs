@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::revisions::{Failed, Revisions};
 use super::strays::Strays;
-use crate::api::types::InstanceReport;
+use crate::api::types::{self, InstanceReport};
 use crate::broker::Log;
 use crate::registry::lock;
 
@@ -64,6 +64,7 @@ impl<L: Log> Revisions<L> {
         for info in self.registry.functions() {
             let here = report.functions.entry(info.settings.name.to_string()).or_default();
             (here.revision, here.paused) = (Some(info.revision), info.paused);
+            here.canary = info.canary.map(|(revision, share)| types::Canary { revision, share: share.to_string() });
         }
         let here = lock(&self.here);
         for (name, (revision, _)) in &here.ready {

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use millrace_core::audit::{Outcome, Record, Who};
+use millrace_core::canary;
 use millrace_core::digest::Digest;
 use millrace_core::manifest::{Function, Manifest};
 use millrace_core::name::FunctionName;
@@ -21,7 +22,7 @@ use super::topics::Topics;
 use crate::api::{Decided, Deployer, Journal as _, MAKE_TOPIC, Refused};
 use crate::broker::{DeployError, Deployed, Error, Log, Report};
 use crate::clock::Clock;
-use crate::registry::{Deployment, Registry, lock};
+use crate::registry::{Deployment, NoCanary, Registry, lock};
 use crate::sandbox::{self, Component, Engine, FunctionOptions};
 use tokio::sync::{Notify, OwnedMutexGuard, Semaphore};
 use tokio::time::Instant;
@@ -163,7 +164,8 @@ impl<L: Log> Revisions<L> {
         let paused = self.is_paused(&function.name);
         let revision =
             Staged { number: decided.revision, intake, keeps_state: function.grants.state, function: staged };
-        self.run(function.clone(), component.digest(), revision, paused).await?;
+        let (settings, digest) = (function.clone(), component.digest().to_string());
+        self.run(Deployment { settings, digest, revision, canary: None, paused }).await?;
         Ok(decided.revision)
     }
 
@@ -173,16 +175,9 @@ impl<L: Log> Revisions<L> {
     }
 
     /// Runs a staged revision.
-    pub(super) async fn run(
-        &self,
-        settings: Function,
-        digest: Digest,
-        revision: Staged,
-        paused: bool,
-    ) -> Result<(), StageError> {
-        let function = settings.name.clone();
+    pub(super) async fn run(&self, deployment: Deployment<Staged>) -> Result<(), StageError> {
+        let function = deployment.settings.name.clone();
         self.registry.tell_resets(&function, self.history(&function).resets());
-        let deployment = Deployment { settings, digest: digest.to_string(), revision, paused };
         let activated = self.registry.activate(deployment).await;
         activated.map_err(|reason| StageError::Broker { function, reason })
     }
@@ -218,7 +213,7 @@ impl<L: Log> Revisions<L> {
                 return Err(Refused::conflict(&history, expected));
             }
             let decided = |number| Decided { number, revision: revision_after(&history, &action, number), new: false };
-            may(&history, &action)?;
+            may(&history, &action, &self.prefix)?;
             if history.is_done(&action) {
                 return Ok(decided(history.latest()));
             }
@@ -278,17 +273,27 @@ impl<L: Log> Revisions<L> {
 }
 
 /// Whether an action is allowed, beyond being possible: what runs from a directory is that directory's.
-fn may(history: &History, action: &Action) -> Result<(), Refused> {
+fn may(history: &History, action: &Action, prefix: &str) -> Result<(), Refused> {
     history.check(action).map_err(|reason| Refused::Impossible { reason })?;
-    let (active, origin) = match history.active() {
-        Some((revision, source)) => (revision, source.origin),
+    let (active, running) = match history.active() {
+        Some((revision, source)) => (revision, source),
         None => return Ok(()),
     };
-    match (origin, action) {
+    match (running.origin, action) {
         (Origin::Upload, Action::Deploy(Source { origin: Origin::Directory, .. })) => {
             Err(Refused::Uploaded { revision: active })
         }
         (Origin::Directory, Action::Delete) => Err(Refused::OfDirectory { revision: active }),
+        (_, Action::DeployCanary { source, .. }) => {
+            let invalid = |reason: String| Refused::Invalid { reason };
+            let of_active = |e| invalid(format!("the active revision cannot be compared with: {e}"));
+            let (_, running) = running.read(prefix).map_err(of_active)?;
+            let (_, settings) = source.read(prefix).map_err(|e| invalid(e.to_string()))?;
+            match canary::differing(&running, &settings)[..] {
+                [] => Ok(()),
+                ref settings => Err(invalid(NoCanary::Differs { settings: settings.to_vec() }.to_string())),
+            }
+        }
         _ => Ok(()),
     }
 }
@@ -296,12 +301,18 @@ fn may(history: &History, action: &Action) -> Result<(), Refused> {
 /// The active revision once this is done; 0 if there is none then.
 fn revision_after(history: &History, action: &Action, number: u64) -> u64 {
     match action {
-        Action::Deploy(_) if history.is_done(action) => {
-            let staged = history.staged().filter(|(_, source)| matches!(action, Action::Deploy(new) if new == *source));
-            staged.or_else(|| history.active()).map_or(number, |(revision, _)| revision)
+        Action::Deploy(source) | Action::DeployCanary { source, .. } if history.is_done(action) => {
+            let is_same = |(_, there): &(u64, &Source)| *there == source;
+            let staged = history.staged().filter(is_same);
+            let canary = history.canary().map(|(revision, there, _)| (revision, there));
+            let canary = canary.filter(|there| is_same(there) && matches!(action, Action::DeployCanary { .. }));
+            staged.or(canary).or_else(|| history.active()).map_or(number, |(revision, _)| revision)
         }
-        Action::Deploy(_) => number,
-        Action::Activate { revision } | Action::Rollback { to: revision } => *revision,
+        Action::Deploy(_) | Action::DeployCanary { .. } => number,
+        Action::Activate { revision }
+        | Action::Canary { revision, .. }
+        | Action::Promote { revision }
+        | Action::Rollback { to: revision } => *revision,
         Action::Pause | Action::Resume | Action::Reset { .. } => history.active().map_or(0, |(revision, _)| revision),
         Action::Delete => 0,
     }
@@ -339,9 +350,10 @@ impl<L: Log> Deployer for Revisions<L> {
             if let Some(expected) = builds_on.filter(|number| *number != history.latest()) {
                 return Err(Refused::conflict(&history, expected));
             }
-            may(&history, &action)?;
+            let action = history.as_share(action);
+            may(&history, &action, &self.prefix)?;
             let done = history.is_done(&action);
-            if let Action::Deploy(source) = &action
+            if let Some(source) = action.source()
                 && !done
             {
                 let manifest = self.examine(&function, source).await?;

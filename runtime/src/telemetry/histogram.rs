@@ -63,6 +63,22 @@ impl Histogram {
         self.sum
     }
 
+    /// What this part of all durations, 0 to 1, does not exceed: an estimate, as if those of a bucket were spread evenly between its
+    /// bounds. Zero if none was counted; the last bound for what is longer.
+    #[must_use]
+    pub fn quantile(&self, part: f64) -> Duration {
+        let wanted = self.count() as f64 * part;
+        let (mut below, mut lower) = (0.0, Duration::ZERO);
+        for (bound, count) in BOUNDS.iter().zip(self.counts) {
+            let count = count as f64;
+            if count > 0.0 && below + count >= wanted {
+                return lower + (*bound - lower).mul_f64(((wanted - below) / count).clamp(0.0, 1.0));
+            }
+            (below, lower) = (below + count, *bound);
+        }
+        if self.count() == 0 { Duration::ZERO } else { lower }
+    }
+
     /// Each bucket's upper bound in seconds with its count, not with those of shorter ones; the last bound is infinite.
     #[must_use]
     pub fn buckets(&self) -> Vec<(f64, u64)> {
@@ -91,6 +107,25 @@ mod tests {
             histogram.observe(Duration::from_nanos(nanos));
             let filled = histogram.buckets().iter().position(|(_, count)| *count == 1);
             assert_eq!(filled, Some(expected), "{nanos} ns");
+        }
+    }
+
+    #[test]
+    fn quantiles_lie_between_the_bounds_of_their_bucket() {
+        for (micros, part, expected) in [
+            (vec![], 0.5, 0),
+            // Four between 500 and 1,000 microseconds.
+            (vec![600; 4], 0.5, 750),
+            (vec![600; 4], 1.0, 1_000),
+            (vec![600, 600, 600, 4_000], 0.5, 833),
+            (vec![600, 600, 600, 4_000], 0.75, 1_000),
+            (vec![600, 600, 600, 4_000], 1.0, 5_000),
+            // Longer than any bound.
+            (vec![1_900_000_000], 0.5, 1_800_000_000),
+        ] {
+            let mut histogram = Histogram::default();
+            micros.iter().for_each(|micros| histogram.observe(Duration::from_micros(*micros)));
+            assert_eq!(histogram.quantile(part).as_micros(), expected, "{part} of {micros:?}");
         }
     }
 

@@ -44,6 +44,8 @@ pub mod attribute {
     pub const FUNCTION: &str = "millrace.function";
     /// The offset in the source partition.
     pub const OFFSET: &str = "millrace.offset";
+    /// The number of the revision that handled it, as text.
+    pub const REVISION: &str = "faas.version";
     /// 1 for the first attempt.
     pub const ATTEMPT: &str = "millrace.attempt";
     /// How it ended: `completed`, `failed` or `not-run`; of a commit `committed` or what happened instead.
@@ -76,6 +78,12 @@ pub mod metric {
     pub const ATTEMPTS: &str = "millrace_attempts";
     /// Attempts that failed.
     pub const FAILED_ATTEMPTS: &str = "millrace_failed_attempts";
+    /// Attempts by revision.
+    pub const REVISION_ATTEMPTS: &str = "millrace_revision_attempts";
+    /// Those that failed.
+    pub const REVISION_FAILED_ATTEMPTS: &str = "millrace_revision_failed_attempts";
+    /// From call to return of a handler, by revision.
+    pub const REVISION_DURATION: &str = "millrace_revision_duration_seconds";
     /// Records published and not settled.
     pub const LAG_RECORDS: &str = "millrace_lag_records";
     /// The age of the oldest of them.

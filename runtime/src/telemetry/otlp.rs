@@ -190,7 +190,7 @@ fn described(span: &Span) -> (String, SpanKind, Vec<KeyValue>) {
         attributes.extend(more);
     };
     let (name, kind) = match &span.about {
-        About::Process { event, correlation, offset, attempt, outcome } => {
+        About::Process { event, correlation, offset, attempt, revision, outcome } => {
             let name = format!("{} {source}", operation::PROCESS);
             let more = vec![
                 KeyValue::new(attribute::TOPIC, source),
@@ -199,6 +199,7 @@ fn described(span: &Span) -> (String, SpanKind, Vec<KeyValue>) {
                 KeyValue::new(attribute::CONVERSATION_ID, correlation.to_string()),
                 KeyValue::new(attribute::OFFSET, integer(*offset)),
                 KeyValue::new(attribute::ATTEMPT, i64::from(*attempt)),
+                KeyValue::new(attribute::REVISION, revision.to_string()),
                 KeyValue::new(attribute::OUTCOME, *outcome),
             ];
             set(operation::PROCESS, operation::PROCESS, more);

@@ -60,6 +60,8 @@ pub enum About {
         offset: u64,
         /// 1 for the first one.
         attempt: u32,
+        /// The number of the revision that made it.
+        revision: u64,
         /// How it ended.
         outcome: &'static str,
     },

@@ -51,6 +51,7 @@ struct Attempt {
     parent: Option<TraceParent>,
     state: Option<ByteString>,
     began: Timestamp,
+    revision: u64,
 }
 
 /// What belongs to the next commit.
@@ -93,9 +94,9 @@ impl Spans {
     }
 
     /// An attempt begins. What it emits belongs to it, unless its trace is not recorded: then it belongs to the event's.
-    pub(super) fn begin(&mut self, ticket: &Ticket<Box<Delivered>>, trace: &mut Option<TraceContext>) {
+    pub(super) fn begin(&mut self, ticket: &Ticket<Box<Delivered>>, revision: u64, trace: &mut Option<TraceContext>) {
         let Some(recorder) = &mut self.0 else { return };
-        recorder.attempt = recorder.begun(ticket.payload(), trace.as_ref());
+        recorder.attempt = recorder.begun(ticket.payload(), revision, trace.as_ref());
         recorder.latest = recorder.attempt.as_ref().map(|attempt| (ticket.position(), attempt.context));
         if let Some(Attempt { context, state, .. }) = &recorder.attempt {
             *trace = Some(TraceContext { parent: context.to_string().into(), state: state.clone() });
@@ -160,7 +161,7 @@ impl Spans {
 
 impl Recorder {
     /// None if the event belongs to a trace that is not recorded.
-    fn begun(&mut self, delivered: &Delivered, trace: Option<&TraceContext>) -> Option<Attempt> {
+    fn begun(&mut self, delivered: &Delivered, revision: u64, trace: Option<&TraceContext>) -> Option<Attempt> {
         let event = delivered.event.as_ref()?;
         let parent: Option<TraceParent> = event.extension(TRACE_PARENT).and_then(|parent| parent.parse().ok());
         let origin = &delivered.origin;
@@ -172,7 +173,7 @@ impl Recorder {
         let context = TraceParent { trace: of, span: self.ids.span(), is_sampled };
         // A state belongs to its parent.
         let state = trace.filter(|_| parent.is_some()).and_then(|trace| trace.state.clone());
-        Some(Attempt { context, parent, state, began: self.clock.now() })
+        Some(Attempt { context, parent, state, began: self.clock.now(), revision })
     }
 
     /// Ends the attempt under way; answers with its context if it is recorded.
@@ -183,7 +184,7 @@ impl Recorder {
         outcome: &'static str,
         error: Option<SpanError>,
     ) -> Option<TraceParent> {
-        let Attempt { context, parent, state, began } = self.attempt.take()?;
+        let Attempt { context, parent, state, began, revision } = self.attempt.take()?;
         let delivered = ticket.payload();
         let event = delivered.event.as_ref().filter(|_| context.is_sampled)?;
         let mut links = Links::default();
@@ -201,6 +202,7 @@ impl Recorder {
                 correlation: event.extension(CORRELATION_ID).unwrap_or(&event.id).clone(),
                 offset: delivered.origin.offset,
                 attempt: ticket.attempt(),
+                revision,
                 outcome,
             },
             error,

@@ -6,13 +6,16 @@ use bytes::Bytes;
 use bytestring::ByteString;
 use futures::future::BoxFuture;
 
-use super::Revision;
+use super::{Revision, Running};
 use crate::broker::{Partition, StateReader};
 use crate::sandbox::{CommittedState, Error};
 
-/// What a revision's guests may read of what is committed: nothing, unless it was granted state.
-pub(super) fn committed<P: Partition, R: Revision>(revision: &R, partition: &P) -> Option<Arc<dyn CommittedState>> {
-    revision.keeps_state().then(|| Arc::new(Stored(partition.state())) as Arc<dyn CommittedState>)
+/// What guests may read of what is committed: nothing, unless one of the revisions was granted state.
+pub(super) fn committed<P: Partition, R: Revision>(
+    running: &Running<R>,
+    partition: &P,
+) -> Option<Arc<dyn CommittedState>> {
+    running.keeps_state().then(|| Arc::new(Stored(partition.state())) as Arc<dyn CommittedState>)
 }
 
 struct Stored<S>(S);

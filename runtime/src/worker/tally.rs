@@ -8,6 +8,28 @@ use millrace_core::time::Timestamp;
 use crate::sandbox::Completion;
 use crate::telemetry::Histogram;
 
+/// Revisions that are counted one by one: the ones that made attempts last.
+const REVISIONS_MAX: usize = 8;
+
+/// What the attempts of one revision came to.
+#[derive(Clone, Debug, Default)]
+pub struct Attempts {
+    /// Its number.
+    pub revision: u64,
+    /// Those that failed.
+    pub failed: u64,
+    /// How long each took, from call to return of the handler.
+    pub invoke: Histogram,
+}
+
+impl Attempts {
+    /// Adds what another one counted of the same revision.
+    pub fn merge(&mut self, other: &Self) {
+        self.failed += other.failed;
+        self.invoke.merge(&other.invoke);
+    }
+}
+
 /// Counts and durations, since the worker started or since they were merged.
 #[derive(Clone, Debug, Default)]
 pub struct Counts {
@@ -29,6 +51,8 @@ pub struct Counts {
     pub commit: Histogram,
     /// From publication until the settlement of an event that was attempted or refused was durable.
     pub end_to_end: Histogram,
+    /// By revision, the one that made an attempt last at the end: a bounded number of them.
+    pub revisions: Vec<Attempts>,
 }
 
 impl Counts {
@@ -44,6 +68,7 @@ impl Counts {
             invoke,
             commit,
             end_to_end,
+            revisions,
         } = other;
         self.received += received;
         self.attempts += attempts;
@@ -58,6 +83,27 @@ impl Counts {
         ] {
             mine.merge(theirs);
         }
+        for theirs in revisions {
+            self.attempts_of(theirs.revision).merge(theirs);
+        }
+    }
+
+    /// What is counted of a revision, which makes it the last one. Where there are too many, the first one is forgotten.
+    fn attempts_of(&mut self, revision: u64) -> &mut Attempts {
+        match self.revisions.iter().position(|one| one.revision == revision) {
+            Some(at) => {
+                let last = self.revisions.len() - 1;
+                self.revisions[at..=last].rotate_left(1);
+            }
+            None => {
+                if self.revisions.len() == REVISIONS_MAX {
+                    self.revisions.remove(0);
+                }
+                self.revisions.push(Attempts { revision, ..Attempts::default() });
+            }
+        }
+        let last = self.revisions.len() - 1;
+        &mut self.revisions[last]
     }
 }
 
@@ -77,11 +123,21 @@ impl Tally {
         self.counts.received += records as u64;
     }
 
-    pub(super) fn attempted(&mut self, now: Timestamp, ticket: &Ticket<Box<Delivered>>, completion: &Completion) {
+    pub(super) fn attempted(
+        &mut self,
+        now: Timestamp,
+        revision: u64,
+        ticket: &Ticket<Box<Delivered>>,
+        completion: &Completion,
+    ) {
         let Completion { outcome, usage, .. } = completion;
         let counts = &mut self.counts;
+        let failed = u64::from(*outcome != Outcome::Completed);
         counts.attempts += 1;
-        counts.failed_attempts += u64::from(*outcome != Outcome::Completed);
+        counts.failed_attempts += failed;
+        let of_revision = counts.attempts_of(revision);
+        of_revision.failed += failed;
+        of_revision.invoke.observe(usage.elapsed);
         counts.guest_memory_bytes = counts.guest_memory_bytes.max(usage.memory_bytes);
         counts.invoke.observe(usage.elapsed);
         if ticket.attempt() == 1 {
@@ -167,6 +223,27 @@ mod tests {
         tally.committed(at(3_000));
         let second = tally.take();
         assert_eq!((second.end_to_end.count(), second.end_to_end.sum()), (1, Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn revisions_are_counted_one_by_one_and_the_ones_before_forgotten() {
+        let mut counts = Counts::default();
+        let of = |revision, failed| Counts {
+            revisions: vec![Attempts { revision, failed, ..Attempts::default() }],
+            ..Counts::default()
+        };
+        let shown = |counts: &Counts| counts.revisions.iter().map(|one| (one.revision, one.failed)).collect::<Vec<_>>();
+        for (revision, failed) in [(1, 1), (2, 0), (1, 2), (3, 1)] {
+            counts.merge(&of(revision, failed));
+        }
+        assert_eq!(shown(&counts), [(2, 0), (1, 3), (3, 1)]);
+        // The oldest number goes on as long as it makes attempts.
+        for revision in 4..12 {
+            counts.merge(&of(revision, 0));
+            counts.merge(&of(1, 1));
+        }
+        let expected: Vec<(u64, u64)> = (5..12).map(|revision| (revision, 0)).chain([(1, 11)]).collect();
+        assert_eq!(shown(&counts), expected);
     }
 
     #[test]

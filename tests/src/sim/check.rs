@@ -75,7 +75,7 @@ impl Snapshot {
 pub(super) fn promise(scenario: &Scenario, before_redrive: &Snapshot, world: &World) -> Result {
     accounts_balance(scenario, before_redrive, world)?;
     effects_happen_once(scenario, before_redrive, world)?;
-    letters_are_right(scenario, before_redrive)?;
+    letters_are_right(scenario, before_redrive, world)?;
     state_is_what_completed(scenario, before_redrive, world)?;
     order_is_kept(scenario, before_redrive)?;
     attempts_are_bounded(scenario, world)?;
@@ -196,7 +196,7 @@ fn state_is_what_completed(scenario: &Scenario, before_redrive: &Snapshot, world
 }
 
 /// Events are dead-lettered for the right reason, after exactly the attempts that their policy allows.
-fn letters_are_right(scenario: &Scenario, snapshot: &Snapshot) -> Result {
+fn letters_are_right(scenario: &Scenario, snapshot: &Snapshot, world: &World) -> Result {
     let attempts = scenario.attempts();
     for (id, (plan, times)) in events(scenario) {
         let letters: Vec<_> = snapshot.letters_of(id).collect();
@@ -217,6 +217,12 @@ fn letters_are_right(scenario: &Scenario, snapshot: &Snapshot) -> Result {
             ensure(found == (expected, category), || {
                 format!("{id}: dead after {found:?} ({}), not {expected:?} {category}", letter.reason)
             })?;
+        }
+        for letter in &letters {
+            let ran = world.ran.get(id).is_some_and(|ran| ran.contains(&letter.revision));
+            // What the log refused, or what gave way to others, fails later than its handler was called.
+            let later = matches!(plan, Plan::Refused | Plan::Forbidden(_)) || letter.reason.starts_with("parked-limit");
+            ensure(ran || later, || format!("{id}: revision {} never handled it", letter.revision))?;
         }
         let expected = if expected.is_some() { times } else { overflowed };
         ensure(letters.len() == expected, || format!("{id}: {} letters, not {expected} ({plan:?})", letters.len()))?;

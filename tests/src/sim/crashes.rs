@@ -81,6 +81,7 @@ fn scenario(rng: &mut Rng) -> Scenario {
         faults: Faults { slow: rng.below(30), ..Faults::default() },
         partitions: 1,
         redrive: false,
+        decides: false,
     }
 }
 

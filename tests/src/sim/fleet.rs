@@ -16,6 +16,7 @@ use super::group::{Group, Told};
 use super::guest::SimRevision;
 use super::life::Life;
 use super::scenario::output;
+use super::stands::Stands;
 
 /// More instances would own nothing.
 const INSTANCES_MAX: usize = 3;
@@ -52,7 +53,58 @@ impl<'a> Fleet<'a> {
         let life = Life::default();
         let broker = Arc::new(SimBroker { group: Arc::clone(&self.group), id, life: life.clone() });
         let registry = Registry::new(broker, self.group.clock);
-        let revision = SimRevision {
+        self.instances.push(Instance { id, life, failure: registry.failure(), registry, draining: false });
+        self.tell(self.instances.len() - 1).await;
+    }
+
+    /// Somebody decides which revisions run. Some instances hear of it at once, others with what is decided next, as does one with
+    /// several workers, which would wake in a random order.
+    pub(super) async fn decide(&mut self) {
+        {
+            let mut world = self.group.world();
+            let mut stands = world.stands;
+            stands.change(&mut world.rng);
+            world.stands = stands;
+            world.note(format_args!("decide {stands:?}"));
+        }
+        for at in 0..self.instances.len() {
+            let at_once = self.group.world().rng.percent(70);
+            if at_once && self.instances[at].is_up() && self.group.owned_by(self.instances[at].id) <= 1 {
+                self.tell(at).await;
+            }
+        }
+    }
+
+    /// An instance runs what was decided.
+    async fn tell(&self, at: usize) {
+        let Instance { id, life, registry, .. } = &self.instances[at];
+        let now = self.group.world().stands;
+        let before =
+            self.group.world().told.insert(*id, now).filter(|_| registry.function(&self.settings.name).is_some());
+        let revision = |number: u64| self.revision(*id, life, number);
+        match (before, now) {
+            (Some(Stands { active, canary: Some((running, _)), .. }), Stands { canary: Some((canary, share)), .. })
+                if active == now.active && running == canary =>
+            {
+                registry.change_canary(&self.settings.name, Some(share));
+            }
+            (Some(Stands { active, .. }), Stands { canary: Some((canary, share)), .. }) if active == now.active => {
+                registry.try_canary(self.settings, revision(canary), share).expect("they are alike");
+            }
+            (Some(Stands { active, .. }), Stands { canary: None, .. }) if active == now.active => {
+                registry.change_canary(&self.settings.name, None);
+            }
+            _ => {
+                let canary = now.canary.map(|(canary, share)| (revision(canary), share));
+                let (settings, revision) = (self.settings.clone(), revision(now.active));
+                let deployment = Deployment { settings, digest: String::new(), revision, canary, paused: false };
+                registry.activate(deployment).await.expect("the simulated broker takes every subscription");
+            }
+        }
+    }
+
+    fn revision(&self, instance: u32, life: &Life, number: u64) -> SimRevision {
+        SimRevision {
             intake: Intake {
                 ordering: self.settings.ordering,
                 filter: Some(Filter::compile("event.type != \"sim.filtered\"").expect("an expression")),
@@ -62,11 +114,9 @@ impl<'a> Fleet<'a> {
             life: life.clone(),
             function: self.settings.name.clone(),
             output: output(),
-        };
-        let deployment = Deployment { settings: self.settings.clone(), digest: String::new(), revision, paused: false };
-        registry.activate(deployment).await.expect("the simulated broker takes every subscription");
-        let failure = registry.failure();
-        self.instances.push(Instance { id, life, registry, failure, draining: false });
+            instance,
+            number,
+        }
     }
 
     /// All instances hear where the function is to go on.

@@ -64,13 +64,16 @@ pub(super) struct SimRevision {
     pub(super) life: Life,
     pub(super) function: FunctionName,
     pub(super) output: Topic,
+    /// The instance.
+    pub(super) instance: u32,
+    pub(super) number: u64,
 }
 
 impl Revision for SimRevision {
     type Sandbox = SimSandbox;
 
     fn number(&self) -> u64 {
-        1
+        self.number
     }
 
     fn intake(&self) -> &Intake {
@@ -87,6 +90,8 @@ impl Revision for SimRevision {
             life: self.life.clone(),
             function: self.function.clone(),
             output: self.output.clone(),
+            instance: self.instance,
+            number: self.number,
         }
     }
 }
@@ -104,6 +109,8 @@ pub(super) struct SimSandbox {
     life: Life,
     function: FunctionName,
     output: Topic,
+    instance: u32,
+    number: u64,
 }
 
 impl SimSandbox {
@@ -132,6 +139,9 @@ impl SimSandbox {
 
 impl Sandbox for SimSandbox {
     async fn invoke(&mut self, invocation: Invocation<'_>) -> Result<Completion, Error> {
+        // Workers change over between two invocations, so it is what was decided last that runs.
+        let key = invocation.delivery.key.as_deref();
+        self.group.world().runs(self.instance, self.number, key, &invocation.event.id);
         self.life.pass().await;
         let plan = Plan::of(invocation.event.extension("plan").expect("each simulated event has a plan"));
         let (not_run, delay, mended) = {

@@ -150,6 +150,7 @@ fn scenario(rng: &mut Rng) -> Scenario {
         faults: Faults { commit_aborted: rng.below(20), slow: rng.below(30), ..Faults::default() },
         partitions: u32::try_from(rng.between(1, 3)).expect("few partitions"),
         redrive: false,
+        decides: false,
     }
 }
 

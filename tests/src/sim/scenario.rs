@@ -62,6 +62,8 @@ pub(super) struct Scenario {
     pub(super) faults: Faults,
     pub(super) partitions: u32,
     pub(super) redrive: bool,
+    /// Whether somebody changes which revisions run.
+    pub(super) decides: bool,
 }
 
 pub(super) fn source() -> Topic {
@@ -88,7 +90,7 @@ pub fn run(seed: u64) -> Report {
         let disturbances = if life % 2 == 0 { scenario.disturbances } else { 0 };
         let last = life + 1 == lives.len();
         settled = live(&world, &scenario, async |fleet, world| {
-            publish_all(fleet, published, disturbances).await;
+            publish_all(fleet, published, disturbances, scenario.decides).await;
             if last {
                 lock(world).faults = Faults::default();
                 fleet.keep_one().await;
@@ -167,7 +169,7 @@ pub(super) fn live<T>(world: &Shared, scenario: &Scenario, until: impl AsyncFnOn
     result
 }
 
-async fn publish_all(fleet: &mut Fleet<'_>, published: &[Published], mut disturbances: u64) {
+async fn publish_all(fleet: &mut Fleet<'_>, published: &[Published], mut disturbances: u64, decides: bool) {
     for item in published {
         publish(&fleet.group, item);
         let (pause, disturbed) = {
@@ -178,6 +180,9 @@ async fn publish_all(fleet: &mut Fleet<'_>, published: &[Published], mut disturb
         if disturbed && disturbances > 0 {
             disturbances -= 1;
             fleet.disturb().await;
+        }
+        if decides && fleet.group.world().rng.percent(12) {
+            fleet.decide().await;
         }
     }
     let pause = fleet.group.world().rng.below(600);
@@ -252,21 +257,25 @@ impl Scenario {
         let (manifest, _) = Manifest::parse(&manifest).expect("the scenario's manifest is good");
         let hostile = !plain && rng.percent(80);
         let disturbed = rng.percent(70);
+        let (decides, instances) = (rng.percent(60), rng.between(1, 3));
+        // Instances with several workers do not hear of what is decided.
+        let partitions = if decides { rng.between(1, instances) } else { rng.between(1, 3) };
         let percent = |rng: &mut Rng, most| if hostile { rng.below(most) } else { 0 };
         Self {
             settings: manifest.functions.into_iter().next().expect("there is one function"),
             published: draw_events(rng, plain),
             crashes: if disturbed { rng.below(6) } else { 0 },
             disturbances: if disturbed { rng.below(6) } else { 0 },
-            instances: rng.between(1, 3),
+            instances,
             faults: Faults {
                 commit_aborted: percent(rng, 20),
                 fetch_failed: percent(rng, 20),
                 guest_not_run: percent(rng, 10),
                 slow: percent(rng, 30),
             },
-            partitions: u32::try_from(rng.between(1, 3)).expect("few partitions"),
+            partitions: u32::try_from(partitions).expect("few partitions"),
             redrive: rng.percent(50),
+            decides,
         }
     }
 

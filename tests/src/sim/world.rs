@@ -1,6 +1,6 @@
 //! What survives a crash: the broker's disk, the time, and the trace.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -20,6 +20,7 @@ use millrace_core::time::Timestamp;
 
 use super::broker::write;
 use super::rng::Rng;
+use super::stands::Stands;
 
 /// The largest record that a topic takes, and what a dead letter may have more.
 const RECORD_MAX_BYTES: usize = 1 << 20;
@@ -83,6 +84,10 @@ pub struct Counts {
     pub committed_after_revocation: u64,
     /// Partitions that were taken away from an instance.
     pub taken_over: u64,
+    /// Events that a canary was called for.
+    pub run_by_canaries: u64,
+    /// Events that one revision was called for after another one.
+    pub run_by_several: u64,
 }
 
 impl std::ops::AddAssign for Counts {
@@ -91,6 +96,8 @@ impl std::ops::AddAssign for Counts {
         self.revoked_in_commit += other.revoked_in_commit;
         self.committed_after_revocation += other.committed_after_revocation;
         self.taken_over += other.taken_over;
+        self.run_by_canaries += other.run_by_canaries;
+        self.run_by_several += other.run_by_several;
     }
 }
 
@@ -119,6 +126,11 @@ pub(super) struct World {
     pub(super) counts: Counts,
     /// How often the handler was called for each event.
     pub(super) calls: BTreeMap<String, u32>,
+    /// What somebody decided last, and what was told to each instance of it.
+    pub(super) stands: Stands,
+    pub(super) told: BTreeMap<u32, Stands>,
+    /// The revisions whose handlers were called for each event.
+    pub(super) ran: BTreeMap<String, BTreeSet<u64>>,
     /// When each record was settled for the first time, and since when its owner could do so, by partition and offset.
     pub(super) settled_at: BTreeMap<(u32, u64), (Timestamp, Timestamp)>,
     /// Whether the handler is that of a scenario, which counts what it completes.
@@ -175,6 +187,9 @@ impl World {
             owned_since: BTreeMap::new(),
             counts: Counts::default(),
             calls: BTreeMap::new(),
+            stands: Stands::default(),
+            told: BTreeMap::new(),
+            ran: BTreeMap::new(),
             settled_at: BTreeMap::new(),
             handler_counts: false,
             mended: false,
@@ -319,6 +334,17 @@ impl World {
         for offset in (source.start..source.resume).chain(above) {
             self.settled_at.entry((unit.partition, offset)).or_insert(when);
         }
+    }
+
+    /// The handler of a revision is called on an instance.
+    pub(super) fn runs(&mut self, instance: u32, number: u64, key: Option<&[u8]>, id: &str) {
+        let stands = self.told[&instance];
+        let wanted = stands.handles(key, id);
+        assert_eq!(number, wanted, "revision {number} handles {id} of {key:?} on instance {instance} under {stands:?}");
+        let by = self.ran.entry(id.to_owned()).or_default();
+        let is_other = by.insert(number) && by.len() > 1;
+        self.counts.run_by_canaries += u64::from(stands.canary.is_some_and(|(canary, _)| canary == number));
+        self.counts.run_by_several += u64::from(is_other);
     }
 
     /// All processes die: each commit on its way is on the disk, or is not.

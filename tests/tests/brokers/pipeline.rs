@@ -50,6 +50,7 @@ async fn start_with<S: Subject>(
         settings: settings(subject, more),
         digest: String::new(),
         revision: handler.clone(),
+        canary: None,
         paused: false,
     };
     within(registry.activate(deployment)).await.expect("the topics are there");

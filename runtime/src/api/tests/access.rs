@@ -135,7 +135,7 @@ fn verdict(answer: &Answer) -> String {
 }
 
 /// Who may use which route, once more and in other words: a new route needs a row here too.
-const MAY: [(&str, &str, &str); 30] = [
+const MAY: [(&str, &str, &str); 32] = [
     ("POST", "/v1/topics/{topic}/events", "publish admin"),
     ("GET", "/v1/topics/{topic}/events", "view deploy operate admin"),
     ("GET", "/v1/topics", "view deploy operate admin"),
@@ -149,6 +149,8 @@ const MAY: [(&str, &str, &str); 30] = [
     ("PUT", "/v1/functions/{function}", "deploy admin"),
     ("DELETE", "/v1/functions/{function}", "deploy admin"),
     ("POST", "/v1/functions/{function}/rollback", "deploy operate admin"),
+    ("POST", "/v1/functions/{function}/promote", "deploy admin"),
+    ("POST", "/v1/functions/{function}/canary", "deploy admin"),
     ("POST", "/v1/functions/{function}/pause", "operate admin"),
     ("POST", "/v1/functions/{function}/resume", "operate admin"),
     ("POST", "/v1/functions/{function}/reset", "operate admin"),

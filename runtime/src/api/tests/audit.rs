@@ -147,6 +147,7 @@ async fn each_change_leaves_a_record_and_looking_and_rehearsing_none() {
             json!({"to": 9}),
             "rollback shop.pay: failed, unknown-revision: shop.pay: it has no re",
         ),
+        ("POST", &pay("promote"), json!({}), "promote shop.pay: failed, conflict: shop.pay: it has no ca"),
         ("POST", &pay("pause"), json!({}), "pause shop.pay: done, deployment 3, revision 3"),
         ("POST", &pay("resume"), json!({}), "resume shop.pay: done, deployment 4, revision 4"),
         ("POST", &pay("skip"), json!({"dry_run": true}), ""),

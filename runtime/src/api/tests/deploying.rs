@@ -19,7 +19,7 @@ use proptest::sample::{Index, select};
 use serde_json::{Value, json};
 
 use super::super::types::{Component, Deployed, Revisions};
-use super::super::{Decided, Deployer, Refused};
+use super::super::{Api, ApiOptions, Decided, Deployer, Refused};
 use super::{Answer, NOW, Server};
 use crate::broker::{Error, Report};
 
@@ -194,6 +194,68 @@ async fn what_was_done_to_a_function_is_told_in_order() {
     let deleted = server.send(server.request(Method::DELETE, there).body(Bytes::new()).unwrap()).await;
     assert_eq!(deleted.status, 200);
     assert_eq!(server.get(&format!("{there}/revisions")).await.json::<Revisions>().state, "deleted");
+    server.stop().await;
+}
+
+#[tokio::test]
+async fn a_canary_is_staged_told_of_and_promoted_or_given_up() {
+    let deployer = Arc::<InMemory>::default();
+    let deploys: Arc<dyn Deployer> = deployer.clone();
+    let server = Server::start_as(ApiOptions::default(), |api: Api<_, _>| api.with_deployer(deploys)).await;
+    let there = "/v1/functions/shop.pay";
+    let deploy = |of: &[u8], canary: Option<&str>| json!({"component": Digest::of(of).to_string(), "manifest": MANIFEST, "canary": canary});
+    let post = async |what: &str, body: Value| {
+        server.post(&format!("{there}/{what}"), "application/json", body.to_string()).await
+    };
+    // Whatever an instance does of itself, before the next request that changes something.
+    let meanwhile = |action: Action| deployer.others.lock().unwrap().push(("shop.pay".parse().unwrap(), action));
+    let told = async || server.get(&format!("{there}/revisions")).await.json::<Revisions>();
+    assert_eq!(server.deploy("shop.pay", &deploy(b"a", Some("5%"))).await.summary(), "409 conflict");
+    assert_eq!(post("promote", json!({})).await.summary(), "404 unknown-function");
+    assert_eq!(server.deploy("shop.pay", &deploy(b"a", None)).await.status, 200);
+    meanwhile(Action::Activate { revision: 1 });
+    for wrong in ["0%", "100%", "5", "1.001%", ""] {
+        let answer = server.deploy("shop.pay", &deploy(b"b", Some(wrong))).await;
+        assert_eq!(answer.summary(), "400 malformed-request", "{wrong}");
+        assert!(answer.problem().detail.contains("`canary`: "), "{answer:?}");
+    }
+    assert_eq!(server.deploy("shop.pay", &deploy(b"b", Some("0.5%"))).await.status, 200);
+    let staged = told().await;
+    assert_eq!((staged.active, staged.staged, staged.staged_share.as_deref()), (Some(1), Some(3), Some("0.5%")));
+    assert_eq!((staged.canary, staged.previous), (None, Some(1)));
+    for what in ["promote", "canary"] {
+        let answer = post(what, json!({"share": "9%"})).await;
+        let expected = if what == "canary" { "409 conflict" } else { "400 malformed-request" };
+        assert_eq!(answer.summary(), expected, "it is only staged");
+    }
+    meanwhile(Action::Canary { revision: 3, share: "0.5%".parse().unwrap() });
+    assert_eq!(post("pause", json!({})).await.status, 200);
+    assert_eq!(post("canary", json!({"share": "20%", "builds_on": 4})).await.summary(), "409 conflict");
+    assert_eq!(post("canary", json!({"share": "200%"})).await.summary(), "400 malformed-request");
+    assert_eq!(post("canary", json!({"share": "20%", "dry_run": true})).await.status, 200);
+    assert_eq!(post("canary", json!({"share": "20%"})).await.status, 200);
+    let running = told().await;
+    let canary = running.canary.map(|canary| (canary.revision, canary.share));
+    assert_eq!((running.active, running.staged, canary), (Some(1), None, Some((3, "20%".to_owned()))));
+    let actions: Vec<_> = running.deployments.iter().map(|one| (&*one.action, one.to, one.share.as_deref())).collect();
+    let expected = [
+        ("deploy", None, None),
+        ("activate", Some(1), None),
+        ("deploy", None, Some("0.5%")),
+        ("canary", Some(3), Some("0.5%")),
+        ("pause", None, None),
+        ("canary", Some(3), Some("20%")),
+    ];
+    assert_eq!(actions, expected);
+    assert_eq!(post("promote", json!({"revision": 1})).await.summary(), "409 conflict");
+    assert_eq!(post("promote", json!({})).await.status, 200);
+    let promoted = told().await;
+    assert_eq!((promoted.active, promoted.canary, promoted.previous), (Some(3), None, Some(1)));
+    assert_eq!(post("promote", json!({})).await.summary(), "409 conflict");
+    server.deploy("shop.pay", &deploy(b"c", Some("50%"))).await;
+    assert_eq!(post("rollback", json!({})).await.status, 200);
+    let given_up = told().await;
+    assert_eq!((given_up.active, given_up.staged, given_up.canary), (Some(3), None, None));
     server.stop().await;
 }
 

@@ -194,7 +194,8 @@ async fn a_function_whose_change_fails_runs_as_before() {
     let name: FunctionName = "shop.pay".parse().unwrap();
     let running = server.registry.function(&name).unwrap();
     let settings = Function { topics: vec![Topic::new("nowhere").unwrap()], ..(*running.settings).clone() };
-    let deployment = Deployment { settings, digest: "beef".to_owned(), revision: super::idle(), paused: false };
+    let deployment =
+        Deployment { settings, digest: "beef".to_owned(), revision: super::idle(), canary: None, paused: false };
     let error = server.registry.activate(deployment).await.unwrap_err();
     assert!(error.to_string().contains("nowhere"), "{error}");
     let now = server.registry.function(&name).expect("it still runs");

@@ -43,7 +43,7 @@ pub(crate) async fn wait(
             return Err(Error::failed(format_args!("{} is not deployed any more", deployed.function), ""));
         };
         let staged = deployed.revision.is_some() && revisions.staged == deployed.revision;
-        if revisions.active != deployed.revision && !staged {
+        if revisions.active != deployed.revision && !staged && !is_canary(&revisions, deployed.revision) {
             let cause =
                 format!("{}: something else was decided meanwhile, deployment {}", deployed.function, revisions.latest);
             let fix = format!("`millrace functions history {}` tells what", deployed.function);
@@ -94,10 +94,20 @@ fn is_of_directory(revisions: &Revisions) -> bool {
     revisions.active_deployment().is_some_and(|active| active.origin == Some(Origin::Directory))
 }
 
+fn is_canary(revisions: &Revisions, revision: Option<u64>) -> bool {
+    revisions.canary.as_ref().is_some_and(|canary| Some(canary.revision) == revision)
+}
+
 fn far(instance: &Instance, wanted: &Revisions, revision: Option<u64>) -> Far {
     let here = &instance.here;
     if here.failed.is_some() && here.failed == revision {
         return Far::Failed(here.problem.clone().unwrap_or_default());
+    }
+    if is_canary(wanted, revision) {
+        return if here.canary == wanted.canary { Far::Done } else { Far::Behind };
+    }
+    if wanted.canary.is_none() && here.canary.is_some() {
+        return Far::Behind;
     }
     let runs = here.revision == revision || (is_of_directory(wanted) && revision == wanted.active);
     if runs && (here.paused == wanted.paused || wanted.active.is_none()) { Far::Done } else { Far::Behind }
@@ -106,7 +116,7 @@ fn far(instance: &Instance, wanted: &Revisions, revision: Option<u64>) -> Far {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::FunctionHere;
+    use crate::api::types::{Canary, FunctionHere};
 
     #[test]
     fn an_instance_is_done_once_it_does_what_is_wanted() {
@@ -116,6 +126,9 @@ mod tests {
             latest: 3,
             active,
             staged: None,
+            staged_share: None,
+            canary: None,
+            figures: Vec::new(),
             previous: None,
             paused,
             deployments: Vec::new(),
@@ -131,6 +144,7 @@ mod tests {
                 failed: problem.map(|(failed, _)| failed),
                 problem: problem.map(|(_, why)| why.to_owned()),
                 ready: None,
+                canary: None,
             },
         };
         for (instance, wanted, expected) in [
@@ -146,6 +160,25 @@ mod tests {
             (at(Some(3), true, None), wanted(None, false), Far::Behind),
         ] {
             assert_eq!(far(&instance, &wanted, wanted.active), expected, "{instance:?}");
+        }
+        let canary = |share: &str| Some(Canary { revision: 5, share: share.to_owned() });
+        let beside = |share: &str| Instance {
+            here: FunctionHere { canary: canary(share), ..at(Some(3), false, None).here },
+            ..at(None, false, None)
+        };
+        let with = Revisions { canary: canary("5%"), ..wanted(Some(3), false) };
+        let cannot = at(Some(3), false, Some((5, "no")));
+        for (instance, wanted, revision, expected) in [
+            (beside("5%"), with.clone(), 5, Far::Done),
+            (beside("9%"), with.clone(), 5, Far::Behind),
+            (at(Some(3), false, None), with.clone(), 5, Far::Behind),
+            (cannot.clone(), with.clone(), 5, Far::Failed("no".to_owned())),
+            // What else is done to the function does not wait for a canary that cannot run.
+            (cannot, with, 3, Far::Done),
+            // It was given up.
+            (beside("5%"), wanted(Some(3), false), 3, Far::Behind),
+        ] {
+            assert_eq!(far(&instance, &wanted, Some(revision)), expected, "{instance:?}");
         }
     }
 }

@@ -1,11 +1,12 @@
-//! `millrace functions history|show|diff|rollback|pause|resume|delete`.
+//! `millrace functions history|show|diff|promote|canary|rollback|pause|resume|delete`.
 
 use std::time::Duration;
 
+use millrace_core::canary::Share;
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::api::types::{Deployed, Deployment, Revisions, RollbackRequest};
+use crate::api::types::{self, CanaryRequest, Deployed, Deployment, PromoteRequest, Revisions, RollbackRequest};
 use crate::cli::client::{Client, Target};
 use crate::cli::deploy::running;
 use crate::cli::error::{Error, Exit};
@@ -38,9 +39,9 @@ pub(super) struct Act {
 pub(super) struct Diff {
     #[command(flatten)]
     which: Which,
-    /// The revision to compare from; without it the one that a rollback goes to
+    /// The revision to compare from; without it the one that a rollback goes to, which is the active one while there is a canary
     from: Option<u64>,
-    /// The revision to compare to; without it the active one
+    /// The revision to compare to; without it the canary, or else the active one
     to: Option<u64>,
 }
 
@@ -49,9 +50,19 @@ pub(super) struct Diff {
 pub(super) struct Rollback {
     #[command(flatten)]
     act: Act,
-    /// The revision that runs again; without it the one before the active one
+    /// The revision that runs again; without it the active one alone if there is a canary, or else the one before
     #[arg(long, value_name = "REVISION")]
     to: Option<u64>,
+}
+
+/// Arguments of `millrace functions canary`.
+#[derive(Debug, clap::Args)]
+pub(super) struct Canary {
+    #[command(flatten)]
+    which: Which,
+    /// The share of the keys that it handles from now on, such as 20% or 0.5%
+    #[arg(long)]
+    share: Share,
 }
 
 struct Asked {
@@ -87,6 +98,7 @@ pub(super) async fn history(which: &Which, context: &mut Context) -> Result<Exit
         let note = match Some(one.number) {
             number if number == revisions.active => Cell::styled("active", Style::Good),
             number if number == revisions.staged => Cell::styled("staged", Style::Notable),
+            number if number == canary(&revisions) => Cell::styled("canary", Style::Notable),
             _ => Cell::from(""),
         };
         table.row(vec![
@@ -105,11 +117,26 @@ pub(super) async fn history(which: &Which, context: &mut Context) -> Result<Exit
 fn action(one: &Deployment) -> String {
     match (one.action.as_str(), one.to, one.origin) {
         ("rollback", Some(to), _) => format!("rollback to {to}"),
-        ("activate", Some(to), _) => format!("activate {to}"),
+        ("activate" | "promote", Some(to), _) => format!("{} {to}", one.action),
+        ("canary", Some(to), _) => format!("canary {to}{}", share(one)),
+        ("deploy", ..) if one.share.is_some() => format!("deploy canary{}", share(one)),
         ("reset", ..) => format!("reset {}", format::counted(one.partitions.unwrap_or_default(), "partition")),
         ("deploy", _, Some(millrace_core::revision::Origin::Directory)) => "deploy from a directory".to_owned(),
         (action, ..) => format::one_line(action, 40),
     }
+}
+
+fn share(one: &Deployment) -> String {
+    one.share.as_deref().map_or_else(String::new, |share| format!(" for {}", format::one_line(share, 10)))
+}
+
+/// The number of the canary that runs.
+fn canary(revisions: &Revisions) -> Option<u64> {
+    revisions.canary.as_ref().map(|canary| canary.revision)
+}
+
+fn beside(canary: &types::Canary) -> String {
+    format!("{} for {} of the keys", canary.revision, format::one_line(&canary.share, 10))
 }
 
 /// How it stands, and how each instance does.
@@ -126,24 +153,66 @@ pub(super) async fn show(which: &Which, context: &mut Context) -> Result<Exit, E
         Some(revision) => format!("revision {revision}"),
         None => format::one_line(&revisions.state, 40),
     };
-    let staged = revisions.staged.map_or_else(String::new, |revision| format!(", {revision} is staged"));
-    console.line(format_args!("{name}: {stands}{staged}, deployment {}", revisions.latest))?;
+    let staged = match (revisions.staged, &revisions.staged_share) {
+        (Some(revision), Some(share)) => {
+            format!(", {revision} is staged as a canary for {} of the keys", format::one_line(share, 10))
+        }
+        (Some(revision), None) => format!(", {revision} is staged"),
+        (None, _) => String::new(),
+    };
+    let tried = revisions.canary.as_ref().map_or_else(String::new, |canary| format!(", canary {}", beside(canary)));
+    console.line(format_args!("{name}: {stands}{tried}{staged}, deployment {}", revisions.latest))?;
     for one in &revisions.instances {
         let runs = one.here.revision.map_or_else(|| "runs none".to_owned(), |revision| format!("runs {revision}"));
         let paused = if one.here.paused { ", paused" } else { "" };
         let (instance, at) = (format::one_line(&one.instance, 100), format::one_line(&one.at, 40));
-        console.line(format_args!("  instance {instance} {runs}{paused} (said so at {at})"))?;
+        let canary = one.here.canary.as_ref().map_or_else(String::new, |canary| format!(", {}", beside(canary)));
+        console.line(format_args!("  instance {instance} {runs}{canary}{paused} (said so at {at})"))?;
         if let Some(problem) = &one.here.problem {
             let problem = format!("revision {}: {problem}", one.here.failed.unwrap_or_default());
             let problem = console.paint(Style::Bad, &format::one_line(&problem, 1000));
             console.line(format_args!("    {problem}"))?;
         }
     }
+    if !revisions.figures.is_empty() {
+        console.line("")?;
+        console.table(&figures(&revisions))?;
+    }
     if let Some(manifest) = revisions.active_deployment().and_then(|one| one.manifest.as_deref()) {
         console.line("")?;
         console.line(format::lines(manifest.trim_end()))?;
     }
     Ok(Exit::Done)
+}
+
+/// What attempts came to on the instance that was asked, a line for each revision.
+fn figures(revisions: &Revisions) -> Table {
+    let mut table = Table::new(&[
+        ("revision", Side::Right),
+        ("runs as", Side::Left),
+        ("completed", Side::Right),
+        ("failed", Side::Right),
+        ("failure rate", Side::Right),
+        ("p50", Side::Right),
+        ("p99", Side::Right),
+    ]);
+    for one in &revisions.figures {
+        let runs = match Some(one.revision) {
+            number if number == revisions.active => Cell::styled("active", Style::Good),
+            number if number == canary(revisions) => Cell::styled("canary", Style::Notable),
+            _ => Cell::from(""),
+        };
+        table.row(vec![
+            one.revision.to_string().into(),
+            runs,
+            format::count(one.completed).into(),
+            format::count(one.failed_attempts).into(),
+            format!("{:.2}%", one.failure_rate * 100.0).into(),
+            format::seconds(one.invoke_p50_seconds).into(),
+            format::seconds(one.invoke_p99_seconds).into(),
+        ]);
+    }
+    table
 }
 
 /// What differs between two revisions.
@@ -154,7 +223,7 @@ pub(super) async fn diff(args: &Diff, context: &mut Context) -> Result<Exit, Err
         Error::failed(cause, format_args!("name them; `millrace functions history {name}` lists them"))
     };
     let from = args.from.or(revisions.previous).ok_or_else(none)?;
-    let to = args.to.or(revisions.active).ok_or_else(none)?;
+    let to = args.to.or(canary(&revisions)).or(revisions.active).ok_or_else(none)?;
     let find = |number: u64| {
         let found = revisions.deployments.iter().find(|one| one.number == number && one.manifest.is_some());
         found.ok_or_else(|| {
@@ -186,20 +255,57 @@ pub(super) async fn diff(args: &Diff, context: &mut Context) -> Result<Exit, Err
     Ok(Exit::Done)
 }
 
-/// Runs an earlier revision again.
+/// Lets the canary become the active revision.
+pub(super) async fn promote(args: &Act, context: &mut Context) -> Result<Exit, Error> {
+    let Asked { client, name, revisions } = ask(&args.which, context).await?;
+    let canary = canary(&revisions).ok_or_else(|| no_canary(&name))?;
+    let question = format!("Let revision {canary} of {name} handle all keys, in place of {}?", told(revisions.active));
+    if !may(args, question, &mut context.console).await? {
+        return Ok(Exit::Failed);
+    }
+    let request = PromoteRequest { revision: Some(canary), builds_on: Some(revisions.latest), dry_run: false };
+    let deployed = client.post(&Target::new(["v1", "functions", &name, "promote"]), &request).await?;
+    tell(&client, &deployed, format!("revision {canary} handles all keys"), &mut context.console).await
+}
+
+/// Gives the canary another share.
+pub(super) async fn canary_share(args: &Canary, context: &mut Context) -> Result<Exit, Error> {
+    let Asked { client, name, revisions } = ask(&args.which, context).await?;
+    let canary = canary(&revisions).ok_or_else(|| no_canary(&name))?;
+    let request = CanaryRequest { share: args.share.to_string(), builds_on: Some(revisions.latest), dry_run: false };
+    let deployed = client.post(&Target::new(["v1", "functions", &name, "canary"]), &request).await?;
+    let how = format!("revision {canary} handles {} of the keys", args.share);
+    tell(&client, &deployed, how, &mut context.console).await
+}
+
+fn no_canary(name: &str) -> Error {
+    Error::failed(format_args!("{name} has no canary"), "`millrace deploy --canary 5%` makes one")
+}
+
+/// Gives the canary up, or runs an earlier revision again.
 pub(super) async fn rollback(args: &Rollback, context: &mut Context) -> Result<Exit, Error> {
     let Asked { client, name, revisions } = ask(&args.act.which, context).await?;
     let to = args.to.or(revisions.previous).ok_or_else(|| {
         let fix = format!("name one with --to; `millrace functions history {name}` lists them");
         Error::failed(format_args!("{name} has no earlier revision that was uploaded"), fix)
     })?;
-    let question = format!("Run revision {to} of {name} again, in place of {}?", told(revisions.active));
+    let given_up = canary(&revisions).or(revisions.staged).filter(|_| Some(to) == revisions.active);
+    let (question, how) = match given_up {
+        Some(given_up) => (
+            format!("Give up revision {given_up} of {name}? Revision {to} handles all keys then."),
+            format!("revision {given_up} is given up, revision {to} handles all keys"),
+        ),
+        None => (
+            format!("Run revision {to} of {name} again, in place of {}?", told(revisions.active)),
+            format!("revision {to} runs again"),
+        ),
+    };
     if !may(&args.act, question, &mut context.console).await? {
         return Ok(Exit::Failed);
     }
     let request = RollbackRequest { to: Some(to), builds_on: Some(revisions.latest), dry_run: false };
     let deployed = client.post(&Target::new(["v1", "functions", &name, "rollback"]), &request).await?;
-    tell(&client, &deployed, format!("revision {to} runs again"), &mut context.console).await
+    tell(&client, &deployed, how, &mut context.console).await
 }
 
 /// Lets a function handle no events.

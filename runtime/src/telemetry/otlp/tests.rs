@@ -38,15 +38,21 @@ fn shown(span: &Span) -> String {
 #[test]
 fn names_kinds_and_attributes_follow_the_conventions() {
     let everywhere = "messaging.system=millrace messaging.consumer.group.name=shop.pay millrace.function=shop.pay";
-    let process =
-        |outcome| About::Process { event: "e1".into(), correlation: "e0".into(), offset: 9, attempt: 3, outcome };
+    let process = |outcome| About::Process {
+        event: "e1".into(),
+        correlation: "e0".into(),
+        offset: 9,
+        attempt: 3,
+        revision: 7,
+        outcome,
+    };
     let failed = Span {
         error: Some(SpanError { kind: "rejected", message: "no such customer".into() }),
         ..span(process("failed"))
     };
     let of_event = "messaging.operation.name=process messaging.operation.type=process \
                     messaging.destination.name=orders messaging.destination.partition.id=2 messaging.message.id=e1 \
-                    messaging.message.conversation_id=e0 millrace.offset=9 millrace.attempt=3";
+                    messaging.message.conversation_id=e0 millrace.offset=9 millrace.attempt=3 faas.version=7";
     for (span, expected) in [
         (
             span(process("completed")),

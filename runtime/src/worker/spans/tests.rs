@@ -69,7 +69,7 @@ impl Machine {
         let event = ticket.payload().event.as_ref().unwrap();
         let parent = event.extension(TRACE_PARENT).cloned();
         let mut trace = parent.map(|parent| TraceContext { parent, state: Some("a=1".into()) });
-        self.spans.begin(&ticket, &mut trace);
+        self.spans.begin(&ticket, 7, &mut trace);
         (ticket, trace.map(|trace| trace.parent.to_string()))
     }
 
@@ -129,7 +129,8 @@ fn taken(offset: u64, context: Option<&str>) -> millrace_core::dispatcher::Conte
 
 fn show(span: &Span) -> String {
     let about = match &span.about {
-        About::Process { event, attempt, outcome, .. } => format!("process {event}#{attempt} {outcome}"),
+        About::Process { event, attempt, revision: 7, outcome, .. } => format!("process {event}#{attempt} {outcome}"),
+        About::Process { revision, .. } => format!("of revision {revision}"),
         About::Send { topic, events } => format!("send {topic} {events}"),
         About::Commit { settled, outcome } => format!("commit {settled} {outcome}"),
     };
