@@ -23,6 +23,8 @@ use serde_json::Value;
 
 #[path = "e2e/audit.rs"]
 mod audit;
+#[path = "e2e/canaries.rs"]
+mod canaries;
 #[path = "e2e/development.rs"]
 mod development;
 #[path = "e2e/figures.rs"]

@@ -26,7 +26,7 @@ const OTHER: u64 = 3;
 /// Longer than anything here takes, by far.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-const MANIFEST: &str = "application = \"shop\"\n[topics.orders]\npartitions = 4\n[topics.payments]\npartitions = 4\n\
+pub(super) const MANIFEST: &str = "application = \"shop\"\n[topics.orders]\npartitions = 4\n[topics.payments]\npartitions = 4\n\
     [functions.pay]\ncomponent = \"guest.wasm\"\ntopics = [\"orders\"]\n\
     grants = { publish = [\"payments\"] }\n";
 
@@ -83,7 +83,7 @@ pub(super) fn order(id: &str, key: usize) -> String {
     .to_string()
 }
 
-async fn revisions(url: &str) -> Value {
+pub(super) async fn revisions(url: &str) -> Value {
     Api::default().get(&format!("{url}/v1/functions/{FUNCTION}/revisions")).await
 }
 
@@ -125,7 +125,7 @@ async fn roll_back(url: &str, to: u64) {
 }
 
 /// The types of the emitted events, by the event that they come from: each event was handled once.
-async fn handled(url: &str) -> BTreeMap<String, String> {
+pub(super) async fn handled(url: &str) -> BTreeMap<String, String> {
     let mut handled = BTreeMap::new();
     for record in Api::default().records(url, "payments").await.iter().flatten() {
         let event = &record["event"];
@@ -138,15 +138,15 @@ async fn handled(url: &str) -> BTreeMap<String, String> {
 
 /// Publishes one batch after the other.
 #[derive(Default)]
-struct Load {
+pub(super) struct Load {
     /// Events that were published.
-    published: AtomicUsize,
+    pub(super) published: AtomicUsize,
     held: AtomicBool,
-    ended: AtomicBool,
+    pub(super) ended: AtomicBool,
 }
 
 impl Load {
-    async fn run(self: Arc<Self>, url: String) {
+    pub(super) async fn run(self: Arc<Self>, url: String) {
         let api = Api::default();
         while !self.ended.load(Ordering::Relaxed) {
             let first = self.published.load(Ordering::Relaxed);
