@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::str::FromStr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,6 +14,7 @@ use millrace_core::name::{FunctionName, Topic, Unit};
 pub use millrace_core::policy::StartAt;
 use millrace_core::progress::{KeyHash, Progress, Stream};
 use millrace_core::record::Record;
+use millrace_core::revision::Resets;
 pub use millrace_core::spot::Spot;
 pub use millrace_core::state::StateWrite;
 use millrace_core::time::Timestamp;
@@ -113,6 +115,28 @@ pub struct Subscription {
     pub from: StartAt,
     /// Which idempotency keys are restored with an assignment.
     pub window: idempotency::Bounds,
+    /// Where units were told to go on. One whose position begins anew, or was set by somebody else such as a tool of the log, counts
+    /// as having done what it was told until then.
+    pub told: Told,
+}
+
+/// Where the units of a function were last told to go on, as far as is known at any time.
+#[derive(Clone, Debug)]
+pub struct Told(pub watch::Receiver<Arc<Resets>>);
+
+impl Default for Told {
+    /// Nobody was told anything, and nobody will be.
+    fn default() -> Self {
+        Self(watch::channel(Arc::default()).1)
+    }
+}
+
+impl Told {
+    /// A progress that begins here and now, after all that its unit was told.
+    pub(crate) fn after(&self, unit: &Unit, mut progress: Progress) -> Progress {
+        progress.reset.number = self.0.borrow().of(unit).map_or(0, |target| target.number);
+        progress
+    }
 }
 
 /// A partition that a worker now owns.
@@ -136,9 +160,6 @@ pub struct Restored {
     /// Idempotency keys: those that were committed within the subscription's window before the assignment, and this unit's
     /// share of them.
     pub keys: Window,
-    /// Whether somebody else has set the position since the function committed it last, such as a tool of the log. What was asked
-    /// for before is done with.
-    pub is_moved: bool,
 }
 
 /// Which records to fetch.

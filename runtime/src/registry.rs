@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::breaker::SharedBreaker;
-use crate::broker::{Assignment, Broker, Error, Subscription};
+use crate::broker::{Assignment, Broker, Error, Subscription, Told};
 use crate::clock::Clock;
 use crate::telemetry::Tracing;
 use crate::worker::feed::Feed;
@@ -321,11 +321,13 @@ impl<B: Broker, R: Revision> Registry<B, R> {
     async fn start(&self, runnable: Runnable<R>) -> Result<(), Error> {
         let Runnable { settings, digest, running, paused } = runnable;
         let window = Bounds { span: settings.idempotency.window, max_keys: settings.idempotency.max_keys };
+        let resets = lock(&self.resets).entry(settings.name.clone()).or_default().subscribe();
         let subscription = Subscription {
             function: settings.name.clone(),
             topics: settings.topics.clone(),
             from: settings.from,
             window,
+            told: Told(resets.clone()),
         };
         let assignments = self.broker.subscribe(subscription).await?;
         let first = if paused { Command::Pause } else { Command::Run };
@@ -340,7 +342,7 @@ impl<B: Broker, R: Revision> Registry<B, R> {
             breaker: breaker.clone(),
             running: running.subscribe(),
             command: command.subscribe(),
-            resets: lock(&self.resets).entry(settings.name.clone()).or_default().subscribe(),
+            resets,
             clock: self.clock,
         };
         let (units, ended) = (Units::default(), Arc::<Mutex<Counts>>::default());

@@ -226,10 +226,7 @@ impl<P: Partition, R: Revision> Worker<P, R> {
     /// Takes up an assignment. `seed` is for the jitter of retries.
     #[must_use]
     pub fn new(assignment: Assignment<P>, mut shared: Shared<R>, seed: u64) -> Self {
-        let Assignment { partition, restored: Restored { mut progress, keys, is_moved }, revoked, .. } = assignment;
-        if is_moved {
-            reset::take_for_done(&mut progress, &shared.resets.borrow(), partition.unit());
-        }
+        let Assignment { partition, restored: Restored { progress, keys }, revoked, .. } = assignment;
         let running = shared.running.borrow_and_update().clone();
         let (status, skips) = UnitStatus::new(partition.unit().clone(), &keys, shared.clock.now());
         Self {
@@ -290,6 +287,7 @@ impl<P: Partition, R: Revision> Worker<P, R> {
         while !self.unit.draining()
             && !self.unit.paused()
             && !self.unit.group_is_full()
+            && !self.unit.shared.resets.has_changed().unwrap_or(false)
             && let Some(ticket) = self.unit.tickets.pop_front()
         {
             tried_again |= ticket.attempt() > 1;

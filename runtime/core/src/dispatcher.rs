@@ -452,9 +452,10 @@ impl<T: Payload> Dispatcher<T> {
     pub fn reset(&mut self, target: &Target) {
         assert!(self.sealed.is_none() && !self.group.dirty, "what was settled is committed before the position is set");
         self.abort();
-        let Target { number, offset, forget } = *target;
+        let Target { number, offset, forgets, .. } = *target;
         let place = StreamProgress { start: offset, resume: offset, ..StreamProgress::default() };
         self.source = Log::restore(&place);
+        let forget = forgets > self.committed.reset.number;
         let forgot_in = if forget { self.committed.commits + 1 } else { self.committed.reset.forgot_in };
         self.reset = Reset { number, forgot_in };
         self.isolation = Isolation::default();

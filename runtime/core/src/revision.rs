@@ -96,6 +96,9 @@ pub struct Place {
     pub partition: u32,
     /// The offset to go on from.
     pub offset: u64,
+    /// Whether that was the oldest record there was, so that an older one than there is by now is not missed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub oldest: bool,
 }
 
 /// Where a unit is to go on.
@@ -105,8 +108,11 @@ pub struct Target {
     pub number: u64,
     /// The offset to go on from.
     pub offset: u64,
-    /// Whether its idempotency keys are forgotten.
-    pub forget: bool,
+    /// Whether it is to go on from the oldest record that there is then.
+    pub oldest: bool,
+    /// The newest deployment up to this one that said that its idempotency keys are forgotten; 0 if none did. A unit that obeys
+    /// several at once forgets them, too.
+    pub forgets: u64,
 }
 
 /// Where each unit of a function was last told to go on.
@@ -127,9 +133,10 @@ impl Resets {
     }
 
     fn add(&mut self, number: u64, positions: &[Place], forget: bool) {
-        for Place { topic, partition, offset } in positions {
-            let target = Target { number, offset: *offset, forget };
-            self.0.entry(topic.clone()).or_default().insert(*partition, target);
+        for Place { topic, partition, offset, oldest } in positions {
+            let told = self.0.entry(topic.clone()).or_default();
+            let forgets = if forget { number } else { told.get(partition).map_or(0, |target| target.forgets) };
+            told.insert(*partition, Target { number, offset: *offset, oldest: *oldest, forgets });
         }
     }
 }
@@ -740,24 +747,29 @@ mod tests {
 
     #[test]
     fn each_unit_knows_where_it_was_told_to_go_on_last() {
-        let place =
-            |topic: &str, partition: u32, offset: u64| Place { topic: topic.parse().unwrap(), partition, offset };
+        let place = |topic: &str, partition: u32, offset: u64| Place {
+            topic: topic.parse().unwrap(),
+            partition,
+            offset,
+            oldest: offset == 7,
+        };
         let reset = |positions: &[Place], forget: bool| Action::Reset { positions: positions.to_vec(), forget };
         let running = [deploy(b"a"), activate(1)];
         let first = reset(&[place("orders", 0, 7), place("orders", 1, 8), place("other", 0, 9)], false);
         let second = reset(&[place("orders", 1, 5)], true);
-        let history = after(&[&running[..], &[first.clone(), Action::Pause, second]].concat());
+        let third = reset(&[place("orders", 1, 6)], false);
+        let history = after(&[&running[..], &[first.clone(), Action::Pause, second, third]].concat());
         for (topic, partition, expected) in [
-            ("orders", 0, Some(Target { number: 3, offset: 7, forget: false })),
-            ("orders", 1, Some(Target { number: 5, offset: 5, forget: true })),
-            ("other", 0, Some(Target { number: 3, offset: 9, forget: false })),
+            ("orders", 0, Some(Target { number: 3, offset: 7, oldest: true, forgets: 0 })),
+            ("orders", 1, Some(Target { number: 6, offset: 6, oldest: false, forgets: 5 })),
+            ("other", 0, Some(Target { number: 3, offset: 9, oldest: false, forgets: 0 })),
             ("other", 1, None),
             ("elsewhere", 0, None),
         ] {
             let unit = Unit { function: "shop.pay".parse().unwrap(), topic: topic.parse().unwrap(), partition };
             assert_eq!(history.resets().of(&unit), expected, "{topic}/{partition}");
         }
-        assert_eq!((history.state(), history.latest()), (&active(1, true), 5));
+        assert_eq!((history.state(), history.latest()), (&active(1, true), 6));
         // The same once more is not the same: events were handled since.
         assert_eq!((history.check(&first), history.is_done(&first)), (Ok(()), false));
         assert_eq!(History::default().check(&first), Err(Impossible::Absent));
@@ -835,10 +847,13 @@ mod tests {
             ),
             (
                 Action::Reset {
-                    positions: vec![Place { topic: "orders".parse().unwrap(), partition: 1, offset: 7 }],
+                    positions: vec![
+                        Place { topic: "orders".parse().unwrap(), partition: 1, offset: 7, oldest: false },
+                        Place { topic: "orders".parse().unwrap(), partition: 2, offset: 0, oldest: true },
+                    ],
                     forget: true,
                 },
-                r#"{"action":"reset","positions":[{"topic":"orders","partition":1,"offset":7}],"forget":true,"at":"1970-01-01T00:00:00Z","by":"me"}"#
+                r#"{"action":"reset","positions":[{"topic":"orders","partition":1,"offset":7},{"topic":"orders","partition":2,"offset":0,"oldest":true}],"forget":true,"at":"1970-01-01T00:00:00Z","by":"me"}"#
                     .to_owned(),
             ),
             (Action::Delete, r#"{"action":"delete","at":"1970-01-01T00:00:00Z","by":"me"}"#.to_owned()),

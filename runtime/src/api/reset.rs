@@ -5,10 +5,12 @@ use std::sync::Arc;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
 use axum::{Extension, Json};
+use futures::stream::{self, StreamExt as _, TryStreamExt as _};
 use millrace_core::access::Caller;
-use millrace_core::name::{FunctionName, Topic};
+use millrace_core::name::{FunctionName, Unit};
 use millrace_core::progress::StreamProgress;
 use millrace_core::revision::{Action, Place};
+use millrace_core::time::Timestamp;
 
 use super::audit::Trail;
 use super::deploy::change;
@@ -18,6 +20,9 @@ use super::types::{ResetAnswer, ResetPartition, ResetRequest};
 use super::{Shared, types};
 use crate::broker::{Broker, Catalog, Spot, UnitInfo};
 use crate::worker::Revision;
+
+/// Partitions that the log is asked about at the same time.
+const LOOKED_AT_ONCE: usize = 8;
 
 /// `POST /v1/functions/{function}/reset`
 pub(super) async fn reset<B: Broker + Catalog, R: Revision>(
@@ -37,16 +42,14 @@ pub(super) async fn reset<B: Broker + Catalog, R: Revision>(
     units.retain(|info| settings.topics.contains(&info.unit.topic));
     let units = chosen(units, &asked, &name, spot)?;
     let window = settings.idempotency.window;
-    let remembered_since = Spot::Time(api.clock.now() - window);
-    let (mut partitions, mut positions) = (Vec::with_capacity(units.len()), Vec::with_capacity(units.len()));
-    for info in &units {
-        let (topic, partition) = (&info.unit.topic, info.unit.partition);
-        let to = api.broker.find(topic, partition, spot).await?;
-        check_bounds(&*api.broker, topic, partition, to).await?;
-        let since = api.broker.find(topic, partition, remembered_since).await?;
-        partitions.push(described(info, to, since));
-        positions.push(Place { topic: topic.clone(), partition, offset: to });
-    }
+    let remembered_since = api.clock.now() - window;
+    let looking = units.iter().cloned().map(|info| look(&*api.broker, info, spot, remembered_since));
+    let partitions: Vec<ResetPartition> = stream::iter(looking).buffered(LOOKED_AT_ONCE).try_collect().await?;
+    let places = units.iter().zip(&partitions).map(|(info, found)| {
+        let Unit { topic, partition, .. } = &info.unit;
+        Place { topic: topic.clone(), partition: *partition, offset: found.to, oldest: spot == Spot::Earliest }
+    });
+    let positions: Vec<Place> = places.collect();
     trail.topics(settings.topics.iter().filter(|topic| positions.iter().any(|place| place.topic == **topic)));
     let action = Action::Reset { positions, forget: asked.forget };
     let ResetRequest { forget, dry_run, builds_on, .. } = asked;
@@ -102,36 +105,49 @@ fn chosen(
     Ok(units)
 }
 
-/// A position where nothing is, or will be next, would make the partition wait for ever.
-async fn check_bounds<B: Catalog>(broker: &B, topic: &Topic, partition: u32, to: u64) -> Result<(), Refusal> {
+/// What it means for a unit to go on there. What was published from a time on has its keys remembered.
+async fn look<B: Catalog>(
+    broker: &B,
+    info: UnitInfo,
+    spot: Spot,
+    remembered_since: Timestamp,
+) -> Result<ResetPartition, Refusal> {
+    let (topic, partition) = (&info.unit.topic, info.unit.partition);
     let earliest = broker.find(topic, partition, Spot::Earliest).await?;
-    let next = broker.find(topic, partition, Spot::Latest).await?;
-    if (earliest..=next).contains(&to) {
-        return Ok(());
+    let to = match spot {
+        Spot::Earliest => earliest,
+        spot => broker.find(topic, partition, spot).await?,
+    };
+    if let Spot::Offset(_) = spot {
+        // A position where nothing is, or will be next, would make the partition wait for ever.
+        let next = broker.find(topic, partition, Spot::Latest).await?;
+        if !(earliest..=next).contains(&to) {
+            let reason = format!("{topic}/{partition} has no offset {to}: choose one from {earliest} to {next}");
+            return Err(Refusal::malformed(reason));
+        }
     }
-    let reason = format!("{topic}/{partition} has no offset {to}: choose one from {earliest} to {next}");
-    Err(Refusal::malformed(reason))
-}
-
-/// What it means for a unit to go on there. What was published from `since` on has its keys remembered.
-fn described(info: &UnitInfo, to: u64, since: u64) -> ResetPartition {
+    let since = broker.find(topic, partition, Spot::Time(remembered_since)).await?;
     let source = &info.progress.source;
-    ResetPartition {
-        topic: info.unit.topic.to_string(),
-        partition: info.unit.partition,
+    Ok(ResetPartition {
+        topic: topic.to_string(),
+        partition,
         from: source.resume,
         to,
-        again: settled_from(source, to),
-        within_window: settled_from(source, to.max(since)),
-        passed_over: source.unsettled_below(to),
-    }
+        again: behind(source, to),
+        within_window: behind(source, to.max(since)),
+        passed_over: waiting(source, earliest, to),
+    })
 }
 
-/// Settled offsets from this one on.
-fn settled_from(progress: &StreamProgress, offset: u64) -> u64 {
+/// Offsets from this one on that the function has behind it: they are settled, or lie before the place where it began.
+fn behind(progress: &StreamProgress, offset: u64) -> u64 {
     let above = progress.settled_above.iter().map(|range| range.end.saturating_sub(range.start.max(offset)));
-    // What the function never began with is not settled by it, though it lies before.
-    progress.resume.saturating_sub(progress.start.max(offset)) + above.sum::<u64>()
+    progress.resume.saturating_sub(offset) + above.sum::<u64>()
+}
+
+/// Offsets below `to` that wait to be settled, and are there.
+fn waiting(progress: &StreamProgress, earliest: u64, to: u64) -> u64 {
+    progress.unsettled_below(to) - progress.unsettled_below(earliest.min(to))
 }
 
 #[cfg(test)]
@@ -141,12 +157,25 @@ mod tests {
 
     #[test]
     fn what_comes_again_and_what_is_passed_over() {
+        // It was told before to go on from 10, and what is before comes again all the same.
         let progress =
             StreamProgress { start: 10, resume: 20, settled_above: vec![22..25], ..StreamProgress::default() };
-        for (to, again, passed_over) in
-            [(0, 13, 0), (10, 13, 0), (15, 8, 0), (20, 3, 0), (22, 3, 2), (24, 1, 2), (25, 0, 2), (30, 0, 7)]
-        {
-            assert_eq!((settled_from(&progress, to), progress.unsettled_below(to)), (again, passed_over), "{to}");
+        for (earliest, to, again, passed_over) in [
+            (0, 0, 23, 0),
+            (5, 5, 18, 0),
+            (0, 10, 13, 0),
+            (0, 15, 8, 0),
+            (0, 20, 3, 0),
+            (0, 22, 3, 2),
+            (0, 24, 1, 2),
+            (0, 25, 0, 2),
+            (0, 30, 0, 7),
+            // Some of those that wait are gone.
+            (27, 30, 0, 3),
+            (40, 30, 0, 0),
+        ] {
+            let found = (behind(&progress, to), waiting(&progress, earliest, to));
+            assert_eq!(found, (again, passed_over), "from {earliest} to {to}");
         }
     }
 }

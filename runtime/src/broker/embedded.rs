@@ -402,7 +402,7 @@ impl Broker for EmbeddedLog {
         &self,
         subscription: Subscription,
     ) -> Result<mpsc::Receiver<Assignment<EmbeddedPartition>>, Error> {
-        let Subscription { function, topics, from, window } = subscription;
+        let Subscription { function, topics, from, window, told: _ } = subscription;
         let taken = function.clone();
         let owned = self.alone(move |committer| committer.subscribe(&taken, &topics, from)).await??;
         let units: Vec<_> = owned.iter().map(|owned| owned.unit.clone()).collect();
@@ -413,7 +413,7 @@ impl Broker for EmbeddedLog {
         for (owned, keys) in owned.into_iter().zip(keys) {
             let progress = (*owned.unit.committed()).clone();
             let partition = EmbeddedPartition::new(self.clone(), &owned);
-            let restored = Restored { progress, keys, is_moved: false };
+            let restored = Restored { progress, keys };
             let assignment = Assignment { partition, restored, siblings, revoked: owned.revoked };
             assert!(sender.try_send(assignment).is_ok(), "the channel has room for each assignment");
         }

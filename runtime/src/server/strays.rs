@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use millrace_core::digest::Digest;
+use millrace_core::revision::History;
 use tokio::time::Instant;
 
 use super::revisions::Revisions;
@@ -46,16 +47,25 @@ impl<L: Log> Revisions<L> {
     }
 
     async fn try_to_remove_strays(&self, strays: &mut Strays, now: Instant) -> Result<(), Error> {
+        if !self.knows_all() {
+            return Ok(());
+        }
         let there = self.log.components().await?;
         for digest in strays.look(&there, |digest| self.is_named(digest), now) {
             // Somebody may have deployed it a moment ago.
             self.refresh().await?;
-            if !self.is_named(&digest) {
+            if self.knows_all() && !self.is_named(&digest) {
                 self.log.remove_component(digest).await?;
                 tracing::info!(%digest, "A component that was uploaded and never deployed was removed.");
             }
         }
         Ok(())
+    }
+
+    /// What a newer version did can name components that this one does not find there, and so can deployments that are lost.
+    fn knows_all(&self) -> bool {
+        let known = lock(&self.known);
+        !known.1.is_empty() && known.1.values().flat_map(History::changes).all(|(_, change)| change.is_ok())
     }
 
     /// Whether any revision of any function has this component, as far as is known.

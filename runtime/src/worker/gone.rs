@@ -44,6 +44,9 @@ impl<P: Partition, R: Revision> Owned<P, R> {
         if self.commit_all().await? == Concluded::StartedAgain {
             return Ok(());
         }
+        if stream == Stream::Source && self.follow_oldest(earliest).await?.is_some() {
+            return Ok(());
+        }
         let gone = Gone { stream, wanted, earliest, records: self.dispatcher.missing(stream, earliest) };
         let unit = self.partition.unit();
         tracing::error!(

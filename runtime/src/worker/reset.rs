@@ -1,16 +1,14 @@
 //! An operator has told a partition where to go on.
 
-use millrace_core::name::Unit;
-use millrace_core::progress::Progress;
-use millrace_core::revision::{Resets, Target};
+use millrace_core::revision::Target;
 
 use super::{Concluded, Exit, Owned, Revision};
 use crate::broker::Partition;
 
 impl<P: Partition, R: Revision> Owned<P, R> {
     /// Where it was told to go on, if it has not yet.
-    pub(super) fn told(&self) -> Option<Target> {
-        let target = self.shared.resets.borrow().of(self.partition.unit())?;
+    pub(super) fn told(&mut self) -> Option<Target> {
+        let target = self.shared.resets.borrow_and_update().of(self.partition.unit())?;
         (target.number > self.dispatcher.last_committed().reset.number).then_some(target)
     }
 
@@ -24,24 +22,40 @@ impl<P: Partition, R: Revision> Owned<P, R> {
         if self.commit_all().await? == Concluded::StartedAgain {
             return Ok(Concluded::StartedAgain);
         }
-        self.start_again();
-        self.dispatcher.reset(&target);
-        if self.commit_all().await? == Concluded::StartedAgain {
+        if self.go_to(&target).await? == Concluded::StartedAgain {
             // Whatever the log refuses, it is not asked all the time.
             self.pause_due = true;
             return Ok(Concluded::StartedAgain);
         }
-        let Target { number, offset, forget } = target;
-        let unit = self.partition.unit();
-        tracing::warn!(%unit, deployment = number, offset, forget, "An operator has set the position.");
+        // Words about what was gone are not to be taken for words about something else later.
         self.status.go_on();
+        while self.skips.try_recv().is_ok() {}
         Ok(Concluded::Committed)
     }
-}
 
-/// What a unit was told until now is done with.
-pub(super) fn take_for_done(progress: &mut Progress, resets: &Resets, unit: &Unit) {
-    if let Some(target) = resets.of(unit) {
-        progress.reset.number = progress.reset.number.max(target.number);
+    /// Commits the position alone. Nothing else waits for a commit.
+    async fn go_to(&mut self, target: &Target) -> Result<Concluded, Exit> {
+        self.start_again();
+        self.dispatcher.reset(target);
+        let concluded = self.commit_all().await?;
+        if concluded == Concluded::Committed {
+            let Target { number, offset, .. } = target;
+            let unit = self.partition.unit();
+            tracing::warn!(%unit, deployment = number, offset, "An operator has set the position.");
+        }
+        Ok(concluded)
+    }
+
+    /// It was told to go on from the oldest record, has not settled any since, and that one is gone by now: it goes on from the
+    /// one that is the oldest now.
+    pub(super) async fn follow_oldest(&mut self, earliest: u64) -> Result<Option<Concluded>, Exit> {
+        let told = self.shared.resets.borrow().of(self.partition.unit());
+        let progress = self.dispatcher.last_committed();
+        let is_fresh = progress.source.resume == progress.source.start && progress.source.settled_above.is_empty();
+        let target = told.filter(|target| target.oldest && target.number == progress.reset.number && is_fresh);
+        match target {
+            Some(target) => self.go_to(&Target { offset: earliest, ..target }).await.map(Some),
+            None => Ok(None),
+        }
     }
 }

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use millrace::broker::kafka::{KafkaLog, Options};
-use millrace::broker::{Broker as _, Catalog as _, Log as _, StartAt, Subscription};
+use millrace::broker::{Broker as _, Catalog as _, Log as _, StartAt, Subscription, Told};
 use millrace_core::idempotency::Bounds;
 use millrace_core::name::{FunctionName, Topic, Unit};
 use millrace_core::time::Timestamp;
@@ -54,7 +54,7 @@ fn topic() -> Topic {
 fn subscription(unit: &Unit) -> Subscription {
     let (function, topics) = (unit.function.clone(), vec![unit.topic.clone()]);
     let window = Bounds { max_keys: usize::try_from(KEYS).expect("it fits"), ..Bounds::default() };
-    Subscription { function, topics, from: StartAt::Earliest, window }
+    Subscription { function, topics, from: StartAt::Earliest, window, told: Told::default() }
 }
 
 async fn open(bootstrap: &str) -> KafkaLog {

@@ -56,7 +56,7 @@ impl Broker for SimBroker {
 
     async fn subscribe(&self, subscription: Subscription) -> Result<mpsc::Receiver<Assignment<SimPartition>>, Error> {
         let (assignments, receiver) = mpsc::channel(64);
-        let Subscription { function, topics, from, window } = subscription;
+        let Subscription { function, topics, from, window, told: _ } = subscription;
         let mut units = Vec::new();
         for topic in topics {
             let Some(count) = self.group.world().topics.get(&topic).map(Vec::len) else {

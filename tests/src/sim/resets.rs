@@ -35,7 +35,7 @@ impl Operator {
             world.units.iter().map(|(unit, stored)| (unit.clone(), stored.progress.source.resume)).collect();
         let positions = units.into_iter().map(|(unit, resume)| {
             let offset = if forget { 0 } else { world.rng.below(resume + 1) };
-            Place { topic: unit.topic, partition: unit.partition, offset }
+            Place { topic: unit.topic, partition: unit.partition, offset, oldest: forget }
         });
         let positions: Vec<Place> = positions.collect();
         world.note(format_args!("reset {positions:?} forget {forget}"));

@@ -273,7 +273,7 @@ impl World {
         for (at, block) in blocks.filter(|(at, _)| *at >= bounds.oldest(self.now)) {
             keys.insert(*at, block.iter().copied());
         }
-        Restored { progress: stored.map(|stored| stored.progress.clone()).unwrap_or_default(), keys, is_moved: false }
+        Restored { progress: stored.map(|stored| stored.progress.clone()).unwrap_or_default(), keys }
     }
 
     /// Writes a commit as one, checking what every broker checks.

@@ -5,7 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use millrace::broker::{
     Assignment, Broker, Catalog, Commit, CommitOutcome, Fetched, Letter, LetterId, Outgoing, Partition, Placement,
-    Placing, StartAt, Subscription, Wanted,
+    Placing, StartAt, Subscription, Told, Wanted,
 };
 use millrace_core::idempotency::Bounds;
 use millrace_core::letter::LetterHeaders;
@@ -101,7 +101,13 @@ pub(crate) async fn all<S: Subject>(subject: &S, log: &S::Log, name: &str, parti
 
 pub(crate) fn subscription<S: Subject>(subject: &S) -> Subscription {
     let topics = vec![subject.topic("orders")];
-    Subscription { function: function(), topics, from: StartAt::Earliest, window: Bounds::default() }
+    Subscription {
+        function: function(),
+        topics,
+        from: StartAt::Earliest,
+        window: Bounds::default(),
+        told: Told::default(),
+    }
 }
 
 /// What a subscription is assigned.

@@ -3,9 +3,10 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use hyper::StatusCode;
-use millrace_tests::process::{Api, Kafka, assert_accounts_balance};
+use millrace_tests::process::{Api, Kafka};
 use serde_json::{Value, json};
 
 use super::revisions::{
@@ -49,7 +50,24 @@ async fn canary_everywhere(url: &str, revision: &Value, instances: usize) {
     .await;
 }
 
-/// What the attempts of a revision came to on all these instances.
+/// Waits until these instances together have completed so many events with each revision. One that lost a partition may tell of it
+/// a little later, and what it could not commit was attempted more than once.
+async fn have_completed(urls: &[String], wanted: [(u64, u64); 2]) {
+    let began = Instant::now();
+    for (revision, events) in wanted {
+        let most = if urls.len() == 1 { events } else { events * 2 };
+        loop {
+            let found = completed(urls, revision).await;
+            if (events..=most).contains(&found) {
+                break;
+            }
+            assert!(began.elapsed() < Duration::from_secs(20), "{found} events of revision {revision}, not {events}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+}
+
+/// How many attempts of a revision completed their event on all these instances.
 async fn completed(urls: &[String], revision: u64) -> u64 {
     let mut completed = 0;
     for url in urls {
@@ -78,7 +96,7 @@ async fn takes_its_share(urls: &[String], [one, other]: &[String; 2]) -> Vec<Str
     assert!((share_of(&first, "omitted") - SHARE).abs() <= 1.0, "{}%", share_of(&first, "omitted"));
     assert_eq!(first, of_round(&handled, "second"), "a key was handled by both");
     let of_canary = handled.values().filter(|word| *word == "omitted").count() as u64;
-    assert_eq!((completed(urls, CANARY).await, completed(urls, 1).await), (of_canary, 2 * KEYS as u64 - of_canary));
+    have_completed(urls, [(CANARY, of_canary), (1, 2 * KEYS as u64 - of_canary)]).await;
     let said = done(url, &["functions", "show", "pay"]);
     assert!(said.contains("revision 1, canary 3 for 20% of the keys"), "{said}");
     assert!(done(url, &["functions", "list"]).contains("1 + 3 (20%)"));
@@ -95,7 +113,7 @@ async fn comes_and_goes_under_load(urls: &[String], [one, _]: &[String; 2]) {
     let more = async |events: usize| {
         let wanted = load.published.load(Ordering::Relaxed) + events;
         while load.published.load(Ordering::Relaxed) < wanted {
-            tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            tokio::time::sleep(Duration::from_millis(5)).await;
         }
     };
     more(500).await;
@@ -122,7 +140,7 @@ async fn comes_and_goes_under_load(urls: &[String], [one, _]: &[String; 2]) {
     let events = load.published.load(Ordering::Relaxed);
     assert_eq!(words.keys().filter(|id| id.starts_with("o-")).count(), events, "an event is lost");
     one_revision_at_a_time(url).await;
-    assert_accounts_balance(&api, url, &status).await;
+    assert_eq!(status["functions"][0]["balanced"], true, "{status:#}");
 }
 
 /// The outputs of each key are in the order of its events, and change from one revision to the other no more often than somebody

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use millrace::broker::kafka::{KafkaLog, KafkaPartition, Options};
 use millrace::broker::{
     Assignment, Broker as _, Catalog as _, Commit, CommitOutcome, Log as _, Outgoing, Partition as _, Placing, StartAt,
-    StateReader as _, StateWrite, Subscription,
+    StateReader as _, StateWrite, Subscription, Told,
 };
 use millrace_core::idempotency::Bounds;
 use millrace_core::name::Topic;
@@ -43,6 +43,7 @@ async fn subscribed(log: &KafkaLog) -> Assignments {
         topics: vec![topic("orders")],
         from: StartAt::Earliest,
         window: Bounds::default(),
+        told: Told::default(),
     };
     within(log.subscribe(subscription)).await.expect("it subscribes")
 }

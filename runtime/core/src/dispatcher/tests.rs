@@ -108,7 +108,8 @@ impl Machine {
         if let Some((how @ ("go" | "forget"), offset)) = step.split_once(' ') {
             let offset = offset.parse().expect("an offset");
             let number = self.dispatcher.committed.reset.number + 1;
-            self.dispatcher.reset(&Target { number, offset, forget: how == "forget" });
+            let forgets = if how == "forget" { number } else { number - 1 };
+            self.dispatcher.reset(&Target { number, offset, oldest: false, forgets });
             return self.reset();
         }
         match step {

@@ -19,7 +19,7 @@ use super::super::types::{
 use super::{NOW, Server};
 use crate::broker::embedded::{EmbeddedLog, Options};
 use crate::broker::{
-    Broker, Catalog, Commit, CommitOutcome, Letter, LetterId, LetterStatus, Partition, StartAt, Subscription,
+    Broker, Catalog, Commit, CommitOutcome, Letter, LetterId, LetterStatus, Partition, StartAt, Subscription, Told,
 };
 use crate::clock::Clock;
 use crate::registry::Deployment;
@@ -46,6 +46,7 @@ async fn fail_first_record(log: &EmbeddedLog, record: &Record) -> u32 {
         topics: vec![topic.clone()],
         from: StartAt::Earliest,
         window: Bounds::default(),
+        told: Told::default(),
     };
     let mut assignment = log.subscribe(subscription).await.unwrap().recv().await.unwrap();
     let id = LetterId { topic, partition: assignment.partition.unit().partition, offset: 0 };

@@ -81,7 +81,7 @@ async fn what_is_not_http_is_refused() {
 /// Gives a function a partition of a log that cannot go on.
 async fn assign_broken_partition(server: &Server, revoked: watch::Receiver<bool>) {
     let unit = Unit { function: "shop.pay".parse().unwrap(), topic: "orders".parse().unwrap(), partition: 0 };
-    let restored = Restored { progress: Progress::default(), keys: Bounds::default().window(1), is_moved: false };
+    let restored = Restored { progress: Progress::default(), keys: Bounds::default().window(1) };
     let assignment = Assignment { partition: Broken(unit), restored, siblings: 1, revoked };
     let assignments = server.broker.lock().assignments[0].clone();
     assignments.send(assignment).await.unwrap();

@@ -40,13 +40,13 @@ pub struct ResetAnswer {
     pub forget: bool,
     /// How long the function remembers idempotency keys.
     pub window_seconds: f64,
-    /// Offsets of all partitions together that are settled and come again: as many events, on Kafka with the markers of
-    /// transactions.
+    /// Offsets of all partitions together that the function has behind it and that come again, or for the first time where it began
+    /// after them: as many events, on Kafka with the markers of transactions. Events that were dead-lettered are among them.
     pub again: u64,
     /// Those of `again` that were published within the idempotency window: they are settled as duplicates if they had completed,
     /// unless keys are forgotten, now or because there were too many.
     pub within_window: u64,
-    /// Offsets of all partitions together that are not settled and are passed over.
+    /// Offsets of all partitions together that wait to be settled and are passed over.
     pub passed_over: u64,
     /// By topic and number.
     pub partitions: Vec<ResetPartition>,
@@ -63,10 +63,10 @@ pub struct ResetPartition {
     pub from: u64,
     /// The offset to go on from.
     pub to: u64,
-    /// Settled offsets that come again.
+    /// Offsets behind it that come again.
     pub again: u64,
     /// Those of them that were published within the idempotency window.
     pub within_window: u64,
-    /// Offsets that are not settled and are passed over.
+    /// Offsets that wait to be settled and are passed over.
     pub passed_over: u64,
 }

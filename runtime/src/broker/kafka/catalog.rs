@@ -340,7 +340,7 @@ impl KafkaLog {
             let position = found.get(&(topic.as_str(), partition)).copied();
             Committed::read(&Unit { function: function.clone(), topic, partition }, position)
         });
-        Ok(units.collect())
+        units.collect()
     }
 
     /// Looks at a function's letters as they are now.

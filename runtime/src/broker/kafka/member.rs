@@ -28,6 +28,7 @@ use super::redrive::Redrives;
 use super::values::KafkaState;
 use super::writer::Writer;
 use super::{metadata, native};
+use crate::broker::frame::Corrupt;
 use crate::broker::{Assignment, Commit, CommitOutcome, Error, GroupFigures, Subscription};
 use crate::clock::Clock;
 
@@ -341,14 +342,17 @@ pub(super) fn committed<C: rdkafka::consumer::ConsumerContext>(
             Offset::Offset(offset) => u64::try_from(offset).ok(),
             _ => None,
         };
-        all.push(Committed::read(&unit, offset.map(|offset| (offset, element.metadata()))));
+        all.push(Committed::read(&unit, offset.map(|offset| (offset, element.metadata())))?);
     }
     Ok(all)
 }
 
 impl Committed {
     /// What was committed for a unit: an offset and its metadata.
-    pub(super) fn read(unit: &Unit, position: Option<(u64, &str)>) -> Self {
+    ///
+    /// # Errors
+    /// If a newer version committed it: to go on from the offset alone would forget what it remembers.
+    pub(super) fn read(unit: &Unit, position: Option<(u64, &str)>) -> Result<Self, Error> {
         let mut found = Self {
             topic: unit.topic.clone(),
             partition: unit.partition,
@@ -357,18 +361,21 @@ impl Committed {
             is_short: false,
             recent: Recent::default(),
         };
-        let Some((offset, metadata)) = position else { return found };
+        let Some((offset, metadata)) = position else { return Ok(found) };
         match metadata::decode(unit, metadata) {
             Ok(Decoded { progress, is_short, recent }) if progress.source.resume == offset => {
-                return Self { progress: Some(progress), is_whole: true, is_short, recent, ..found };
+                return Ok(Self { progress: Some(progress), is_whole: true, is_short, recent, ..found });
             }
             Ok(_) => {}
+            Err(error @ Corrupt::Newer { .. }) => {
+                return Err(Error::Transient(format!("the position of {unit}: {error}; update this instance")));
+            }
             Err(error) => {
                 tracing::warn!(%unit, offset, %error, "The position was set by somebody else; accounts begin there.");
             }
         }
         found.progress = Some(progress_from(offset));
-        found
+        Ok(found)
     }
 }
 

@@ -68,9 +68,9 @@ fn decide_once(
             StartAt::Earliest => earliest,
             StartAt::Latest => end,
         };
-        let mut progress = progress_from(offset);
-        progress.redrive = redrives.remove(&(topic.clone(), partition)).unwrap_or_default();
         let unit = Unit { function: subscription.function.clone(), topic: topic.clone(), partition };
+        let mut progress = subscription.told.after(&unit, progress_from(offset));
+        progress.redrive = redrives.remove(&(topic.clone(), partition)).unwrap_or_default();
         let mut element = offsets.add_partition(topic.as_str(), signed(partition));
         element.set_offset(at(progress.source.resume)).expect("an offset that was read fits");
         let metadata::Encoded { text, whole, .. } = metadata::encode(&unit, &progress, &Recent::default());

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::load::Load;
-use crate::broker::{Broker as _, Partition, Subscription, Wanted};
+use crate::broker::{Broker as _, Partition, Subscription, Told, Wanted};
 use crate::cli::error::Error;
 use crate::server::Server;
 
@@ -31,7 +31,13 @@ pub(super) async fn start(server: &Server, outputs: Vec<Topic>, load: &Arc<Load>
         return Ok(Watching { stop, readers });
     }
     let function = FunctionName::new("millrace", "bench").map_err(|e| Error::failed(e, ""))?;
-    let subscription = Subscription { function, topics: outputs, from: StartAt::Earliest, window: Bounds::default() };
+    let subscription = Subscription {
+        function,
+        topics: outputs,
+        from: StartAt::Earliest,
+        window: Bounds::default(),
+        told: Told::default(),
+    };
     let assignments = server.log().subscribe(subscription).await;
     let mut assignments = assignments.map_err(|e| Error::failed(e, ""))?;
     let (load, stopped) = (Arc::clone(load), stopped);

@@ -129,10 +129,13 @@ fn sentences(plan: &ResetAnswer) -> Vec<String> {
         let of_window =
             format!("{} of them were published within the idempotency window of {window}", events(*within_window));
         sentences.push(format!(
-            "{} come again. {of_window}: those that completed are settled as duplicates. Older ones are handled again once their \
+            "{} come again. {of_window}: those that completed are settled as duplicates. Older ones are handled again if their \
              keys are forgotten.",
             events(*again)
         ));
+    }
+    if *again > 0 {
+        sentences.push("Dead letters among them are attempted again, whatever was decided about them.".to_owned());
     }
     if *again == 0 && *passed_over == 0 {
         sentences.push("No event comes again, and none is passed over.".to_owned());
@@ -190,7 +193,7 @@ mod tests {
             (
                 answer(true, 1200, 0, false),
                 "1,200 events come again. 600 events of them were published within the idempotency window of 1 d 0 h: those that \
-                 completed are settled as duplicates. Older ones are handled again once their keys are forgotten.",
+                 completed are settled as duplicates. Older ones are handled again if their keys are forgotten.",
             ),
             (
                 answer(true, 1200, 0, true),

@@ -22,7 +22,7 @@ pub(super) use crate::broker::fixtures::after;
 use crate::broker::fixtures::{self, text};
 use crate::broker::{
     Assignment, Broker, Catalog, Commit, CommitOutcome, Error, Fetched, Letter, LetterId, Outgoing, Partition, Placing,
-    StartAt, StateRange, StateWrite, Subscription, Wanted,
+    StartAt, StateRange, StateWrite, Subscription, Told, Wanted,
 };
 use crate::clock::Clock;
 
@@ -134,6 +134,7 @@ pub(super) fn subscription(name: &str, topics: &[&str]) -> Subscription {
         topics: topics.iter().map(|t| topic(t)).collect(),
         from: StartAt::Earliest,
         window: Bounds::default(),
+        told: Told::default(),
     }
 }
 

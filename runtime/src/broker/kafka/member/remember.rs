@@ -175,7 +175,7 @@ impl Remembering {
 
     /// Those that are still owned; of the others not all was read.
     fn hand_over(&self, units: Vec<Restoring>, mut found: Remembered) {
-        for Restoring { mut partition, mut progress, revoked, is_whole, .. } in units {
+        for Restoring { mut partition, mut progress, revoked, .. } in units {
             let number = partition.unit.partition;
             let Some(keys) = found.windows.remove(&number).filter(|_| self.is_wanted(number)) else { continue };
             partition.source_id = found.source_id;
@@ -185,7 +185,7 @@ impl Remembering {
                 tracing::info!(unit = %partition.unit, resume = redrive.resume, "Its position in the redrive log is worked out anew.");
                 progress.redrive = redrive;
             }
-            let restored = Restored { progress, keys, is_moved: !is_whole };
+            let restored = Restored { progress, keys };
             let assignment = Assignment { partition, restored, siblings: self.siblings, revoked };
             // Whoever no longer takes assignments needs none.
             drop(self.assignments.blocking_send(assignment));

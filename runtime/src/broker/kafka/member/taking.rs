@@ -13,13 +13,13 @@ use tokio::sync::{Notify, watch};
 
 use super::remember::Restoring;
 use super::{Committed, Member, Owned, PAUSE, Request, committed, progress_from};
-use crate::broker::Error;
 use crate::broker::kafka::KafkaPartition;
 use crate::broker::kafka::clients::{MemberContext, Quiet, add, bounds, remove};
 use crate::broker::kafka::metadata;
 use crate::broker::kafka::partition::{Expected, Inbox, Log};
 use crate::broker::kafka::recent::Recent;
 use crate::broker::kafka::values::KafkaState;
+use crate::broker::{Error, Told};
 
 /// What was found out of partitions that were assigned together.
 pub(in crate::broker::kafka) struct Located {
@@ -72,8 +72,9 @@ impl Member {
         }
         let (consumer, observer) = (Arc::clone(&self.consumer), Arc::clone(&self.joining.observer));
         let (function, requests) = (self.function().clone(), self.sender.clone());
+        let told = self.joining.subscription.told.clone();
         self.joining.runtime.spawn_blocking(move || {
-            let found = places(&consumer, &observer, &function, &wanted);
+            let found = places(&consumer, &observer, (&function, &told), &wanted);
             drop(consumer);
             if found.is_err() {
                 std::thread::park_timeout(PAUSE);
@@ -163,7 +164,7 @@ fn named(units: Vec<(String, u32)>) -> Result<Vec<(Topic, u32)>, Error> {
 fn places(
     consumer: &BaseConsumer<MemberContext>,
     observer: &BaseConsumer<Quiet>,
-    function: &FunctionName,
+    (function, told): (&FunctionName, &Told),
     wanted: &[(Topic, u32)],
 ) -> Result<Vec<Place>, Error> {
     let mut places = Vec::with_capacity(wanted.len());
@@ -173,6 +174,8 @@ fn places(
             // A partition without a position was added after its function began to read the topic.
             None => progress_from(bounds(observer, topic.as_str(), partition)?.0),
         };
+        let unit = Unit { function: function.clone(), topic: topic.clone(), partition };
+        let progress = if is_whole { progress } else { told.after(&unit, progress) };
         places.push(Place { unit: (topic, partition), progress, is_whole, is_short, recent });
     }
     Ok(places)

@@ -23,7 +23,7 @@ pub(super) use crate::broker::fixtures::after;
 use crate::broker::fixtures::{self, text};
 use crate::broker::{
     Assignment, Broker, Catalog, Commit, CommitOutcome, Fetched, Letter, LetterId, Outgoing, Partition, Placing,
-    StartAt, Subscription, Wanted,
+    StartAt, Subscription, Told, Wanted,
 };
 use crate::clock::Clock;
 
@@ -112,6 +112,7 @@ impl Cluster {
             topics: topics.iter().map(|topic| self.topic(topic)).collect(),
             from: StartAt::Earliest,
             window: Bounds::default(),
+            told: Told::default(),
         }
     }
 

@@ -1,7 +1,9 @@
+use std::sync::Arc;
 use std::time::Duration;
 
 use millrace_core::name::Topic;
 use millrace_core::record::Record;
+use millrace_core::revision::{Action, Change, History, Place};
 use rdkafka::admin::{AdminOptions, AlterConfig, ResourceSpecifier};
 use rdkafka::consumer::{CommitMode, Consumer};
 
@@ -9,7 +11,7 @@ use super::super::clients::REQUEST_TIMEOUT;
 use super::super::member::committed;
 use super::super::{KafkaLog, Plan, PlannedFunction, Verdict};
 use super::support::*;
-use crate::broker::{Broker, Catalog, Log, Outgoing, Placing, PublishError, Retention};
+use crate::broker::{Broker, Catalog, Commit, Log, Outgoing, Placing, PublishError, Retention, Subscription, Told};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_subscription_makes_the_topics_it_needs() {
@@ -67,10 +69,43 @@ async fn what_a_tool_committed_is_a_position_without_progress() {
     });
     let found = found.await.unwrap();
     assert_eq!((found.source.start, found.source.resume, found.commits), (2, 2, 0));
-    let mut receiver = cluster.subscribe(&log).await;
+    // What was said of the positions before does not hold for them any more.
+    let (said, told) = told(&cluster);
+    let subscription = || Subscription { told: told.clone(), ..cluster.subscription(&["orders"]) };
+    let mut receiver = within(log.subscribe(subscription())).await.unwrap();
     let mut units = assigned(&mut receiver, 2).await;
-    assert_eq!(units[0].restored.progress, found);
+    let progress = &units[0].restored.progress;
+    assert_eq!((&progress.source, progress.commits, progress.reset.number), (&found.source, 0, said));
     assert_eq!(fetch(&mut units[0].partition, 2, 1).await, ["c"]);
+    // What the function commits is its own again, and obeys what is said next.
+    let mut next = after(&units[0].restored.progress, 1);
+    next.reset.forgot_in = 1;
+    commits(&mut units[0].partition, Commit::new(log.clock().now(), next.clone())).await;
+    drop((units, receiver));
+    let second = cluster.open().await;
+    let mut taking = within(second.subscribe(subscription())).await.unwrap();
+    let units = assigned(&mut taking, 2).await;
+    assert_eq!(units[0].restored.progress, next);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_said_before_a_function_began_is_not_said_to_it() {
+    let Some(cluster) = Cluster::find() else { return };
+    let log = cluster.orders().await;
+    let (said, told) = told(&cluster);
+    let mut receiver = within(log.subscribe(Subscription { told, ..cluster.subscription(&["orders"]) })).await.unwrap();
+    let units = assigned(&mut receiver, 2).await;
+    let numbers: Vec<u64> = units.iter().map(|unit| unit.restored.progress.reset.number).collect();
+    assert_eq!(numbers, [said, said]);
+}
+
+/// Both partitions were told to go on from offset 1; with the number of that deployment.
+fn told(cluster: &Cluster) -> (u64, Told) {
+    let place = |partition: u32| Place { topic: cluster.topic("orders"), partition, offset: 1, oldest: false };
+    let action = Action::Reset { positions: vec![place(0), place(1)], forget: true };
+    let mut history = History::default();
+    history.apply(7, &Change::new(action, began(), "").encode());
+    (7, Told(tokio::sync::watch::channel(Arc::new(history.resets().clone())).1))
 }
 
 /// A setting of a topic.
