@@ -60,6 +60,7 @@ use tokio::time::Instant;
 use crate::broker::{Broker, Catalog, Error};
 use crate::clock::Clock;
 use crate::registry::Registry;
+use crate::tls;
 use crate::worker::Revision;
 
 mod access;
@@ -117,6 +118,8 @@ pub struct ApiOptions {
     pub max_body_bytes: usize,
     /// How long requests under way may take to come to their end when serving ends.
     pub drain: Duration,
+    /// The certificate that is shown; without one plain HTTP is spoken.
+    pub tls: Option<Arc<tls::Identity>>,
 }
 
 impl Default for ApiOptions {
@@ -128,6 +131,7 @@ impl Default for ApiOptions {
             max_concurrent: limits::REQUESTS_IN_FLIGHT_MAX,
             max_body_bytes: limits::REQUEST_MAX_BYTES,
             drain: Duration::from_secs(10),
+            tls: None,
         }
     }
 }
@@ -148,7 +152,7 @@ impl<B: Broker + Catalog, R: Revision> Api<B, R> {
     /// An API that says it is starting until [`Api::set_ready`].
     #[must_use]
     pub fn new(options: ApiOptions, broker: Arc<B>, registry: Registry<B, R>, clock: Clock) -> Self {
-        let ApiOptions { allowed_hosts, prefix, access, max_concurrent, max_body_bytes, drain } = options;
+        let ApiOptions { allowed_hosts, prefix, access, max_concurrent, max_body_bytes, drain, tls } = options;
         let shared = Shared {
             guard: Guard::new(&allowed_hosts),
             access: Access::new(access),
@@ -158,6 +162,7 @@ impl<B: Broker + Catalog, R: Revision> Api<B, R> {
             long_polls: Semaphore::new(limits::LONG_POLLS_MAX),
             uploads: Semaphore::new(1),
             drain,
+            tls,
             failure: registry.failure(),
             stage: watch::Sender::new(Stage::Starting),
             changing: watch::Sender::new(0),
@@ -229,6 +234,7 @@ struct Shared<B, R> {
     long_polls: Semaphore,
     uploads: Semaphore,
     drain: Duration,
+    tls: Option<Arc<tls::Identity>>,
     failure: watch::Receiver<Option<Error>>,
     stage: watch::Sender<Stage>,
     /// Requests under way that change something.

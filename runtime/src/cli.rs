@@ -43,7 +43,7 @@ use client::{Client, Token};
 use error::{EXIT_CODES, Error, Exit};
 use output::{ColorWhen, Console};
 
-use crate::config::{TOKEN_VARIABLE, others_read, read_token, readable};
+use crate::config::{CA_FILE_VARIABLE, TOKEN_VARIABLE, others_read, read_token, readable};
 
 /// Runs event functions compiled to WebAssembly, with effects exactly once.
 #[derive(Debug, Parser)]
@@ -74,7 +74,7 @@ Examples:
 /// What holds for all commands.
 #[derive(Debug, clap::Args)]
 struct Global {
-    /// Address of the server that a command talks to
+    /// Address of the server that a command talks to. With https:// its certificate is verified
     #[arg(
         long,
         global = true,
@@ -88,6 +88,9 @@ struct Global {
     /// token itself: everybody on a machine can read its command lines, and shells keep them
     #[arg(long, global = true, value_name = "FILE", help_heading = "Global options")]
     token_file: Option<PathBuf>,
+    /// File with the certificates of authorities, in PEM, that a server's certificate may be of [default: those that the system trusts]
+    #[arg(long, global = true, env = CA_FILE_VARIABLE, value_name = "FILE", help_heading = "Global options")]
+    ca_file: Option<PathBuf>,
     /// Answers in JSON, for programs
     #[arg(long, global = true, help_heading = "Global options")]
     json: bool,
@@ -150,6 +153,8 @@ pub(crate) struct Context {
     pub(crate) server: String,
     /// Where the token is.
     pub(crate) token: TokenPlace,
+    /// The authorities that a server's certificate may be of, if not those that the system trusts.
+    pub(crate) ca_file: Option<PathBuf>,
 }
 
 /// Where the token is that the server asks for.
@@ -201,7 +206,7 @@ impl Context {
     /// A client of the server.
     ///
     /// # Errors
-    /// If the address is none, or the token cannot be read.
+    /// If the address is none, the token cannot be read, or it is not known whose certificates to trust.
     pub(crate) fn client(&self) -> Result<Client, Error> {
         self.client_of(&self.server)
     }
@@ -211,7 +216,7 @@ impl Context {
     /// # Errors
     /// As [`Context::client`].
     pub(crate) fn client_of(&self, server: &str) -> Result<Client, Error> {
-        Ok(Client::new(server)?.with_token(self.token.token()?))
+        Ok(Client::new(server, self.ca_file.as_deref())?.with_token(self.token.token()?))
     }
 }
 
@@ -223,13 +228,15 @@ pub fn main() -> ExitCode {
     }
     crate::allocator::keep_free_memory();
     let cli = Cli::parse();
-    let Global { server, token_file, json, color } = cli.global;
+    let Global { server, token_file, ca_file, json, color } = cli.global;
     let console = Console::of_process(json, color);
     let token = match TokenPlace::of(token_file, std::env::var_os(TOKEN_VARIABLE)) {
         Ok(token) => token,
         Err(error) => return console.close(Err(error)).map_or_else(|e| e.exit(), |()| Exit::Usage).into(),
     };
-    let context = Context { console, server, token };
+    // Whatever gives a variable no value does not mean a file without a name.
+    let ca_file = ca_file.filter(|file| !file.as_os_str().is_empty());
+    let context = Context { console, server, token, ca_file };
     let runtime = match runtime(&cli.command) {
         Ok(runtime) => runtime,
         Err(e) => {

@@ -43,10 +43,13 @@ const CLIENT_VARIABLE: &str = "MILLRACE_URL";
 pub const TOKEN_VARIABLE: &str = "MILLRACE_TOKEN";
 /// The environment variable that holds the administrator's token.
 const ADMIN_TOKEN_VARIABLE: &str = "MILLRACE_ADMIN_TOKEN";
-/// Both: whatever is started to do something else must not have them.
+/// The environment variable that names a file with authorities to the command line; nothing to a server either.
+pub const CA_FILE_VARIABLE: &str = "MILLRACE_CA_FILE";
+/// Those with tokens: whatever is started to do something else must not have them.
 pub const TOKEN_VARIABLES: [&str; 2] = [TOKEN_VARIABLE, ADMIN_TOKEN_VARIABLE];
 /// Variables that are read elsewhere.
-const READ_ELSEWHERE: [&str; 4] = [FILE_VARIABLE, CLIENT_VARIABLE, TOKEN_VARIABLE, ADMIN_TOKEN_VARIABLE];
+const READ_ELSEWHERE: [&str; 5] =
+    [FILE_VARIABLE, CLIENT_VARIABLE, TOKEN_VARIABLE, ADMIN_TOKEN_VARIABLE, CA_FILE_VARIABLE];
 
 /// Everything a process can be told.
 #[derive(Clone, Debug, PartialEq)]
@@ -81,6 +84,10 @@ pub struct Http {
     /// Names of this host beyond the address it listens on and `localhost`: requests to others are refused, so that no web
     /// page can reach a process on the machine it is read on.
     pub hosts: Vec<String>,
+    /// Where the certificate is that it shows; without one it speaks plain HTTP.
+    pub tls_certificate_file: Option<PathBuf>,
+    /// Where the key of that certificate is; there is one if there is the other.
+    pub tls_key_file: Option<PathBuf>,
     /// Where the administrator's token is.
     pub admin_token_file: Option<PathBuf>,
     /// What is kept of the administrator's token, from the file or the environment.
@@ -188,6 +195,8 @@ impl Default for Config {
             http: Http {
                 listen: DEFAULT_LISTEN,
                 hosts: Vec::new(),
+                tls_certificate_file: None,
+                tls_key_file: None,
                 admin_token_file: None,
                 admin_token: None,
                 allow_anonymous: false,
@@ -514,8 +523,18 @@ impl Building {
 
     /// What only shows when everything is known.
     fn look_over(&mut self) {
-        let Http { listen, allow_anonymous, .. } = self.config.http;
-        if allow_anonymous && !listen.ip().to_canonical().is_loopback() {
+        let Http { listen, allow_anonymous, tls_certificate_file, tls_key_file, .. } = &self.config.http;
+        match (tls_certificate_file, tls_key_file) {
+            (Some(_), None) => self.problems.push(
+                "http.tls-certificate-file: its key is missing; name the file with it as http.tls-key-file".to_owned(),
+            ),
+            (None, Some(_)) => self.problems.push(
+                "http.tls-key-file: its certificate is missing; name the file with it as http.tls-certificate-file"
+                    .to_owned(),
+            ),
+            _ => {}
+        }
+        if *allow_anonymous && !listen.ip().to_canonical().is_loopback() {
             self.warnings.push(format!(
                 "the API listens on {listen}, where others can reach it, and while there is no token it asks nobody who they are \
                  (http.allow-anonymous); keep the network closed"

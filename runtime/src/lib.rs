@@ -11,4 +11,5 @@ pub mod registry;
 pub mod sandbox;
 pub mod server;
 pub mod telemetry;
+pub mod tls;
 pub mod worker;

@@ -9,6 +9,7 @@ use millrace_core::limits;
 use millrace_core::manifest::{Function, Manifest};
 use millrace_core::name::FunctionName;
 use tokio::sync::{Semaphore, watch};
+use tokio::task::JoinSet;
 
 use crate::api::{AccessOptions, Api, ApiOptions, Keyring as _};
 use crate::broker::embedded::{self, EmbeddedLog, OpenError};
@@ -20,6 +21,7 @@ use crate::config::Config;
 use crate::registry::{Registry, lock};
 use crate::sandbox::{self, Compiler, Engine, EngineOptions};
 use crate::telemetry::{self, Exporter};
+use crate::tls;
 use crate::worker::feed::Feed;
 
 mod activation;
@@ -66,6 +68,9 @@ pub enum StartError {
         /// The address.
         address: std::net::SocketAddr,
     },
+    /// The certificate of the API.
+    #[error(transparent)]
+    Tls(#[from] tls::Unusable),
     /// The address.
     #[error("cannot listen on {address}: {reason}")]
     Listen {
@@ -82,6 +87,8 @@ pub struct Server<L: Log = EmbeddedLog> {
     revisions: Revisions<L>,
     clock: Clock,
     config: Config,
+    /// The certificate that the API shows; without one it speaks plain HTTP.
+    tls: Option<Arc<tls::Identity>>,
     /// Sends spans, until the process ends.
     exporter: Mutex<Option<Exporter>>,
 }
@@ -154,6 +161,10 @@ impl<L: Log> Server<L> {
         clock: Clock,
         open: impl FnOnce() -> Result<L, StartError> + Send + 'static,
     ) -> Result<Self, StartError> {
+        let files = config.http.tls_certificate_file.clone().zip(config.http.tls_key_file.clone());
+        let files = files.map(|(certificate, key)| tls::Files { certificate, key });
+        // Before anything runs that would have to be stopped again.
+        let tls = files.map(|files| tls::Identity::open(files, clock)).transpose()?.map(Arc::new);
         let cache_dir = Some(config.data.join("compiled"));
         let engine = EngineOptions { cache_dir, compiler: Compiler::apart(), ..EngineOptions::default() };
         let opening = tokio::task::spawn_blocking(move || Ok::<_, StartError>((open()?, Engine::new(engine)?)));
@@ -180,7 +191,7 @@ impl<L: Log> Server<L> {
         };
         revisions.refresh().await?;
         revisions.topics.look().await?;
-        Ok(Self { log, revisions, clock, config, exporter: Mutex::new(exporter) })
+        Ok(Self { log, revisions, clock, config, tls, exporter: Mutex::new(exporter) })
     }
 
     /// The functions that run here.
@@ -283,6 +294,13 @@ impl<L: Log> Server<L> {
         tokio::net::TcpListener::bind(address).await.map_err(|e| StartError::Listen { address, reason: e.to_string() })
     }
 
+    /// The address under which clients ask for it.
+    #[must_use]
+    pub fn url(&self, address: std::net::SocketAddr) -> String {
+        let scheme = if self.tls.is_some() { "https" } else { "http" };
+        format!("{scheme}://{address}")
+    }
+
     /// Who may do what, for whoever comes in here.
     fn access(&self, listener: &tokio::net::TcpListener) -> AccessOptions {
         let http = &self.config.http;
@@ -311,12 +329,18 @@ impl<L: Log> Server<L> {
             max_concurrent: http.requests_in_flight,
             max_body_bytes: http.request_max_bytes,
             drain: self.config.drain,
+            tls: self.tls.clone(),
         };
         let api = Api::new(options, Arc::clone(&self.log), self.registry().clone(), self.clock);
         let api = api.with_deployer(Arc::new(self.revisions.clone()));
         let api = api.with_keyring(Arc::new(self.revisions.keys.clone()));
         let api = api.with_journal(Arc::new(self.revisions.ledger.clone()));
         api.set_ready();
+        let _reading_again = self.tls.clone().map(|tls| {
+            let mut reading = JoinSet::new();
+            reading.spawn(async move { tls.follow(tls::LOOK_EVERY).await });
+            reading
+        });
         let (unfollow, unfollowed) = watch::channel(false);
         let mut following = tokio::spawn(self.revisions.clone().follow(unfollowed));
         let (stopping, stopped) = tokio::sync::oneshot::channel::<()>();

@@ -339,8 +339,8 @@ impl Dev {
         while let Some(Ok(line)) = lines.next() {
             said.push_str(&line);
             said.push('\n');
-            if let Some((_, address)) = line.split_once(" on http://") {
-                return Self { child, url: format!("http://{address}"), output: read_on(lines) };
+            if let Some((_, address)) = line.split_once(" on http") {
+                return Self { child, url: format!("http{address}"), output: read_on(lines) };
             }
         }
         panic!("it did not start (are the guests built? `make guests`):\n{said}");

@@ -43,6 +43,8 @@ mod serve_check;
 mod shutdown;
 #[path = "e2e/spans.rs"]
 mod spans;
+#[path = "e2e/tls.rs"]
+mod tls;
 #[path = "e2e/tokens.rs"]
 mod tokens;
 #[path = "e2e/unknown.rs"]

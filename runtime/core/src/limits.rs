@@ -92,6 +92,10 @@ pub const BATCH_MAX_BYTES: usize = 16 * MIB;
 pub const REQUESTS_IN_FLIGHT_MAX: usize = 1024;
 /// Connections open at the same time; more wait to be accepted.
 pub const CONNECTIONS_MAX: usize = 1024;
+/// How long agreeing on TLS may take once a connection is there.
+pub const TLS_HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Largest file with certificates or a key. One with all the authorities that a system trusts has a quarter of it.
+pub const CERTIFICATES_MAX_BYTES: usize = MIB;
 /// What one connection reads ahead.
 pub const CONNECTION_BUFFER_MAX_BYTES: usize = 128 * KIB;
 /// Bytes of all bodies that are held at the same time; requests beyond are answered 429.

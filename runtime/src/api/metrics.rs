@@ -185,6 +185,12 @@ pub(super) async fn show<B: Broker + Catalog, R: Revision>(
     let unwritten: Counter = Counter::default();
     unwritten.inc_by(api.journal.as_ref().map_or(0, |journal| journal.lost()));
     registry.register(metric::LOST_AUDIT, "Records of who did what that could not be written.", unwritten);
+    if let Some(tls) = &api.tls {
+        let expiry: Gauge = Gauge::default();
+        expiry.set(gauge(tls.expires()));
+        let help = "When the certificate of the API expires, in seconds since 1970.";
+        registry.register(metric::CERTIFICATE_EXPIRY, help, expiry);
+    }
     let ready: Gauge = Gauge::default();
     ready.set(i64::from(api.state() == Phase::Ready));
     registry.register(metric::READY, "1 if all functions are active and the log works.", ready);

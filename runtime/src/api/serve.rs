@@ -11,15 +11,17 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::graceful::{GracefulShutdown, Watcher};
 use millrace_core::limits;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tower::Service;
 
 use self::reader::Bounded;
-use super::{Api, Local, Peer};
+use super::{Api, Local, Peer, Stage};
 use crate::broker::{Broker, Catalog};
+use crate::tls;
 use crate::worker::Revision;
 
 mod reader;
@@ -53,8 +55,9 @@ pub async fn serve<B: Broker + Catalog, R: Revision>(
         };
         match accepted {
             Ok((stream, peer, permit)) => {
-                let connection = Connection { stream, peer, router: router.clone(), watcher: graceful.watcher() };
-                connections.spawn(connection.serve(permit));
+                let connection = Connection { peer, router: router.clone(), watcher: graceful.watcher() };
+                let (tls, stage) = (api.shared.tls.clone(), api.shared.stage.subscribe());
+                connections.spawn(connection.serve(stream, tls, stage, permit));
             }
             Err(error) => {
                 tracing::warn!(%error, "A connection could not be accepted; it is tried again.");
@@ -95,20 +98,41 @@ fn report(ended: Result<(), tokio::task::JoinError>) {
 }
 
 struct Connection {
-    stream: TcpStream,
     peer: SocketAddr,
     router: Router,
     watcher: Watcher,
 }
 
 impl Connection {
-    async fn serve(self, _permit: OwnedSemaphorePermit) {
-        let Self { stream, peer, router, watcher } = self;
+    async fn serve(
+        self,
+        stream: TcpStream,
+        tls: Option<Arc<tls::Identity>>,
+        mut stage: watch::Receiver<Stage>,
+        _permit: OwnedSemaphorePermit,
+    ) {
+        let peer = self.peer;
         // Answers are small and whole: waiting for more to send only delays them.
         if let Err(error) = stream.set_nodelay(true) {
             tracing::debug!(%peer, %error, "Nagle's algorithm could not be switched off.");
         }
         let local = Local(stream.local_addr().ok().map(|address| address.ip()));
+        let Some(tls) = tls else { return self.answer(stream, local).await };
+        // Nothing was asked yet, so that whoever is slow now must not hold up the end.
+        let agreed = tokio::select! {
+            biased;
+            _ = stage.wait_for(|stage| *stage == Stage::Draining) => return,
+            agreed = tls.accept(stream) => agreed,
+        };
+        match agreed {
+            Ok(stream) => self.answer(stream, local).await,
+            Err(error) => tracing::debug!(%peer, %error, "A connection was closed, since TLS was not agreed on."),
+        }
+    }
+
+    /// Answers the requests that come in on a stream.
+    async fn answer<S: AsyncRead + AsyncWrite + Unpin + 'static>(self, stream: S, local: Local) {
+        let Self { peer, router, watcher } = self;
         let service = hyper::service::service_fn(move |mut request: Request<Incoming>| {
             request.extensions_mut().insert(local);
             request.extensions_mut().insert(Peer(peer));

@@ -11,6 +11,7 @@ mod publishing;
 mod reading;
 mod reset;
 mod serving;
+mod tls;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

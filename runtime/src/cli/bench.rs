@@ -131,7 +131,7 @@ pub(super) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Erro
     let server = open(&application, configure(args, &data.0, directory)?).await?;
     let listener = server.listen().await.map_err(|e| Error::failed(e, ""))?;
     let address = listener.local_addr().map_err(|e| Error::file("the address listened on", &e))?;
-    let client = Client::new(&address.to_string())?;
+    let client = Client::new(&server.url(address), context.ca_file.as_deref())?;
     let load = Arc::new(Load::new(sample, topic.clone(), args));
     let outputs = if args.rate.is_some() { outputs(&application.manifest, &topic) } else { Vec::new() };
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();

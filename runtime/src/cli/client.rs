@@ -1,12 +1,14 @@
 //! The command line's side of the HTTP API.
 
 use std::fmt;
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, StatusCode, Uri};
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
 use hyper_util::client::legacy;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
@@ -17,6 +19,7 @@ use super::error::{Error, Exit};
 use super::format;
 use crate::api::types::{Component, PROBLEM_PREFIX, Problem};
 use crate::config::DEFAULT_LISTEN;
+use crate::tls::{self, Untrusted};
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -33,7 +36,7 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     base: String,
-    http: legacy::Client<HttpConnector, Full<Bytes>>,
+    http: legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
     answer_timeout: Duration,
     token: Option<Token>,
 }
@@ -116,6 +119,13 @@ pub(crate) enum Refusal {
         /// What went wrong.
         reason: String,
     },
+    /// It is not known who answers there, so that nothing was sent.
+    Untrusted {
+        /// The server.
+        server: String,
+        /// What went wrong, and what to do.
+        why: Untrusted,
+    },
     /// The connection broke, or there was no answer in time. The server may have done what was asked.
     Lost {
         /// The server.
@@ -147,6 +157,9 @@ impl From<Refusal> for Error {
                 format_args!("there is no server at {server} ({reason})"),
                 "start one with `millrace dev`, or name another one with --server",
             ),
+            Refusal::Untrusted { server, why: Untrusted { reason, fix } } => {
+                Self::new(Exit::Unreachable, format_args!("nothing is sent to {server}: {reason}"), fix)
+            }
             Refusal::Lost { server, reason } => Self::new(
                 Exit::Unreachable,
                 format_args!("the connection to {server} was lost: {reason}"),
@@ -187,26 +200,36 @@ pub(crate) fn told(problem: &Problem) -> String {
 }
 
 impl Client {
-    /// A client of the server at this address.
+    /// A client of the server at this address, whose certificate may be of the authorities in a file, or else of those that the system
+    /// trusts.
     ///
     /// # Errors
-    /// If it is no address of a server that speaks plain HTTP.
-    pub(crate) fn new(server: &str) -> Result<Self, Error> {
+    /// If it is no address of a server, or it is not known whom to trust.
+    pub(crate) fn new(server: &str, authorities: Option<&Path>) -> Result<Self, Error> {
         let with_scheme = if server.contains("://") { server.to_owned() } else { format!("http://{server}") };
         let refused = |cause: String| {
             Error::usage(cause, format_args!("write an address such as --server http://{DEFAULT_LISTEN}"))
         };
         let uri: Uri =
             with_scheme.parse().map_err(|e| refused(format!("`{server}` is not the address of a server: {e}")))?;
-        if uri.scheme_str() != Some("http") {
-            return Err(refused(format!("`{server}` asks for something else than plain HTTP")));
-        }
+        let trust = match uri.scheme_str() {
+            Some("http") => tls::nobody(),
+            Some("https") => tls::trusting(authorities),
+            _ => return Err(refused(format!("`{server}` asks for something else than HTTP"))),
+        };
         if uri.host().is_none_or(str::is_empty) || uri.query().is_some() {
             return Err(refused(format!("`{server}` is not the address of a server")));
         }
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(CONNECT_TIMEOUT));
         connector.set_nodelay(true);
+        connector.enforce_http(false);
+        let trust = trust.map_err(|e| Error::failed(e, ""))?;
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(trust)
+            .https_or_http()
+            .enable_http1()
+            .wrap_connector(connector);
         let http = legacy::Client::builder(TokioExecutor::new()).build(connector);
         let base = with_scheme.trim_end_matches('/').to_owned();
         Ok(Self { base, http, answer_timeout: ANSWER_TIMEOUT, token: None })
@@ -322,8 +345,15 @@ impl Client {
 
     async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, HeaderMap, Bytes), Refusal> {
         let answer = self.http.request(request).await.map_err(|e| {
-            let reason = root_cause(&e);
             let server = self.base.clone();
+            if let Some(why) = tls::explain(&e).filter(|_| e.is_connect()) {
+                return Refusal::Untrusted { server, why };
+            }
+            if self.base.starts_with("http://") && is_not_http(&e) {
+                let reason = "it does not speak plain HTTP; if it speaks TLS, its address begins with https://";
+                return self.foreign(&reason);
+            }
+            let reason = root_cause(&e);
             if e.is_connect() { Refusal::Unreachable { server, reason } } else { Refusal::Lost { server, reason } }
         })?;
         let (head, body) = answer.into_parts();
@@ -345,6 +375,12 @@ impl Client {
     }
 }
 
+/// Whether what came back is no HTTP at all.
+fn is_not_http(error: &legacy::Error) -> bool {
+    let source = std::error::Error::source(error);
+    source.and_then(|e| e.downcast_ref::<hyper::Error>()).is_some_and(hyper::Error::is_parse)
+}
+
 /// The innermost cause, which is the one that tells people something.
 fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     let mut cause = error;
@@ -363,21 +399,22 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::cli::testing::{Answer, Server, free_address};
+    use crate::cli::testing::{Answer, Server, free_address, run};
+    use crate::tls::testing::{Authority, Place};
 
     #[test]
-    fn addresses_are_those_of_servers_with_plain_http() {
+    fn addresses_are_those_of_servers() {
         for (address, expected) in [
             ("http://127.0.0.1:6455", Ok("http://127.0.0.1:6455")),
             ("localhost:80/", Ok("http://localhost:80")),
             ("http://[::1]:6455/behind/", Ok("http://[::1]:6455/behind")),
-            ("https://example.com", Err("`https://example.com` asks for something else than plain HTTP")),
+            ("ftp://example.com", Err("`ftp://example.com` asks for something else than HTTP")),
             ("http://", Err("`http://` is not the address of a server: ")),
             ("http://a?b=c", Err("`http://a?b=c` is not the address of a server")),
             ("", Err("`` is not the address of a server: ")),
             ("a b", Err("`a b` is not the address of a server: ")),
         ] {
-            let read = Client::new(address).map(|client| client.base);
+            let read = Client::new(address, None).map(|client| client.base);
             match (read, expected) {
                 (Ok(base), Ok(expected)) => assert_eq!(base, expected),
                 (Err(error), Err(cause)) => {
@@ -397,7 +434,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_server_that_is_not_there_is_named_with_the_fix() {
-        let client = Client::new(&format!("http://{}", free_address())).unwrap();
+        let client = Client::new(&format!("http://{}", free_address()), None).unwrap();
         let refusal = client.get::<Problem>(&Target::new(["v1", "status"])).await.unwrap_err();
         assert!(matches!(refusal, Refusal::Unreachable { .. }), "{refusal:?}");
         let error = Error::from(refusal);
@@ -427,6 +464,34 @@ mod tests {
             let refusal = server.client().get::<Problem>(&Target::new(["v1"])).await.unwrap_err();
             assert_eq!(Error::from(refusal).to_string().replace(server.url(), "SERVER"), expected);
         }
+    }
+
+    #[tokio::test]
+    async fn a_server_with_tls_is_asked_once_it_is_trusted() {
+        let answer = |_: &crate::cli::testing::Asked| Answer::json(&serde_json::json!({"tokens": []}));
+        let (authority, other) = (Authority::new(), Authority::new());
+        let place = Place::of(&authority, &authority.issue(&["127.0.0.1"]));
+        let server = Server::secured(place.identity(), answer).await;
+        let trusted = place.authority.to_str().unwrap();
+        server.run(&["tokens", "list", "--ca-file", trusted]).await.done();
+        let elsewhere = Place::of(&other, &authority.issue(&["mill.example"]));
+        let foreign = elsewhere.authority.to_str().unwrap();
+        let err = server.run(&["tokens", "list", "--ca-file", foreign]).await.refused(Exit::Unreachable);
+        assert!(err.contains("nothing is sent to https://") && err.contains("--ca-file or MILLRACE_CA_FILE"), "{err}");
+        assert_eq!(server.asked().len(), 1);
+        let misnamed = Server::secured(elsewhere.identity(), answer).await;
+        let err = misnamed.run(&["tokens", "list", "--ca-file", trusted]).await.refused(Exit::Unreachable);
+        assert!(err.contains("its certificate is for mill.example, and not for 127.0.0.1"), "{err}");
+        let err = server.run(&["tokens", "list", "--ca-file", "/nowhere"]).await.refused(Exit::Failed);
+        assert!(err.contains("/nowhere: it cannot be read"), "{err}");
+        // The one that was not meant.
+        let plain = server.url().replace("https://", "http://");
+        let err = run(&["--server", &plain, "tokens", "list"]).await.refused(Exit::Failed);
+        assert!(err.contains("its address begins with https://"), "{err}");
+        let http = Server::answering([Answer::text(200, "")]).await;
+        let secured = http.url().replace("http://", "https://");
+        let err = run(&["--server", &secured, "tokens", "list", "--ca-file", trusted]).await.refused(Exit::Unreachable);
+        assert!(err.contains("its address begins with http://"), "{err}");
     }
 
     #[tokio::test]

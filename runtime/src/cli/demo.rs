@@ -118,8 +118,8 @@ async fn start(directory: &Path, data: &Path, exits: bool, context: &mut Context
     let mut server = None;
     while let Ok(Some(line)) = lines.next_line().await {
         context.console.line(&line)?;
-        if let Some((_, address)) = line.split_once(" on http://") {
-            server = Some(format!("http://{address}"));
+        if let Some((_, address)) = line.split_once(" on http") {
+            server = Some(format!("http{address}"));
         }
         if line.starts_with("Ctrl-C") {
             break;
@@ -167,6 +167,9 @@ async fn publish(directory: &Path, server: &str, context: &mut Context) -> Resul
     let program = std::env::current_exe().map_err(|e| Error::file("this program", &e))?;
     let mut command = Command::new(program);
     command.args(["publish", "orders", "--server", server, "--file"]).arg(events);
+    if let Some(authorities) = &context.ca_file {
+        command.arg("--ca-file").arg(authorities);
+    }
     let status = command.status().await.map_err(|e| Error::file("`millrace publish`", &e))?;
     if status.success() { Ok(()) } else { Err(Error::failed("publishing failed", "see above why")) }
 }

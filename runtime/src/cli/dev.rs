@@ -185,8 +185,8 @@ fn say_where_to_look(
     if console.is_json() {
         return say_where_for_programs(server, manifest, address, console);
     }
-    let application = console.paint(Style::Strong, &manifest.application);
-    console.line(format_args!("{application} is ready after {took:.1?} on http://{address}"))?;
+    let (application, url) = (console.paint(Style::Strong, &manifest.application), server.url(address));
+    console.line(format_args!("{application} is ready after {took:.1?} on {url}"))?;
     let (active, all) = (server.registry().functions().len(), manifest.functions.len());
     if active < all {
         let few = console.paint(Style::Bad, &format!("{active} of {all} functions run"));
@@ -205,7 +205,7 @@ fn say_where_to_look(
     }
     console.line(format_args!("  data in {}", server.config().data.display()))?;
     console.line("Try, from another terminal:")?;
-    let server = if address == config::DEFAULT_LISTEN { String::new() } else { format!(" --server http://{address}") };
+    let server = server_flag(&url);
     if let Some(topic) = manifest.functions.first().and_then(|function| function.topics.first()) {
         console.line(format_args!("  millrace publish {topic} --type example --data '{{}}'{server}"))?;
         console.line(format_args!("  millrace tail {topic}{server}"))?;
@@ -214,6 +214,12 @@ fn say_where_to_look(
     console.line(format_args!("  millrace dead-letters list{server}"))?;
     console.line("Ctrl-C finishes what is being handled, and stops.")?;
     console.flush()
+}
+
+/// What a command has to be told of a server, with a space before it, if it does not look there by itself.
+pub(super) fn server_flag(url: &str) -> String {
+    let usual = format!("http://{}", config::DEFAULT_LISTEN);
+    if url == usual { String::new() } else { format!(" --server {url}") }
 }
 
 fn say_where_for_programs(
@@ -235,7 +241,7 @@ fn say_where_for_programs(
     console.json_line(&serde_json::json!({
         "kind": "ready",
         "application": manifest.application,
-        "url": format!("http://{address}"),
+        "url": server.url(address),
         "data": server.config().data,
         "functions": functions,
         "refused": refused,

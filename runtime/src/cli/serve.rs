@@ -11,7 +11,7 @@ use millrace_core::manifest::FILE_NAME;
 
 use super::Context;
 use super::application::Application;
-use super::dev::{not_listening, read, stop_signal};
+use super::dev::{not_listening, read, server_flag, stop_signal};
 use super::error::{Error, Exit};
 use super::format;
 use crate::broker::Log;
@@ -132,13 +132,11 @@ async fn serve<L: Log>(
     if names.is_empty() {
         names.push("what is uploaded");
     }
-    let (names, took) = (names.join(", "), began.elapsed());
-    context.console.line(format_args!("{names} on {place}, ready after {took:.1?} on http://{address}"))?;
+    let (names, took, url) = (names.join(", "), began.elapsed(), server.url(address));
+    context.console.line(format_args!("{names} on {place}, ready after {took:.1?} on {url}"))?;
     if applications.is_empty() {
         let active = server.registry().functions().len() as u64;
-        let server =
-            if address == config::DEFAULT_LISTEN { String::new() } else { format!(" --server http://{address}") };
-        let how = format!("`millrace deploy DIR{server}` uploads more");
+        let how = format!("`millrace deploy DIR{}` uploads more", server_flag(&url));
         context.console.line(format_args!("{} run; {how}", format::counted(active, "function")))?;
     }
     context.console.flush()?;

@@ -20,6 +20,7 @@ use super::error::Exit;
 use super::output::Console;
 use super::output::captured::Written;
 use super::{Cli, Context, TokenPlace};
+use crate::tls::Identity;
 
 /// An answer of the server.
 #[derive(Clone, Debug)]
@@ -116,11 +117,24 @@ impl Server {
 
     /// Answers each request as the script says.
     pub(super) async fn scripted(script: impl FnMut(&Asked) -> Answer + Send + 'static) -> Self {
+        Self::listening(script, None).await
+    }
+
+    /// The same over TLS.
+    pub(super) async fn secured(
+        identity: Arc<Identity>,
+        script: impl FnMut(&Asked) -> Answer + Send + 'static,
+    ) -> Self {
+        Self::listening(script, Some(identity)).await
+    }
+
+    async fn listening(script: impl FnMut(&Asked) -> Answer + Send + 'static, identity: Option<Arc<Identity>>) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
+        let scheme = if identity.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}", listener.local_addr().unwrap());
         let state = State { script: Arc::new(Mutex::new(Box::new(script))), asked: Arc::default() };
         let mut tasks = JoinSet::new();
-        tasks.spawn(accept(listener, state.clone()));
+        tasks.spawn(accept(listener, identity, state.clone()));
         Self { url, state, _tasks: tasks }
     }
 
@@ -129,7 +143,7 @@ impl Server {
     }
 
     pub(super) fn client(&self) -> Client {
-        Client::new(&self.url).unwrap()
+        Client::new(&self.url, None).unwrap()
     }
 
     /// All requests so far.
@@ -145,14 +159,20 @@ impl Server {
     }
 }
 
-async fn accept(listener: TcpListener, state: State) {
+async fn accept(listener: TcpListener, identity: Option<Arc<Identity>>, state: State) {
     let mut connections = JoinSet::new();
     while let Ok((stream, _)) = listener.accept().await {
-        let state = state.clone();
+        let (state, identity) = (state.clone(), identity.clone());
         connections.spawn(async move {
             let service = service_fn(move |request| serve(state.clone(), request));
-            let _broken_off_on_purpose =
-                hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            let http = hyper::server::conn::http1::Builder::new();
+            let _broken_off_on_purpose = match identity {
+                None => http.serve_connection(TokioIo::new(stream), service).await,
+                Some(identity) => match identity.accept(stream).await {
+                    Ok(stream) => http.serve_connection(TokioIo::new(stream), service).await,
+                    Err(_) => return,
+                },
+            };
         });
     }
 }
@@ -219,7 +239,9 @@ pub(super) async fn run(words: &[&str]) -> Ran {
     let cli = Cli::try_parse_from(std::iter::once(&"millrace").chain(words)).unwrap();
     let (console, written): (Console, Written) = Console::captured(cli.global.json);
     let token = TokenPlace::of(cli.global.token_file, None).unwrap();
-    let exit = super::run(cli.command, Context { console, server: cli.global.server, token }).await;
+    let exit =
+        super::run(cli.command, Context { console, server: cli.global.server, token, ca_file: cli.global.ca_file })
+            .await;
     Ran { exit, out: written.out(), err: written.err() }
 }
 

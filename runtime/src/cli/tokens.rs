@@ -146,7 +146,7 @@ fn not_made(refusal: Refusal, console: &mut Console) -> Result<Error, Error> {
                  gets in any more, give the server http.admin-token-file, and start it again",
             ));
         }
-        Refusal::Unreachable { .. } | Refusal::Foreign { .. } => {}
+        Refusal::Unreachable { .. } | Refusal::Untrusted { .. } | Refusal::Foreign { .. } => {}
     }
     console.flush()?;
     Ok(refusal.into())

@@ -37,7 +37,7 @@ impl Setting {
 const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// All settings, in the order of the sample.
-pub(super) const SETTINGS: [Setting; 25] = [
+pub(super) const SETTINGS: [Setting; 27] = [
     Setting {
         key: "data.directory",
         about: "The directory that holds everything durable. Only one process can use it at a time.\n\
@@ -69,7 +69,7 @@ pub(super) const SETTINGS: [Setting; 25] = [
     Setting {
         key: "http.listen",
         about: "Where the API listens. Where others than this machine can reach it, a token is needed, or http.allow-anonymous.\n\
-                It speaks plain HTTP: beyond this machine let something in front of it encrypt, or tokens can be read on the way.",
+                Without a certificate it speaks plain HTTP: beyond this machine tokens can be read on the way then.",
         show: |c| Some(quoted(c.http.listen)),
         example: None,
         apply: |c, text, _| {
@@ -86,6 +86,27 @@ pub(super) const SETTINGS: [Setting; 25] = [
         apply: |c, text, _| {
             let hosts = text.split(',').map(str::trim).filter(|host| !host.is_empty());
             c.http.hosts = hosts.map(str::to_ascii_lowercase).collect();
+            Ok(())
+        },
+    },
+    Setting {
+        key: "http.tls-certificate-file",
+        about: "The certificate that the API shows, in PEM: the server's own, then those of authorities between. With one it speaks\n\
+                TLS, and nothing else. It is read again when it changes. Relative to this file.",
+        show: |c| c.http.tls_certificate_file.as_ref().map(|file| quoted(file.display())),
+        example: Some("\"/etc/millrace/tls-certificate.pem\""),
+        apply: |c, text, base| {
+            c.http.tls_certificate_file = Some(base.join(filled(text)?));
+            Ok(())
+        },
+    },
+    Setting {
+        key: "http.tls-key-file",
+        about: "The key of that certificate, in PEM and not encrypted. Relative to this file.",
+        show: |c| c.http.tls_key_file.as_ref().map(|file| quoted(file.display())),
+        example: Some("\"/etc/millrace/tls-key.pem\""),
+        apply: |c, text, base| {
+            c.http.tls_key_file = Some(base.join(filled(text)?));
             Ok(())
         },
     },

@@ -119,6 +119,12 @@ fn what_cannot_be_used_is_refused_with_its_place_and_the_fix() {
         ("[runtime]\nprefix = 'a.b'", "`a.b` cannot name a prefix"),
         ("[data]\ndirectory = ''", "data.directory: the value is empty"),
         ("[http]\nhosts = [1]", "http.hosts: this is not a list of texts"),
+        (
+            "[http]\ntls-key-file = 'key.pem'",
+            "its certificate is missing; name the file with it as http.tls-certificate-file",
+        ),
+        ("[http]\ntls-certificate-file = 'a.pem'", "its key is missing; name the file with it as http.tls-key-file"),
+        ("[http]\ntls-key-file = ''", "http.tls-key-file: the value is empty"),
         ("[otlp]\nendpoint = 'localhost:4318'", "is not an address; write one such as"),
         ("[otlp]\nendpoint = 'http://'", "is not an address; write one such as"),
         ("[otlp]\nendpoint = 'https://collector:4318'", "spans are sent without encryption; run a collector nearby"),

@@ -124,6 +124,8 @@ pub mod metric {
     pub const LOG_BYTES: &str = "millrace_log_bytes";
     /// Records kept of a topic.
     pub const LOG_RECORDS: &str = "millrace_log_records";
+    /// When the certificate of the API expires.
+    pub const CERTIFICATE_EXPIRY: &str = "millrace_certificate_expiry_timestamp_seconds";
     /// Spans that did not reach the collector.
     pub const LOST_SPANS: &str = "millrace_lost_spans";
     /// Records of who did what that could not be written.

@@ -212,7 +212,10 @@ impl Publisher {
                     };
                     Error::failed(cause, self.with_rest(fix, first))
                 }
-                Refusal::Unreachable { .. } | Refusal::Lost { .. } | Refusal::Foreign { .. } => refusal.into(),
+                Refusal::Unreachable { .. }
+                | Refusal::Untrusted { .. }
+                | Refusal::Lost { .. }
+                | Refusal::Foreign { .. } => refusal.into(),
             }
         })?;
         if answer.placements.len() != lines.len() {
@@ -285,7 +288,7 @@ impl Publisher {
                     _ => ControlFlow::Break(()),
                 }
             }
-            Refusal::Unreachable { .. } | Refusal::Foreign { .. } => ControlFlow::Break(()),
+            Refusal::Unreachable { .. } | Refusal::Untrusted { .. } | Refusal::Foreign { .. } => ControlFlow::Break(()),
         }
     }
 
@@ -307,6 +310,7 @@ fn waiting(refusal: &Refusal, wait: Duration) -> String {
         Refusal::Unreachable { reason, .. } | Refusal::Lost { reason, .. } | Refusal::Foreign { reason, .. } => {
             reason.clone()
         }
+        Refusal::Untrusted { why, .. } => why.reason.clone(),
     };
     format!("waiting {} to send again: {why}", format::duration(wait))
 }
