@@ -12,7 +12,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use millrace_core::access::Secret;
+use millrace_core::access::{Rate, Secret};
 use millrace_core::limits::{self, CONFIG_FILE_MAX_BYTES};
 use millrace_core::name::DEFAULT_PREFIX;
 use millrace_core::settings::{self, suggestion};
@@ -96,6 +96,10 @@ pub struct Http {
     pub allow_anonymous: bool,
     /// Whether `/metrics` needs no token.
     pub metrics_open: bool,
+    /// How many requests a token may send to this process that says nothing of it itself; none means any number.
+    pub token_rate: Option<Rate>,
+    /// How many of them may come at once, if it is not as many as in one unit of the rate.
+    pub token_burst: Option<u32>,
     /// Largest body of a request.
     pub request_max_bytes: usize,
     /// Requests served at the same time.
@@ -201,6 +205,8 @@ impl Default for Config {
                 admin_token: None,
                 allow_anonymous: false,
                 metrics_open: false,
+                token_rate: None,
+                token_burst: None,
                 request_max_bytes: limits::REQUEST_MAX_BYTES,
                 requests_in_flight: limits::REQUESTS_IN_FLIGHT_MAX,
             },
@@ -359,6 +365,14 @@ fn admin_token(text: &str) -> Result<Secret, String> {
 }
 
 impl Http {
+    /// How many requests a token may send that says nothing of it itself, with how many may come at once.
+    #[must_use]
+    pub fn rate(&self) -> Option<Rate> {
+        let rate = self.token_rate?;
+        // It was looked at when it was set.
+        Some(self.token_burst.and_then(|burst| rate.with_burst(burst).ok()).unwrap_or(rate))
+    }
+
     /// Reads the administrator's token, if it is in a file.
     fn read_admin_token(&mut self) -> Result<(), String> {
         let Some(path) = &self.admin_token_file else { return Ok(()) };
@@ -523,7 +537,8 @@ impl Building {
 
     /// What only shows when everything is known.
     fn look_over(&mut self) {
-        let Http { listen, allow_anonymous, tls_certificate_file, tls_key_file, .. } = &self.config.http;
+        let Http { listen, allow_anonymous, tls_certificate_file, tls_key_file, token_rate, token_burst, .. } =
+            &self.config.http;
         match (tls_certificate_file, tls_key_file) {
             (Some(_), None) => self.problems.push(
                 "http.tls-certificate-file: its key is missing; name the file with it as http.tls-key-file".to_owned(),
@@ -533,6 +548,9 @@ impl Building {
                     .to_owned(),
             ),
             _ => {}
+        }
+        if token_burst.is_some() && token_rate.is_none() {
+            self.problems.push("http.token-burst: it is part of a rate; set http.token-rate as well".to_owned());
         }
         if *allow_anonymous && !listen.ip().to_canonical().is_loopback() {
             self.warnings.push(format!(

@@ -309,6 +309,7 @@ impl<L: Log> Server<L> {
             open_without_tokens: is_near || http.allow_anonymous,
             open_metrics: http.metrics_open,
             admin_token: http.admin_token,
+            rate: http.rate(),
         }
     }
 

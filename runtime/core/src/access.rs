@@ -15,9 +15,11 @@ use crate::name::is_reserved;
 use crate::time::Timestamp;
 
 mod pattern;
+mod rate;
 mod token;
 
 pub use pattern::{InvalidPattern, Pattern};
+pub use rate::{InvalidRate, Limiter, Rate};
 pub use token::{InvalidToken, Secret, Shown, Token, TokenId, without_secrets};
 
 /// What somebody is trusted with.
@@ -114,6 +116,7 @@ pub struct Caller {
     roles: BTreeSet<Role>,
     functions: Vec<Pattern>,
     topics: Vec<Pattern>,
+    rate: Option<Rate>,
 }
 
 /// What the administrator's token of the configuration is called. No other one can be.
@@ -129,12 +132,12 @@ impl Caller {
     #[must_use]
     pub fn unrestricted(name: &str) -> Self {
         let roles = BTreeSet::from([Role::Admin]);
-        Self { name: name.to_owned(), token: None, roles, functions: Vec::new(), topics: Vec::new() }
+        Self { name: name.to_owned(), token: None, roles, functions: Vec::new(), topics: Vec::new(), rate: None }
     }
 
     fn of(id: &TokenId, token: &Token) -> Self {
-        let Token { name, roles, functions, topics, .. } = token.clone();
-        Self { name, token: Some(id.clone()), roles, functions, topics }
+        let Token { name, roles, functions, topics, rate, .. } = token.clone();
+        Self { name, token: Some(id.clone()), roles, functions, topics, rate }
     }
 
     /// The name with the id of its token, if that is in the log: others can have the same name.
@@ -153,6 +156,12 @@ impl Caller {
     #[must_use]
     pub const fn token(&self) -> Option<&TokenId> {
         self.token.as_ref()
+    }
+
+    /// How many requests its token may send, if that says so itself.
+    #[must_use]
+    pub const fn rate(&self) -> Option<Rate> {
+        self.rate
     }
 
     /// Whether no pattern restricts it.

@@ -46,6 +46,10 @@ pub const THREADS_MAX: NonZeroUsize = NonZeroUsize::new(1024).unwrap();
 pub const ENTRY_MAX_BYTES: usize = 64 * KIB;
 /// Tokens that hold at the same time.
 pub const TOKENS_MAX: usize = 1000;
+/// Most requests that a rate can allow in a second, minute or hour, and at once.
+pub const RATE_MAX_REQUESTS: u32 = 1_000_000;
+/// Tokens of which it is known how many requests they sent.
+pub const RATED_TOKENS_MAX: usize = TOKENS_MAX;
 /// Tokens in a log, expired ones among them.
 pub const TOKENS_KEPT_MAX: usize = 10 * TOKENS_MAX;
 /// Longest name of a token, in bytes.

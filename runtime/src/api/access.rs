@@ -1,13 +1,13 @@
 //! Who asks, and whether that is allowed. What each route needs is in `routes.rs`.
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex as Lock, MutexGuard, PoisonError};
 
 use axum::extract::{FromRequestParts, RawPathParams, Request};
 use axum::http::HeaderMap;
 use axum::http::header::AUTHORIZATION;
 use futures::future::BoxFuture;
-use millrace_core::access::{ADMINISTRATOR, Caller, Denied, Permission, Secret, Token, TokenId, Tokens};
+use millrace_core::access::{ADMINISTRATOR, Caller, Denied, Limiter, Permission, Rate, Secret, Token, TokenId, Tokens};
 use millrace_core::manifest::Function;
 use millrace_core::time::Timestamp;
 use tokio::sync::Mutex;
@@ -39,11 +39,13 @@ pub struct AccessOptions {
     pub open_metrics: bool,
     /// A token for everything that is not in the log.
     pub admin_token: Option<Secret>,
+    /// How many requests a token in the log may send that says nothing of it itself; none means any number.
+    pub rate: Option<Rate>,
 }
 
 impl Default for AccessOptions {
     fn default() -> Self {
-        Self { open_without_tokens: true, open_metrics: false, admin_token: None }
+        Self { open_without_tokens: true, open_metrics: false, admin_token: None, rate: None }
     }
 }
 
@@ -56,12 +58,13 @@ pub(super) struct Access {
     administrator: Arc<Caller>,
     /// Held by whoever makes or revokes a token here, so that they do not build on the same. Others can elsewhere.
     pub(super) deciding: Mutex<()>,
+    limiter: Lock<Limiter>,
 }
 
 impl Access {
     pub(super) fn new(options: AccessOptions) -> Self {
         let [everybody, administrator] = ["", ADMINISTRATOR].map(|name| Arc::new(Caller::unrestricted(name)));
-        Self { options, keyring: None, everybody, administrator, deciding: Mutex::default() }
+        Self { options, keyring: None, everybody, administrator, deciding: Mutex::default(), limiter: Lock::default() }
     }
 
     /// Whether there is a token for everything that is not in the log.
@@ -78,6 +81,29 @@ impl Access {
     pub(super) fn is_open(&self) -> bool {
         let has_tokens = self.keyring.as_ref().is_some_and(|keyring| keyring.tokens().are_needed());
         self.opens_without_tokens() && !has_tokens
+    }
+
+    fn limiter(&self) -> MutexGuard<'_, Limiter> {
+        self.limiter.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many requests of each token were refused because it sends too many.
+    pub(super) fn rate_limited(&self) -> Vec<(TokenId, u64)> {
+        self.limiter().refused().map(|(id, refused)| (id.clone(), refused)).collect()
+    }
+
+    /// Refuses what is more than a token may send. Whoever shows none in the log is not counted.
+    fn limit(&self, caller: &Caller, now: Timestamp) -> Result<(), Refusal> {
+        let (Some(id), Some(rate)) = (caller.token(), caller.rate().or(self.options.rate)) else { return Ok(()) };
+        let admitted = self.limiter().admit(id, rate, now);
+        admitted.map_err(|wait| {
+            let detail = format_args!(
+                "the token {} may send {rate} requests to this instance, and {} at once; send fewer, or ask for a token with a higher rate",
+                caller.label(),
+                rate.burst()
+            );
+            Refusal::new(Kind::RateLimited, detail).retry_after(wait)
+        })
     }
 
     /// Who asks.
@@ -137,8 +163,10 @@ impl<B, R> Shared<B, R> {
         if let Ok(params) = &params {
             trail.path(params);
         }
-        let caller = self.access.caller(&parts.headers, self.clock.now())?;
+        let now = self.clock.now();
+        let caller = self.access.caller(&parts.headers, now)?;
         trail.caller(&caller);
+        self.access.limit(&caller, now)?;
         if let Some(permission) = permission {
             caller.may(permission)?;
         }

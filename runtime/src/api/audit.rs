@@ -131,12 +131,14 @@ impl Trail {
     /// What is to be written down of a request that was answered so, if anything is.
     pub(super) fn record(&self, row: Option<&Row>, answer: &Response, now: Timestamp) -> Option<Record> {
         let status = answer.status();
-        let is_refused = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
+        let is_denied = matches!(status, StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN);
         let who = self.who();
         let said = self.said();
-        if !is_refused && (said.is_rehearsal || !row.is_some_and(|row| row.changes)) {
+        if !is_denied && (said.is_rehearsal || !row.is_some_and(|row| row.changes)) {
             return None;
         }
+        // Nothing is done then, and who sends too much must not be able to fill the log with that either.
+        let is_refused = is_denied || status == StatusCode::TOO_MANY_REQUESTS;
         let (result, detail) = match answer.extensions().get::<Reason>() {
             Some(Reason(reason)) if is_refused => (Outcome::Refused, reason.clone()),
             Some(Reason(reason)) => (Outcome::Failed, reason.clone()),

@@ -63,6 +63,11 @@ struct TopicLabels {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct TokenLabels {
+    token: String,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct FunctionLabels {
     faas_name: String,
 }
@@ -185,6 +190,11 @@ pub(super) async fn show<B: Broker + Catalog, R: Revision>(
     let unwritten: Counter = Counter::default();
     unwritten.inc_by(api.journal.as_ref().map_or(0, |journal| journal.lost()));
     registry.register(metric::LOST_AUDIT, "Records of who did what that could not be written.", unwritten);
+    let limited = Family::<TokenLabels, Counter>::default();
+    for (token, refused) in api.access.rate_limited() {
+        limited.get_or_create(&TokenLabels { token: token.to_string() }).inc_by(refused);
+    }
+    registry.register(metric::RATE_LIMITED, "Requests refused because their token sends too many.", limited);
     if let Some(tls) = &api.tls {
         let expiry: Gauge = Gauge::default();
         expiry.set(gauge(tls.expires()));

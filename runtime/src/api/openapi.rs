@@ -45,12 +45,13 @@ enum Answer {
 }
 
 /// The problems that a route can have whatever it is for, unless everybody may use it at any time.
-const COMMON: [Kind; 9] = [
+const COMMON: [Kind; 10] = [
     Kind::MalformedRequest,
     Kind::Unauthenticated,
     Kind::Forbidden,
     Kind::ForeignHost,
     Kind::ForeignOrigin,
+    Kind::RateLimited,
     Kind::TooManyRequests,
     Kind::Internal,
     Kind::LogUnavailable,

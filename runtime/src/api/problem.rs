@@ -34,6 +34,7 @@ pub(super) enum Kind {
     MalformedRequest,
     MethodNotAllowed,
     NotReady,
+    RateLimited,
     RequestTimeout,
     ReservedTopic,
     TooLarge,
@@ -71,6 +72,7 @@ impl Kind {
             Self::MalformedRequest => ("malformed-request", "The request is malformed", S::BAD_REQUEST),
             Self::MethodNotAllowed => ("method-not-allowed", "The method is not allowed here", S::METHOD_NOT_ALLOWED),
             Self::NotReady => ("not-ready", "The runtime is not ready", S::SERVICE_UNAVAILABLE),
+            Self::RateLimited => ("rate-limited", "The token sends too many requests", S::TOO_MANY_REQUESTS),
             Self::RequestTimeout => ("request-timeout", "The request took too long to arrive", S::REQUEST_TIMEOUT),
             Self::ReservedTopic => ("reserved-topic", "The topic belongs to the runtime", S::FORBIDDEN),
             Self::TooLarge => ("too-large", "The request is too large", S::PAYLOAD_TOO_LARGE),
@@ -125,6 +127,11 @@ impl Refusal {
     /// Trying again soon may help.
     pub(super) fn retry_soon(self) -> Self {
         Self { retry_after: Some(SOON), ..self }
+    }
+
+    /// Trying again after this time helps, if nothing else comes until then.
+    pub(super) fn retry_after(self, wait: Duration) -> Self {
+        Self { retry_after: Some(wait), ..self }
     }
 
     fn retry_later(self) -> Self {
@@ -217,7 +224,9 @@ impl IntoResponse for Refusal {
             response.headers_mut().insert(WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         if let Some(after) = self.retry_after {
-            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(after.as_secs()));
+            // Whole seconds: who comes too early is refused once more.
+            let seconds = after.as_secs() + u64::from(after.subsec_nanos() > 0);
+            response.headers_mut().insert(RETRY_AFTER, HeaderValue::from(seconds));
         }
         response
     }

@@ -8,6 +8,7 @@ mod embedded;
 mod fake;
 mod letters;
 mod publishing;
+mod rates;
 mod reading;
 mod reset;
 mod serving;

@@ -8,7 +8,7 @@ use axum::extract::{Path, Request, State};
 use axum::http::{StatusCode, Uri};
 use axum::response::{IntoResponse, Response};
 use axum::{Extension, Json};
-use millrace_core::access::{Caller, Lockout, Pattern, Shown, Token, TokenId, Tokens};
+use millrace_core::access::{Caller, Lockout, Pattern, Rate, Shown, Token, TokenId, Tokens};
 use millrace_core::limits;
 use millrace_core::time::Timestamp;
 use millrace_core::units::Period;
@@ -126,6 +126,8 @@ fn shown(id: &TokenId, token: &Token, now: Timestamp) -> types::Token {
         created_at: Timestamp::from_millis(token.created_ms).to_rfc3339(),
         created_by: token.created_by.clone(),
         expires_at: token.expires_ms.map(|at| Timestamp::from_millis(at).to_rfc3339()),
+        rate: token.rate.map(|rate| rate.to_string()),
+        burst: token.rate.map(Rate::burst),
         state: if token.holds(now) { "valid" } else { "expired" }.to_owned(),
     }
 }
@@ -168,23 +170,31 @@ fn told(token: &Token) -> String {
         if patterns.is_empty() { String::new() } else { format!(", {kind} {}", patterns.join(" ")) }
     };
     let (functions, topics) = (patterns("functions", &token.functions), patterns("topics", &token.topics));
-    format!("{}: {}{functions}{topics}", token.name, roles.join(" "))
+    let rate = token.rate.map_or_else(String::new, |rate| format!(", {rate} and {} at once", rate.burst()));
+    format!("{}: {}{functions}{topics}{rate}", token.name, roles.join(" "))
 }
 
 /// What somebody asks for.
 fn token(asked: types::TokenRequest, new: &Shown, caller: &Caller, now: Timestamp) -> Result<Token, Refusal> {
-    let types::TokenRequest { name, roles, functions, topics, expires_in } = asked;
+    let types::TokenRequest { name, roles, functions, topics, expires_in, rate, burst } = asked;
     let malformed = |field: &str, e: &dyn std::fmt::Display| Refusal::malformed(format_args!("`{field}`: {e}"));
     let patterns = |field: &'static str, texts: Vec<String>| {
         texts.iter().map(|text| text.parse().map_err(|e| malformed(field, &e))).collect::<Result<Vec<_>, _>>()
     };
     let expires = expires_in.map(|text| lasting(&text)).transpose().map_err(|e| malformed("expires_in", &e))?;
+    let rate = rate.map(|text| text.parse::<Rate>()).transpose().map_err(|e| malformed("rate", &e))?;
+    let rate = match (rate, burst) {
+        (None, Some(_)) => return Err(malformed("burst", &"it is part of a rate of the token's own; give `rate` too")),
+        (Some(rate), Some(burst)) => Some(rate.with_burst(burst).map_err(|e| malformed("burst", &e))?),
+        (rate, None) => rate,
+    };
     let token = Token {
         name,
         secret: new.secret(),
         roles: roles.iter().map(|role| role.parse().map_err(|e| malformed("roles", &e))).collect::<Result<_, _>>()?,
         functions: patterns("functions", functions)?,
         topics: patterns("topics", topics)?,
+        rate,
         created_ms: now.as_millis(),
         created_by: caller.label(),
         expires_ms: expires.map(|after| (now + after).as_millis()),

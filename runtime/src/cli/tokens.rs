@@ -24,6 +24,7 @@ Examples:
   millrace tokens create ada --role admin
   millrace tokens create ci --role deploy --function 'shop.*' --topic 'orders*' --expires 90d
   millrace tokens create prometheus --role view
+  millrace tokens create shop --role publish --rate 50/s --burst 200
   (umask 077; millrace tokens create ada --role admin > ~/.millrace-token)      the token alone goes into the file, which nobody else reads
 
 Roles:
@@ -81,6 +82,12 @@ struct Create {
     /// For how long it holds, such as 90d, from 1s to 3650d [default: until it is revoked]
     #[arg(long, value_name = "PERIOD")]
     expires: Option<String>,
+    /// Requests that it may send to each instance, such as 50/s, 600/m or 1000/h [default: as http.token-rate says there]
+    #[arg(long, value_name = "RATE")]
+    rate: Option<String>,
+    /// How many of them may come at once [default: as many as in one unit of the rate]
+    #[arg(long, value_name = "REQUESTS", requires = "rate")]
+    burst: Option<u32>,
 }
 
 /// Arguments of `millrace tokens revoke`.
@@ -108,6 +115,8 @@ async fn create(args: &Create, context: &mut Context) -> Result<Exit, Error> {
         functions: args.functions.clone(),
         topics: args.topics.clone(),
         expires_in: args.expires.clone(),
+        rate: args.rate.clone(),
+        burst: args.burst,
     };
     let client = context.client()?;
     let console = &mut context.console;
@@ -166,7 +175,7 @@ async fn list(context: &mut Context) -> Result<Exit, Error> {
 }
 
 fn table(tokens: &[Token]) -> Table {
-    let columns = ["id", "name", "roles", "functions", "topics", "made by", "expires", "state"];
+    let columns = ["id", "name", "roles", "functions", "topics", "rate", "made by", "expires", "state"];
     let mut table = Table::new(&columns.map(|column| (column, Side::Left)));
     let or_all = |patterns: &[String]| match patterns {
         [] => "all".to_owned(),
@@ -180,12 +189,22 @@ fn table(tokens: &[Token]) -> Table {
             format::one_line(&token.roles.join(", "), 100).into(),
             or_all(&token.functions).into(),
             or_all(&token.topics).into(),
+            rate(token).into(),
             format::one_line(&token.created_by, 100).into(),
             format::one_line(token.expires_at.as_deref().unwrap_or("never"), 40).into(),
             Cell::styled(format::one_line(&token.state, 40), style),
         ]);
     }
     table
+}
+
+/// A rate of its own, and how many may come at once; `default` where the configuration of each instance says.
+fn rate(token: &Token) -> String {
+    match (&token.rate, token.burst) {
+        (Some(rate), Some(burst)) => format!("{}, {} at once", format::one_line(rate, 40), format::count(burst.into())),
+        (Some(rate), None) => format::one_line(rate, 40),
+        (None, _) => "default".to_owned(),
+    }
 }
 
 async fn revoke(args: &Revoke, context: &mut Context) -> Result<Exit, Error> {
@@ -240,7 +259,8 @@ mod tests {
     fn made() -> serde_json::Value {
         serde_json::json!({
             "token": SECRET, "id": "070707070707", "name": "ci", "roles": ["deploy"], "functions": ["shop.*"], "topics": [],
-            "created_at": "2027-01-15T08:00:00Z", "created_by": "root", "expires_at": null, "state": "valid"
+            "created_at": "2027-01-15T08:00:00Z", "created_by": "root", "expires_at": null, "state": "valid",
+            "rate": "600/m", "burst": 1000
         })
     }
 
@@ -248,12 +268,15 @@ mod tests {
     async fn a_token_is_made_and_shown_alone_on_standard_output() {
         let server = Server::answering([Answer::json(&made())]).await;
         let words = ["tokens", "create", "ci", "--role", "deploy", "--function", "shop.*", "--expires", "90d"];
-        let ran = server.run(&words).await;
+        let ran = server.run(&[&words[..], &["--rate", "50/s", "--burst", "200"]].concat()).await;
         assert_eq!((ran.exit, ran.out.as_str()), (Exit::Done, "mr_070707070707_0707\n"));
         assert!(ran.err.contains("It is shown only this once") && !ran.err.contains(SECRET), "{}", ran.err);
         let asked = server.asked();
         assert_eq!(asked[0].line, "POST /v1/tokens");
-        assert_eq!(asked[0].body, r#"{"name":"ci","roles":["deploy"],"functions":["shop.*"],"expires_in":"90d"}"#);
+        assert_eq!(
+            asked[0].body,
+            r#"{"name":"ci","roles":["deploy"],"functions":["shop.*"],"expires_in":"90d","rate":"50/s","burst":200}"#
+        );
     }
 
     #[tokio::test]
@@ -278,7 +301,9 @@ mod tests {
     async fn tokens_are_listed_without_secrets() {
         let server = Server::answering([Answer::json(&serde_json::json!({"tokens": [made()]}))]).await;
         let out = server.run(&["tokens", "list"]).await.done();
-        assert!(out.contains("070707070707") && out.contains("shop.*") && out.contains("never"), "{out}");
+        for expected in ["070707070707", "shop.*", "never", "600/m, 1,000 at once"] {
+            assert!(out.contains(expected), "{expected}: {out}");
+        }
     }
 
     #[tokio::test]

@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 use std::time::Duration;
 
+use millrace_core::access::InvalidRate;
 use millrace_core::limits;
 use millrace_core::name::{check_label, check_prefix};
 use millrace_core::settings::suggestion;
@@ -37,7 +38,7 @@ impl Setting {
 const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// All settings, in the order of the sample.
-pub(super) const SETTINGS: [Setting; 27] = [
+pub(super) const SETTINGS: [Setting; 29] = [
     Setting {
         key: "data.directory",
         about: "The directory that holds everything durable. Only one process can use it at a time.\n\
@@ -135,6 +136,21 @@ pub(super) const SETTINGS: [Setting; 27] = [
         show: |c| Some(c.http.metrics_open.to_string()),
         example: None,
         apply: |c, text, _| set(&mut c.http.metrics_open, choice(text, &SWITCH)),
+    },
+    Setting {
+        key: "http.token-rate",
+        about: "Requests that each token may send, such as 50/s, 600/m or 1000/h, unless it was made with a rate of its own. More are\n\
+                told to come again. Each instance counts for itself. Without it, any number.",
+        show: |c| c.http.token_rate.map(quoted),
+        example: Some("\"50/s\""),
+        apply: |c, text, _| set(&mut c.http.token_rate, text.parse().map(Some).map_err(|e: InvalidRate| e.to_string())),
+    },
+    Setting {
+        key: "http.token-burst",
+        about: "How many of them may come at once. Without it, as many as in one unit of the rate.",
+        show: |c| c.http.token_burst.map(|burst| burst.to_string()),
+        example: Some("100"),
+        apply: |c, text, _| set(&mut c.http.token_burst, count(text, 1..=limits::RATE_MAX_REQUESTS).map(Some)),
     },
     Setting {
         key: "http.request-max-size",

@@ -124,6 +124,9 @@ fn what_cannot_be_used_is_refused_with_its_place_and_the_fix() {
             "its certificate is missing; name the file with it as http.tls-certificate-file",
         ),
         ("[http]\ntls-certificate-file = 'a.pem'", "its key is missing; name the file with it as http.tls-key-file"),
+        ("[http]\ntoken-rate = 'fast'", "http.token-rate: a rate is a number of requests from 1 to 1000000"),
+        ("[http]\ntoken-burst = 5", "http.token-burst: it is part of a rate; set http.token-rate as well"),
+        ("[http]\ntoken-rate = '5/s'\ntoken-burst = 0", "http.token-burst: 0 is out of bounds"),
         ("[http]\ntls-key-file = ''", "http.tls-key-file: the value is empty"),
         ("[otlp]\nendpoint = 'localhost:4318'", "is not an address; write one such as"),
         ("[otlp]\nendpoint = 'http://'", "is not an address; write one such as"),
@@ -146,6 +149,14 @@ fn what_cannot_be_used_is_refused_with_its_place_and_the_fix() {
     let both =
         resolve(None, environment(&[("MILLRACE_LOG_LEVEL", "x")]), &flags(&["topics.partitions=0"]), Path::new(""));
     assert_eq!(both.unwrap_err().0.len(), 2);
+}
+
+#[test]
+fn a_rate_has_as_many_at_once_as_it_is_told() {
+    let rate = |text: &str| from_file(text).unwrap().config.http.rate().map(|rate| (rate.to_string(), rate.burst()));
+    assert_eq!(rate(""), None);
+    assert_eq!(rate("http.token-rate = '600/m'"), Some(("600/m".to_owned(), 600)));
+    assert_eq!(rate("[http]\ntoken-burst = 5\ntoken-rate = '600/m'"), Some(("600/m".to_owned(), 5)));
 }
 
 #[test]

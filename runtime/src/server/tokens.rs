@@ -115,6 +115,7 @@ mod tests {
             roles: [Role::Admin].into(),
             functions: Vec::new(),
             topics: Vec::new(),
+            rate: None,
             created_ms: 0,
             created_by: String::new(),
             expires_ms: None,

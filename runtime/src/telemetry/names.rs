@@ -124,6 +124,8 @@ pub mod metric {
     pub const LOG_BYTES: &str = "millrace_log_bytes";
     /// Records kept of a topic.
     pub const LOG_RECORDS: &str = "millrace_log_records";
+    /// Requests refused because their token sends too many.
+    pub const RATE_LIMITED: &str = "millrace_rate_limited_requests";
     /// When the certificate of the API expires.
     pub const CERTIFICATE_EXPIRY: &str = "millrace_certificate_expiry_timestamp_seconds";
     /// Spans that did not reach the collector.

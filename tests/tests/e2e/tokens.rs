@@ -83,6 +83,37 @@ async fn from_the_first_token_on_each_request_needs_one_also_after_a_restart() {
     }
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_token_sends_as_much_as_its_rate_says_also_after_a_restart() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let server = embedded(directory.path());
+    let root = done(&server.url, "", &["tokens", "create", "root", "--role", "admin"]);
+    let slow =
+        done(&server.url, &root, &["tokens", "create", "slow", "--role", "view", "--rate", "1/h", "--burst", "2"]);
+    let list = done(&server.url, &root, &["tokens", "list"]);
+    assert!(list.contains("1/h, 2 at once") && list.contains("default"), "{list}");
+    done(&server.url, &slow, &["topics"]);
+    done(&server.url, &slow, &["topics"]);
+    let said = refused(&server.url, &slow, &["topics"]);
+    assert!(
+        said.contains("may send 1/h requests to this instance, and 2 at once") && said.contains("try again in"),
+        "{said}"
+    );
+    let headers = [("authorization", format!("Bearer {root}"))];
+    let headers = headers.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let metrics = Api::default().ask(Method::GET, &format!("{}/metrics", server.url), &headers, String::new()).await;
+    let (_, metrics) = metrics.expect("the server answers");
+    let line = format!("millrace_rate_limited_requests_total{{token=\"{}\"}} 1", id(&slow));
+    assert!(metrics.lines().any(|one| one == line), "{line} is not in:\n{metrics}");
+    server.kill();
+    // Others are not held up, and what the log keeps of the rate holds in the next process too.
+    let server = embedded(directory.path());
+    done(&server.url, &slow, &["topics"]);
+    done(&server.url, &slow, &["topics"]);
+    refused(&server.url, &slow, &["topics"]);
+    done(&server.url, &root, &["status"]);
+}
+
 /// In the token of the configuration, and in what is shown instead of a token.
 const PLANTED: &str = "planted-4f1c77aa0b";
 

@@ -19,6 +19,7 @@ fn token(seed: u8, roles: &[Role]) -> Token {
         roles: roles.iter().copied().collect(),
         functions: Vec::new(),
         topics: Vec::new(),
+        rate: None,
         created_ms: 5,
         created_by: String::new(),
         expires_ms: None,
@@ -227,6 +228,7 @@ fn what_cannot_be_read_lets_nobody_in_and_counts() {
         newer.replace("\"admin\"", "\"owner\""),
         newer.replacen('{', "{\"networks\":[],", 1),
         newer.replace("\"created_ms\"", "\"made_ms\""),
+        newer.replace("\"created_ms\"", r#""rate":{"requests":5,"per":"day","burst":5},"created_ms""#),
         "{".to_owned(),
         String::new(),
     ] {
@@ -265,6 +267,7 @@ fn what_people_choose_is_checked() {
         (Token { functions: patterns(&["*"]), ..token(1, &[Role::Publish]) }, "whoever has the role `publish` alone"),
         (Token { functions: patterns(&["*"]), topics: patterns(&["*"]), ..token(1, &[Role::Publish]) }, ""),
         (Token { functions: patterns(&["*"]), ..token(1, &[Role::Publish, Role::View]) }, ""),
+        (Token { rate: Some("1/h".parse().unwrap()), ..good.clone() }, ""),
         (Token { topics: patterns(&["a"; 33]), ..good }, "a token can have 32 patterns"),
         (Token { functions: patterns(&["*"]), ..token(1, &[Role::Admin, Role::View]) }, "whoever has the role `admin`"),
     ] {
@@ -285,6 +288,11 @@ fn the_layout_is_pinned() {
     };
     let expected = r#"{"name":"ci","secret":"1967c0fdaed0b8f2618d3b1f4a9f8541ed315505acc26f5a41f382da8bdd9954","roles":["view","deploy"],"functions":["shop.*"],"topics":["orders*"],"created_ms":5,"created_by":"ada","expires_ms":9}"#;
     assert_eq!(String::from_utf8(token.encode()).unwrap(), expected);
+    let rated = Token { rate: Some("600/m".parse().unwrap()), ..token };
+    let rated_too =
+        expected.replace(r#""created_ms""#, r#""rate":{"requests":600,"per":"minute","burst":600},"created_ms""#);
+    assert_eq!(String::from_utf8(rated.encode()).unwrap(), rated_too);
+    assert_eq!(Token::decode(rated_too.as_bytes()), Some(rated));
     assert_eq!(shown(7).id.entry(), "token.070707070707");
     assert_eq!(shown(7).text(), "mr_070707070707_0707070707070707070707070707070707070707070707070707070707070707");
 }

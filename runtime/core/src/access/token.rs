@@ -6,7 +6,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use super::{ADMINISTRATOR, Pattern, Role};
+use super::{ADMINISTRATOR, Pattern, Rate, Role};
 use crate::digest::Digest;
 use crate::limits;
 use crate::time::Timestamp;
@@ -178,6 +178,10 @@ pub struct Token {
     /// The topics that it is for; none means all.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub topics: Vec<Pattern>,
+    /// How many requests it may send; none means as many as the configuration says. Versions that know no rates cannot read a token that has
+    /// one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rate: Option<Rate>,
     /// When it was made, in milliseconds since 1970.
     pub created_ms: u64,
     /// Who made it, as far as that is known.

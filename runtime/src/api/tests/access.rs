@@ -89,6 +89,7 @@ pub(super) fn token(roles: &[Role]) -> Token {
         roles: roles.iter().copied().collect(),
         functions: Vec::new(),
         topics: Vec::new(),
+        rate: None,
         created_ms: 0,
         created_by: String::new(),
         expires_ms: None,
@@ -100,7 +101,7 @@ pub(super) fn only(roles: &[Role], functions: &[&str], topics: &[&str]) -> Token
     Token { functions: patterns(functions), topics: patterns(topics), ..token(roles) }
 }
 
-async fn start(access: AccessOptions) -> (Server, Arc<Ring>) {
+pub(super) async fn start(access: AccessOptions) -> (Server, Arc<Ring>) {
     let ring = Arc::<Ring>::default();
     let keyring: Arc<dyn Keyring> = ring.clone();
     let server =
@@ -118,7 +119,13 @@ async fn ask(server: &Server, method: &str, path: &str, shown: Option<&str>, bod
     server.send(request.body(Bytes::copy_from_slice(body.as_bytes())).unwrap()).await
 }
 
-async fn with_token(server: &Server, method: &str, path: &str, token: &str, body: serde_json::Value) -> Answer {
+pub(super) async fn with_token(
+    server: &Server,
+    method: &str,
+    path: &str,
+    token: &str,
+    body: serde_json::Value,
+) -> Answer {
     ask(server, method, path, Some(&format!("Bearer {token}")), &body.to_string()).await
 }
 
@@ -557,6 +564,9 @@ async fn tokens_are_made_shown_once_listed_and_revoked() {
         (json!({"name": "x", "roles": ["view"], "topics": ["a b"]}), "`topics`: a pattern is"),
         (json!({"name": "x", "roles": ["view"], "expires_in": "11000d"}), "`expires_in`: write something from 1s to"),
         (json!({"name": "x", "roles": ["view"], "expires_in": "soon"}), "`expires_in`: "),
+        (json!({"name": "x", "roles": ["view"], "rate": "fast"}), "`rate`: a rate is a number of requests"),
+        (json!({"name": "x", "roles": ["view"], "rate": "5/s", "burst": 0}), "`burst`: what may come at once"),
+        (json!({"name": "x", "roles": ["view"], "burst": 5}), "`burst`: it is part of a rate"),
         (json!({"name": "x", "roles": ["admin"], "functions": ["*"]}), "whoever has the role `admin`"),
     ] {
         let answer = make(Some(&root.token), wrong.clone()).await;
