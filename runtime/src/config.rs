@@ -16,6 +16,7 @@ use millrace_core::access::{Rate, Secret};
 use millrace_core::limits::{self, CONFIG_FILE_MAX_BYTES};
 use millrace_core::name::DEFAULT_PREFIX;
 use millrace_core::settings::{self, suggestion};
+use millrace_core::signature::Trusted;
 use millrace_core::units::rounded;
 
 mod table;
@@ -64,6 +65,8 @@ pub struct Config {
     pub drain: Duration,
     /// The API.
     pub http: Http,
+    /// Who has to have signed what is uploaded.
+    pub signatures: Signatures,
     /// What topics are made with when the manifest does not say.
     pub topics: Topics,
     /// The embedded log.
@@ -104,6 +107,27 @@ pub struct Http {
     pub request_max_bytes: usize,
     /// Requests served at the same time.
     pub requests_in_flight: usize,
+}
+
+/// Who has to have signed what is uploaded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Signatures {
+    /// Where the public keys are, of which one has to have signed a component; with none, nothing has to be signed.
+    pub public_key_files: Vec<PathBuf>,
+    /// The keys in these files.
+    pub trusted: Trusted,
+}
+
+impl Signatures {
+    /// Reads the public keys.
+    fn read(&mut self) -> Result<(), String> {
+        for path in &self.public_key_files {
+            let place = format!("signatures.public-keys: {}", path.display());
+            let pem = read(path).map_err(|e| format!("{place} cannot be read: {e}"))?;
+            self.trusted.add(&pem).map_err(|e| format!("{place}: {e}"))?;
+        }
+        Ok(())
+    }
 }
 
 /// What topics are made with when the manifest does not say.
@@ -210,6 +234,7 @@ impl Default for Config {
                 request_max_bytes: limits::REQUEST_MAX_BYTES,
                 requests_in_flight: limits::REQUESTS_IN_FLIGHT_MAX,
             },
+            signatures: Signatures::default(),
             topics: Topics {
                 partitions: limits::PARTITIONS_DEFAULT,
                 retention_age: limits::RETENTION_DEFAULT_AGE,
@@ -346,6 +371,7 @@ pub fn load(flags: &Flags, directory: &Path) -> Result<Resolved, Refused> {
     let file = text.as_ref().map(|text| File { path: &path, text });
     let mut resolved = resolve(file, environment, flags, directory)?;
     resolved.config.http.read_admin_token().map_err(|problem| Refused(vec![problem]))?;
+    resolved.config.signatures.read().map_err(|problem| Refused(vec![problem]))?;
     if let Some(file) = resolved.config.http.admin_token_file.as_ref().filter(|file| others_read(file)) {
         resolved.warnings.push(format!("http.admin-token-file: {}", readable(file)));
     }

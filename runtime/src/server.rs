@@ -176,6 +176,7 @@ impl<L: Log> Server<L> {
             engine,
             clock,
             prefix: config.prefix.clone(),
+            signatures: Arc::new(config.signatures.trusted.clone()),
             topics: Topics::new(Arc::clone(&log), config.topics.clone()),
             keys: Keys::new(Arc::clone(&log)),
             ledger: Ledger::new(Arc::clone(&log), &config.prefix, clock)

@@ -41,6 +41,8 @@ mod secured;
 mod serve_check;
 #[path = "e2e/shutdown.rs"]
 mod shutdown;
+#[path = "e2e/signatures.rs"]
+mod signatures;
 #[path = "e2e/spans.rs"]
 mod spans;
 #[path = "e2e/tls.rs"]

@@ -28,6 +28,7 @@ pub mod record;
 pub mod retry;
 pub mod revision;
 pub mod settings;
+pub mod signature;
 pub mod spot;
 pub mod state;
 pub mod time;

@@ -150,6 +150,9 @@ pub struct Source {
     pub manifest: String,
     /// Where it comes from.
     pub origin: Origin,
+    /// The signature of its component, in base64, if it was uploaded with one. Kept as it came: whoever runs it looks.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<String>,
 }
 
 /// Where a revision comes from.
@@ -186,7 +189,7 @@ impl Source {
     pub fn uploaded(manifest: &Manifest, function: &Function, component: Digest) -> Self {
         let component_text = format!("sha256:{component}");
         let function = Function { build: None, component: component_text, watch: Vec::new(), ..function.clone() };
-        Self { component, manifest: alone(manifest, function).to_toml(), origin: Origin::Upload }
+        Self { component, manifest: alone(manifest, function).to_toml(), origin: Origin::Upload, signature: None }
     }
 
     /// What a revision is made of that a process runs from a directory.
@@ -194,7 +197,7 @@ impl Source {
     pub fn of_directory(function: &Function, component: Digest) -> Self {
         let application = function.name.application().to_owned();
         let manifest = Manifest { application, topics: Vec::new(), functions: vec![function.clone()] };
-        Self { component, manifest: manifest.to_toml(), origin: Origin::Directory }
+        Self { component, manifest: manifest.to_toml(), origin: Origin::Directory, signature: None }
     }
 
     /// The manifest, read back: an application with the function alone.
@@ -255,7 +258,7 @@ impl Change {
             let (Some(component), true) = (component, old.contains_key("function") && old.len() == 2) else {
                 return Err(e.to_string());
             };
-            let source = Source { component, manifest: String::new(), origin: Origin::Directory };
+            let source = Source { component, manifest: String::new(), origin: Origin::Directory, signature: None };
             Ok(Self { action: Action::Deploy(source), at: String::new(), by: String::new() })
         })
     }
@@ -661,7 +664,7 @@ mod tests {
         [functions.ship]\ncomponent = \"ship.wasm\"\ntopics = [\"other\"]\n";
 
     fn source(component: &[u8], origin: Origin) -> Source {
-        Source { component: Digest::of(component), manifest: String::new(), origin }
+        Source { component: Digest::of(component), manifest: String::new(), origin, signature: None }
     }
 
     fn deploy(component: &[u8]) -> Action {
@@ -833,12 +836,19 @@ mod tests {
     fn the_layout_is_pinned() {
         let at = Timestamp::from_millis(0);
         let digest = Digest::of(b"abc");
-        let source = Source { component: digest, manifest: "x".to_owned(), origin: Origin::Upload };
+        let source = Source { component: digest, manifest: "x".to_owned(), origin: Origin::Upload, signature: None };
+        let signed = Source { signature: Some("AA==".to_owned()), ..source.clone() };
         for (action, expected) in [
             (
                 Action::Deploy(source),
                 format!(
                     r#"{{"action":"deploy","component":"{digest}","manifest":"x","origin":"upload","at":"1970-01-01T00:00:00Z","by":"me"}}"#
+                ),
+            ),
+            (
+                Action::Deploy(signed),
+                format!(
+                    r#"{{"action":"deploy","component":"{digest}","manifest":"x","origin":"upload","signature":"AA==","at":"1970-01-01T00:00:00Z","by":"me"}}"#
                 ),
             ),
             (

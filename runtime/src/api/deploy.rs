@@ -18,6 +18,7 @@ use millrace_core::limits;
 use millrace_core::manifest::Manifest;
 use millrace_core::name::FunctionName;
 use millrace_core::revision::{Action, Change, History, Impossible, Source, State as Stands};
+use millrace_core::signature::{Signature, Untrusted};
 use millrace_core::time::Timestamp;
 
 use super::audit::Trail;
@@ -80,6 +81,12 @@ pub enum Refused {
     UnknownComponent {
         /// Its digest.
         digest: Digest,
+    },
+    /// The component is not signed as it has to be.
+    #[error("{reason}")]
+    Untrusted {
+        /// Why.
+        reason: Untrusted,
     },
     /// Somebody else did something in between.
     #[error(
@@ -144,6 +151,7 @@ impl From<Refused> for Refusal {
         let kind = match refused {
             Refused::Invalid { .. } => Kind::InvalidFunction,
             Refused::UnknownComponent { .. } => Kind::UnknownComponent,
+            Refused::Untrusted { .. } => Kind::InvalidSignature,
             Refused::Forgotten { .. } => Kind::UnknownRevision,
             Refused::Conflict { .. } | Refused::OfDirectory { .. } | Refused::Uploaded { .. } => Kind::Conflict,
             Refused::Impossible { ref reason } => match reason {
@@ -231,9 +239,15 @@ pub(super) async fn deploy<B: Broker + Catalog, R: Revision>(
     request: Request,
 ) -> Result<Json<types::Deployed>, Refusal> {
     let function = function_of(function)?;
-    let types::DeployRequest { component, manifest, canary, builds_on, dry_run } = api.json_request(request).await?;
+    let types::DeployRequest { component, manifest, signature, canary, builds_on, dry_run } =
+        api.json_request(request).await?;
     let component: Digest = component.parse().map_err(|e| Refusal::malformed(format_args!("`component`: {e}")))?;
     let source = source(&api, &function, component, &manifest)?;
+    // Kept in one form, so that the same one given twice changes nothing.
+    let signature = signature.map(|text| Signature::parse(&text)).transpose();
+    let signature =
+        signature.map_err(|reason| Refusal::from(Refused::Untrusted { reason }).about(&function.to_string()))?;
+    let source = Source { signature: signature.map(|signature| signature.to_string()), ..source };
     let action = match canary {
         Some(share) => Action::DeployCanary { source, share: share_of(&share, "canary")? },
         None => Action::Deploy(source),
@@ -486,6 +500,7 @@ fn deployment(number: u64, change: Result<&Change, &str>) -> types::Deployment {
         shown.component = Some(source.component.to_string());
         shown.manifest = Some(source.manifest.clone());
         shown.origin = Some(source.origin);
+        shown.signature.clone_from(&source.signature);
     }
     let word = match action {
         Action::Deploy(_) => "deploy",

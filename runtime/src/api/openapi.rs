@@ -83,9 +83,9 @@ const fn asks<A: JsonSchema, Q: JsonSchema>(
 
 const OPERATIONS: [Operation; routes::ROWS.len()] = {
     use Kind::{
-        Conflict, DeadLetterNotOpen, InvalidEvent, InvalidFunction, Lockout, LogBusy, LogFull, NotReady, ReservedTopic,
-        UnknownComponent, UnknownDeadLetter, UnknownFunction, UnknownPartition, UnknownPath, UnknownRevision,
-        UnknownToken, UnknownTopic,
+        Conflict, DeadLetterNotOpen, InvalidEvent, InvalidFunction, InvalidSignature, Lockout, LogBusy, LogFull,
+        NotReady, ReservedTopic, UnknownComponent, UnknownDeadLetter, UnknownFunction, UnknownPartition, UnknownPath,
+        UnknownRevision, UnknownToken, UnknownTopic,
     };
     use routes::{
         AUDIT, CANARY, COMPONENT, DISCARD, FUNCTION, FUNCTIONS, LETTER, LETTERS, LIVE, METRICS, OPENAPI, PAUSE,
@@ -98,8 +98,17 @@ const OPERATIONS: [Operation; routes::ROWS.len()] = {
         RollbackRequest, SkipAnswer, SkipRequest, State, Status, TokenMade, TokenRequest, TokenRevoked, Tokens, Topics,
     };
     const CHANGES: &[Kind] = &[UnknownFunction, UnknownRevision, Conflict, LogFull, LogBusy, UnknownPath];
-    const DEPLOYS: &[Kind] =
-        &[InvalidFunction, UnknownFunction, UnknownComponent, UnknownRevision, Conflict, LogFull, LogBusy, UnknownPath];
+    const DEPLOYS: &[Kind] = &[
+        InvalidFunction,
+        InvalidSignature,
+        UnknownFunction,
+        UnknownComponent,
+        UnknownRevision,
+        Conflict,
+        LogFull,
+        LogBusy,
+        UnknownPath,
+    ];
     const RESETS: &[Kind] = &[UnknownFunction, UnknownTopic, UnknownPartition, Conflict, LogFull, LogBusy, UnknownPath];
     const ACTS: &[Kind] = &[UnknownFunction, UnknownDeadLetter, DeadLetterNotOpen, LogFull, LogBusy];
     const MAKES_TOKENS: &[Kind] = &[Lockout, Conflict, UnknownPath, LogFull, LogBusy];

@@ -26,6 +26,7 @@ pub(super) enum Kind {
     Internal,
     InvalidEvent,
     InvalidFunction,
+    InvalidSignature,
     Lockout,
     LogBusy,
     LogFailed,
@@ -64,6 +65,9 @@ impl Kind {
             Self::Internal => ("internal", "The runtime could not answer", S::INTERNAL_SERVER_ERROR),
             Self::InvalidEvent => ("invalid-event", "The event is not valid", S::BAD_REQUEST),
             Self::InvalidFunction => ("invalid-function", "The function cannot be deployed", S::UNPROCESSABLE_ENTITY),
+            Self::InvalidSignature => {
+                ("invalid-signature", "The component is not signed as it has to be", S::UNPROCESSABLE_ENTITY)
+            }
             Self::Lockout => ("lockout", "Nobody could make tokens any more, or there are too many", S::CONFLICT),
             Self::LogBusy => ("log-busy", "Too many writes are waiting", S::TOO_MANY_REQUESTS),
             Self::LogFailed => ("log-failed", "The log cannot go on", S::SERVICE_UNAVAILABLE),

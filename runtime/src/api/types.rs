@@ -10,7 +10,6 @@ use millrace_core::revision::Origin;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-
 use crate::broker::LetterStatus;
 
 mod canary;
@@ -506,6 +505,9 @@ pub struct DeployRequest {
     pub component: String,
     /// A manifest that holds the function.
     pub manifest: String,
+    /// The signature of the component, in base64: ed25519 over `sha256:<digest>`. A server can ask for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<String>,
     /// A share of the keys, such as `5%` or `0.5%`: the revision handles these beside the active one, as a canary, and does not
     /// become active. Without it, it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -612,6 +614,9 @@ pub struct Deployment {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "Option<String>")]
     pub origin: Option<Origin>,
+    /// The signature of the component, of a `deploy` that came with one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub signature: Option<String>,
     /// The share of the keys, of a `deploy` of a canary and of a `canary`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub share: Option<String>,

@@ -21,6 +21,9 @@ use crate::api::types::{Canary, Component, DeployRequest, Deployed, Deployment, 
 use crate::server;
 
 pub(super) mod running;
+mod signing;
+
+use signing::Signing;
 
 /// Arguments of `millrace deploy`.
 #[derive(Debug, clap::Args)]
@@ -31,6 +34,7 @@ Examples:
   millrace deploy shop --dry-run                   only says what would change, and whether it would be taken
   millrace deploy shop --function pay              one function of it
   millrace deploy shop --canary 5%                 runs what changed for 5% of the keys, beside what is active
+  millrace deploy shop --sign-with release.pem     signed, for a server that asks for it
   millrace deploy --server http://millrace:6455
 
 Every instance runs what was deployed, whatever directory it was started on. `millrace functions history` shows what was
@@ -56,6 +60,10 @@ pub(crate) struct Args {
     /// How long to wait until the instances run it; 0 does not wait
     #[arg(long, value_name = "SECONDS", default_value_t = 90)]
     wait: u64,
+    /// Sign the components with this private key of ed25519, in PEM (PKCS #8). Without it, the signature of a component is taken from the
+    /// file beside it whose name has `.sig` at its end, if there is one
+    #[arg(long, value_name = "FILE")]
+    sign_with: Option<PathBuf>,
 }
 
 /// One function of the application, beside what is deployed.
@@ -63,6 +71,8 @@ struct Planned {
     name: String,
     component: Bytes,
     source: Source,
+    /// Where its signature comes from, if it has one.
+    signed: Option<String>,
     /// What is deployed; none if nothing ever was.
     there: Option<Revisions>,
     /// The share of the keys that it is to handle, if it is to be a canary.
@@ -86,6 +96,8 @@ struct Shown<'a> {
     active: Option<u64>,
     component: String,
     component_changed: bool,
+    /// Whether it is uploaded with a signature.
+    signed: bool,
     settings: Vec<Setting>,
     /// The share of the keys that it is to handle as a canary.
     canary: Option<String>,
@@ -118,10 +130,12 @@ impl Planned {
         Some((there.deployments.iter().find(|one| one.number == canary.revision)?, canary))
     }
 
+    /// A signature that is not given again stays.
     fn is_made_of(&self, deployed: &Deployment) -> bool {
         deployed.origin == Some(Origin::Upload)
             && deployed.manifest.as_deref() == Some(&self.source.manifest)
             && deployed.component.as_deref() == Some(&self.source.component.to_string())
+            && (self.source.signature.is_none() || self.source.signature == deployed.signature)
     }
 
     fn component_changed(&self) -> bool {
@@ -141,6 +155,7 @@ impl Planned {
             active: active.map(|active| active.number),
             component: self.source.component.to_string(),
             component_changed: self.component_changed(),
+            signed: self.signed.is_some(),
             settings: settings.map(|old| changes::between(old, &self.source.manifest)).unwrap_or_default(),
             canary: self.canary.map(|share| share.to_string()),
             revision: None,
@@ -152,6 +167,7 @@ impl Planned {
             component: self.source.component.to_string(),
             manifest: self.source.manifest.clone(),
             canary: self.canary.map(|share| share.to_string()),
+            signature: self.source.signature.clone(),
             builds_on: Some(self.there.as_ref().map_or(0, |there| there.latest)),
             dry_run,
         }
@@ -166,10 +182,12 @@ pub(super) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Erro
     if !console.is_json() {
         application.source.show(Severity::Warning, &application.warnings, console)?;
     }
+    let signing = args.sign_with.as_deref().map(|file| Signing::open(file, console)).transpose()?;
     let mut planned = Vec::new();
     for function in chosen(&application, &args.functions)? {
         let planning = plan(&application, function, &client).await?;
-        planned.push(Planned { canary: args.canary, ..planning });
+        let planning = Planned { canary: args.canary, ..planning };
+        planned.push(signing::sign(planning, function, &application.source.directory, signing.as_ref())?);
     }
     if !console.is_json() {
         planned.iter().try_for_each(|one| show(one, console))?;
@@ -230,7 +248,7 @@ async fn plan(application: &Application, function: &Function, client: &Client) -
     let source = Source::uploaded(&application.manifest, function, Digest::of(&component));
     let name = function.name.to_string();
     let there = running::revisions(client, &name).await?;
-    Ok(Planned { name, component, source, there, canary: None })
+    Ok(Planned { name, component, source, signed: None, there, canary: None })
 }
 
 /// What happens to one function, for a person.
@@ -262,6 +280,9 @@ fn show(one: &Planned, console: &mut Console) -> Result<(), Error> {
         console.line(format_args!("  as a canary, for {share} of the keys"))?;
     } else if let Some((canary, _)) = one.canary_there().filter(|_| shown.what == What::Changed) {
         console.line(format_args!("  the canary, revision {}, ends with it", canary.number))?;
+    }
+    if let Some(place) = one.signed.as_ref().filter(|_| one.is_changed()) {
+        console.line(format_args!("  signed: {}", format::one_line(place, 200)))?;
     }
     if one.there.as_ref().is_some_and(|there| there.paused) {
         console.line("  it is paused, and stays so")?;
@@ -445,6 +466,54 @@ mod tests {
         assert!(none.asked().iter().all(|asked| !asked.body.contains("\"dry_run\":false")));
         let unknown = none.run(&["deploy", &path, "--yes", "--function", "ship"]).await.refused(Exit::Usage);
         assert!(unknown.contains("choose among pay"), "{unknown}");
+    }
+
+    /// Of the first test of RFC 8032, section 7.1.
+    const KEY: &str = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIJ1hsZ3v/VpguoRK9JLsLMREScVpezJpGXA7rAMcrn9g\n-----END PRIVATE KEY-----\n";
+
+    #[tokio::test]
+    async fn a_component_is_signed_with_a_key_or_as_the_file_beside_it_says() {
+        let directory = application(MANIFEST);
+        let path = directory.path().to_string_lossy().into_owned();
+        let file = |name: &str| directory.path().join(name).to_string_lossy().into_owned();
+        fs::write(file("key.pem"), KEY).unwrap();
+        let digest = Digest::of(COMPONENT.as_bytes());
+        let signature = millrace_core::signature::Key::parse(KEY).unwrap().sign(digest).to_string();
+        let sent = |server: &Server| {
+            let asked = server.asked();
+            let last = asked.iter().rfind(|asked| asked.line.starts_with("PUT /v1/functions/")).unwrap();
+            serde_json::from_str::<Value>(&last.body).unwrap()["signature"].clone()
+        };
+        // The same component runs, without a signature.
+        let unsigned = || server(Answer::json(&revisions(MANIFEST, 1)), deployed());
+        let key = file("key.pem");
+        let here = unsigned().await;
+        let ran = here.run(&["deploy", &path, "--yes", "--sign-with", &key]).await;
+        assert!(ran.err.contains(&format!("chmod 600 {key}")), "{}", ran.err);
+        let out = ran.done();
+        assert_eq!(out, format!("shop.pay: changes revision 1\n  signed: with {key}\nshop.pay: revision 2 runs\n"));
+        assert_eq!(sent(&here), json!(signature));
+        let bytes = millrace_core::codec::base64::decode(signature.as_bytes()).unwrap();
+        for content in [bytes, format!("{signature}\n").into_bytes()] {
+            fs::write(file("pay.wasm.sig"), content).unwrap();
+            let here = unsigned().await;
+            let out = here.run(&["deploy", &path, "--yes"]).await.done();
+            assert!(out.contains(&format!("  signed: as in {}\n", file("pay.wasm.sig"))), "{out}");
+            assert_eq!(sent(&here), json!(signature));
+        }
+        // What runs with this signature runs.
+        let mut same = revisions(MANIFEST, 1);
+        same["deployments"][0]["signature"] = json!(signature);
+        let here = server(Answer::json(&same), deployed()).await;
+        assert_eq!(here.run(&["deploy", &path]).await.done(), "shop.pay: unchanged, revision 1\n");
+        fs::write(file("pay.wasm.sig"), "no signature").unwrap();
+        let err = unsigned().await.run(&["deploy", &path, "--yes"]).await.refused(Exit::Failed);
+        assert!(err.contains("pay.wasm.sig has no signature of 64 bytes"), "{err}");
+        let err = unsigned().await.run(&["deploy", &path, "--yes", "--sign-with", &path]).await.refused(Exit::Failed);
+        assert!(err.contains("Is a directory"), "{err}");
+        fs::write(file("key.pem"), "planted").unwrap();
+        let err = unsigned().await.run(&["deploy", &path, "--yes", "--sign-with", &key]).await.refused(Exit::Usage);
+        assert!(err.contains("key.pem: it is no private key of ed25519") && !err.contains("planted"), "{err}");
     }
 
     #[tokio::test]

@@ -38,7 +38,7 @@ impl Setting {
 const MILLISECOND: Duration = Duration::from_millis(1);
 
 /// All settings, in the order of the sample.
-pub(super) const SETTINGS: [Setting; 29] = [
+pub(super) const SETTINGS: [Setting; 30] = [
     Setting {
         key: "data.directory",
         about: "The directory that holds everything durable. Only one process can use it at a time.\n\
@@ -168,6 +168,21 @@ pub(super) const SETTINGS: [Setting; 29] = [
         show: |c| Some(c.http.requests_in_flight.to_string()),
         example: None,
         apply: |c, text, _| set(&mut c.http.requests_in_flight, count(text, 1..=100_000)),
+    },
+    Setting {
+        key: "signatures.public-keys",
+        about: "Files with public keys of ed25519, in PEM. With any, only components run here that one of the keys has signed, of those\n\
+                that are uploaded. Relative to this file.",
+        show: |c| {
+            let files = c.signatures.public_key_files.iter().map(|file| quoted(file.display()));
+            Some(format!("[{}]", files.collect::<Vec<_>>().join(", ")))
+        },
+        example: None,
+        apply: |c, text, base| {
+            let files = text.split(',').map(str::trim).filter(|file| !file.is_empty());
+            c.signatures.public_key_files = files.map(|file| base.join(file)).collect();
+            Ok(())
+        },
     },
     Setting {
         key: "topics.partitions",

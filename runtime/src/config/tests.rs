@@ -206,6 +206,25 @@ fn an_admin_token_is_read_from_a_file_or_the_environment_and_shown_nowhere() {
 }
 
 #[test]
+fn public_keys_are_read_from_the_files_of_the_list() {
+    const PUBLIC: &str = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----\n";
+    let directory = tempfile::tempdir().unwrap();
+    let load = || load(&Flags::default(), directory.path()).map(|resolved| resolved.config.signatures);
+    assert_eq!(load().unwrap(), Signatures::default());
+    std::fs::write(directory.path().join(FILE_NAME), "signatures.public-keys = ['a.pem', 'b.pem']").unwrap();
+    std::fs::write(directory.path().join("a.pem"), PUBLIC).unwrap();
+    let told = load().unwrap_err().to_string();
+    assert!(told.contains("b.pem cannot be read: No such file"), "{told}");
+    std::fs::write(directory.path().join("b.pem"), "planted").unwrap();
+    let told = load().unwrap_err().to_string();
+    assert!(told.contains("b.pem: it is no public key of ed25519 in PEM") && !told.contains("planted"), "{told}");
+    std::fs::write(directory.path().join("b.pem"), PUBLIC).unwrap();
+    let read = load().unwrap();
+    assert_eq!(read.public_key_files, ["a.pem", "b.pem"].map(|name| directory.path().join(name)));
+    assert_ne!(read.trusted, Trusted::default());
+}
+
+#[test]
 fn hosts_are_a_list_in_the_file_and_a_comma_separated_text_elsewhere() {
     let hosts = ["a.example".to_owned(), "b.example".to_owned()];
     assert_eq!(from_file("http.hosts = ['A.example', 'b.example']").unwrap().config.http.hosts, hosts);

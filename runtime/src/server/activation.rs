@@ -172,7 +172,8 @@ mod tests {
             let mut history = History::default();
             for (number, component) in (1..).step_by(2).zip(components) {
                 let component = Digest::of(&component.to_be_bytes());
-                let source = Source { component, manifest: number.to_string(), origin: Origin::Upload };
+                let source =
+                    Source { component, manifest: number.to_string(), origin: Origin::Upload, signature: None };
                 for (number, action) in
                     [(number, Action::Deploy(source)), (number + 1, Action::Activate { revision: number })]
                 {

@@ -360,10 +360,12 @@ impl<L: Log> Revisions<L> {
         }
     }
 
-    /// Reads a component from the log, and compiles it.
+    /// Reads a component from the log, and compiles it, if it is signed as this instance asks for.
     async fn component(&self, function: &FunctionName, source: &Source) -> Result<Component, StageError> {
         let digest = source.component;
         let undecided = |reason: String| StageError::Undecided { function: function.clone(), reason };
+        let trusted = self.signatures.check(digest, source.signature.as_deref());
+        trusted.map_err(|reason| StageError::Untrusted { function: function.clone(), reason })?;
         let _in_turn = self.loading.acquire().await;
         let bytes = self.log.component(digest).await;
         let bytes = bytes.map_err(|reason| StageError::Broker { function: function.clone(), reason })?;

@@ -14,6 +14,7 @@ use millrace_core::digest::Digest;
 use millrace_core::manifest::{Function, Manifest};
 use millrace_core::name::FunctionName;
 use millrace_core::revision::{Action, Change, History, Origin, Source, State, histories};
+use millrace_core::signature::Trusted;
 
 use super::ledger::Ledger;
 use super::stage::{self, StageError, Staged, function_options, intake, read_component};
@@ -38,6 +39,8 @@ pub(super) struct Revisions<L> {
     pub(super) clock: Clock,
     /// Names of topics with it belong to the runtime.
     pub(super) prefix: String,
+    /// Who has to have signed what is uploaded.
+    pub(super) signatures: Arc<Trusted>,
     pub(super) topics: Topics<L>,
     pub(super) keys: Keys<L>,
     pub(super) ledger: Ledger<L>,
@@ -94,6 +97,7 @@ impl<L> Clone for Revisions<L> {
             registry: self.registry.clone(),
             clock: self.clock,
             prefix: self.prefix.clone(),
+            signatures: Arc::clone(&self.signatures),
             topics: self.topics.clone(),
             keys: self.keys.clone(),
             ledger: self.ledger.clone(),
@@ -252,6 +256,20 @@ impl<L: Log> Revisions<L> {
         Ok(manifest)
     }
 
+    /// Whether the revision that an action brings may run here as far as its signature says.
+    fn is_signed(&self, history: &History, action: &Action) -> Result<(), Refused> {
+        let source = match action {
+            Action::Activate { revision }
+            | Action::Canary { revision, .. }
+            | Action::Promote { revision }
+            | Action::Rollback { to: revision } => history.revision(*revision),
+            action => action.source(),
+        };
+        let Some(source) = source.filter(|source| source.origin == Origin::Upload) else { return Ok(()) };
+        let checked = self.signatures.check(source.component, source.signature.as_deref());
+        checked.map_err(|reason| Refused::Untrusted { reason })
+    }
+
     /// Makes the topics that a function needs, for somebody.
     async fn make_topics(&self, function: &FunctionName, manifest: &Manifest, who: &Who) -> Result<(), Refused> {
         let mut made = Vec::new();
@@ -352,6 +370,7 @@ impl<L: Log> Deployer for Revisions<L> {
             }
             let action = history.as_share(action);
             may(&history, &action, &self.prefix)?;
+            self.is_signed(&history, &action)?;
             let done = history.is_done(&action);
             if let Some(source) = action.source()
                 && !done

@@ -10,6 +10,7 @@ use millrace_core::intake::Intake;
 use millrace_core::limits;
 use millrace_core::manifest::Function;
 use millrace_core::name::FunctionName;
+use millrace_core::signature::Untrusted;
 use millrace_core::units::rounded;
 
 use crate::broker;
@@ -90,6 +91,14 @@ pub enum StageError {
         key: &'static str,
         /// Why.
         reason: String,
+    },
+    /// It is not signed as this instance asks for.
+    #[error("{function}: {reason}")]
+    Untrusted {
+        /// The function.
+        function: FunctionName,
+        /// Why.
+        reason: Untrusted,
     },
     /// What runs is what was uploaded, and not what is in the directory.
     #[error(

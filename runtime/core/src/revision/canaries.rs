@@ -3,7 +3,7 @@
 use super::*;
 
 fn source(component: &[u8], origin: Origin) -> Source {
-    Source { component: Digest::of(component), manifest: String::new(), origin }
+    Source { component: Digest::of(component), manifest: String::new(), origin, signature: None }
 }
 
 fn deploy(component: &[u8]) -> Action {

@@ -12,7 +12,8 @@ use millrace_core::audit::Who;
 use millrace_core::digest::Digest;
 use millrace_core::limits;
 use millrace_core::name::FunctionName;
-use millrace_core::revision::{Action, Change, History};
+use millrace_core::revision::{Action, Change, History, Source};
+use millrace_core::signature::{Key, Trusted};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::sample::{Index, select};
@@ -29,6 +30,8 @@ const MANIFEST: &str = "application = 'shop'\n[functions.pay]\ncomponent = 'pay.
 pub(super) struct InMemory {
     components: Mutex<BTreeSet<Digest>>,
     histories: Mutex<BTreeMap<FunctionName, History>>,
+    /// Who has to have signed.
+    trusted: Mutex<Trusted>,
     /// What others do before the next changes, the last one first.
     pub(super) others: Mutex<Vec<(FunctionName, Action)>>,
 }
@@ -40,6 +43,13 @@ impl InMemory {
         let mut histories = self.histories.lock().unwrap();
         let history = histories.entry(function).or_default();
         history.apply(history.latest() + 1, &Change::new(action, NOW, "somebody else").encode());
+    }
+}
+
+impl InMemory {
+    fn untrusted(&self, action: &Action) -> Option<millrace_core::signature::Untrusted> {
+        let Action::Deploy(Source { component, signature, .. }) = action else { return None };
+        self.trusted.lock().unwrap().check(*component, signature.as_deref()).err()
     }
 }
 
@@ -70,6 +80,9 @@ impl Deployer for InMemory {
         let decided = match history.check(&action) {
             _ if expected != latest => Err(Refused::Conflict { latest, expected, what: "it changed".to_owned() }),
             Err(reason) => Err(Refused::Impossible { reason }),
+            Ok(()) if self.untrusted(&action).is_some() => {
+                Err(Refused::Untrusted { reason: self.untrusted(&action).unwrap() })
+            }
             Ok(()) => {
                 if !rehearsal {
                     history.apply(latest + 1, &Change::new(action, NOW, &who.label()).encode());
@@ -158,6 +171,59 @@ async fn a_deployment_that_cannot_be_is_refused_with_the_place_and_the_reason() 
         assert_eq!(answer.summary(), expected, "{request}");
         let detail = if answer.status < 300 { String::new() } else { answer.problem().detail };
         assert!(detail.contains(said), "{detail}");
+    }
+    server.stop().await;
+}
+
+/// Of the first test of RFC 8032, section 7.1.
+const KEY: &str = "-----BEGIN PRIVATE KEY-----\nMC4CAQAwBQYDK2VwBCIEIJ1hsZ3v/VpguoRK9JLsLMREScVpezJpGXA7rAMcrn9g\n-----END PRIVATE KEY-----\n";
+const PUBLIC: &str = "-----BEGIN PUBLIC KEY-----\nMCowBQYDK2VwAyEA11qYAYKxCrfVS/7TyWQHOg7hcvPapiMlrwIaaPcHURo=\n-----END PUBLIC KEY-----\n";
+
+#[tokio::test]
+async fn a_signature_is_looked_at_kept_and_told() {
+    let deployer = Arc::<InMemory>::default();
+    let with: Arc<dyn Deployer> = Arc::<InMemory>::clone(&deployer);
+    let server = Server::start_as(ApiOptions::default(), |api| api.with_deployer(with)).await;
+    let (component, other) = (Digest::of(b""), Digest::of(b"other"));
+    let key = Key::parse(KEY).unwrap();
+    let request = |signature: Option<String>| {
+        let mut request = json!({"component": component.to_string(), "manifest": MANIFEST});
+        if let Some(signature) = signature {
+            request["signature"] = signature.into();
+        }
+        request
+    };
+    let signed = key.sign(component).to_string();
+    // Where nobody asks for one, it is kept all the same, and has to be one.
+    for (signature, expected) in [
+        (None, "200"),
+        (Some("AAAA".to_owned()), "422 invalid-signature"),
+        (Some("!".to_owned()), "422 invalid-signature"),
+        (Some(format!(" {signed}\n")), "200"),
+    ] {
+        assert_eq!(server.deploy("shop.pay", &request(signature.clone())).await.summary(), expected, "{signature:?}");
+    }
+    let revisions: Revisions = server.get("/v1/functions/shop.pay/revisions").await.json();
+    let told: Vec<Option<&str>> = revisions.deployments.iter().map(|one| one.signature.as_deref()).collect();
+    assert_eq!(told, [None, Some(&*signed)]);
+    deployer.trusted.lock().unwrap().add(PUBLIC).unwrap();
+    for (signature, expected, said) in [
+        (None, "422 invalid-signature", "shop.pay: its component is not signed"),
+        (
+            Some("AAAA".to_owned()),
+            "422 invalid-signature",
+            "shop.pay: the signature of its component is not the base64 of 64 bytes",
+        ),
+        (
+            Some(key.sign(other).to_string()),
+            "422 invalid-signature",
+            "is of none of the keys in `signatures.public-keys`",
+        ),
+        (Some(signed.clone()), "200", ""),
+    ] {
+        let answer = server.deploy("shop.pay", &request(signature.clone())).await;
+        assert_eq!(answer.summary(), expected, "{signature:?}");
+        assert!(said.is_empty() || answer.problem().detail.contains(said), "{answer:?}");
     }
     server.stop().await;
 }

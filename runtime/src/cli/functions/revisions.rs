@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use millrace_core::canary::Share;
+use millrace_core::revision::Origin;
 use serde_json::json;
 use tokio::time::Instant;
 
@@ -90,6 +91,7 @@ pub(super) async fn history(which: &Which, context: &mut Context) -> Result<Exit
         ("number", Side::Right),
         ("action", Side::Left),
         ("component", Side::Left),
+        ("signed", Side::Left),
         ("at", Side::Left),
         ("by", Side::Left),
         ("state", Side::Left),
@@ -105,6 +107,7 @@ pub(super) async fn history(which: &Which, context: &mut Context) -> Result<Exit
             one.number.to_string().into(),
             action(one).into(),
             Cell::styled(one.component.as_deref().map_or("", changes::short), Style::Faint),
+            signed(one).map_or("", |signed| if signed { "yes" } else { "no" }).into(),
             format::one_line(&one.at, 40).into(),
             format::one_line(&one.by, 100).into(),
             note,
@@ -114,6 +117,11 @@ pub(super) async fn history(which: &Which, context: &mut Context) -> Result<Exit
     Ok(Exit::Done)
 }
 
+/// Whether what was uploaded has a signature; whether that is a good one, each instance says for itself.
+fn signed(one: &Deployment) -> Option<bool> {
+    (one.origin == Some(Origin::Upload)).then_some(one.signature.is_some())
+}
+
 fn action(one: &Deployment) -> String {
     match (one.action.as_str(), one.to, one.origin) {
         ("rollback", Some(to), _) => format!("rollback to {to}"),
@@ -121,7 +129,7 @@ fn action(one: &Deployment) -> String {
         ("canary", Some(to), _) => format!("canary {to}{}", share(one)),
         ("deploy", ..) if one.share.is_some() => format!("deploy canary{}", share(one)),
         ("reset", ..) => format!("reset {}", format::counted(one.partitions.unwrap_or_default(), "partition")),
-        ("deploy", _, Some(millrace_core::revision::Origin::Directory)) => "deploy from a directory".to_owned(),
+        ("deploy", _, Some(Origin::Directory)) => "deploy from a directory".to_owned(),
         (action, ..) => format::one_line(action, 40),
     }
 }
@@ -162,6 +170,10 @@ pub(super) async fn show(which: &Which, context: &mut Context) -> Result<Exit, E
     };
     let tried = revisions.canary.as_ref().map_or_else(String::new, |canary| format!(", canary {}", beside(canary)));
     console.line(format_args!("{name}: {stands}{tried}{staged}, deployment {}", revisions.latest))?;
+    if let Some((one, signed)) = revisions.active_deployment().and_then(|one| Some((one, signed(one)?))) {
+        let digest = one.component.as_deref().map_or("", changes::short);
+        console.line(format_args!("  component {digest}, {}", if signed { "signed" } else { "not signed" }))?;
+    }
     for one in &revisions.instances {
         let runs = one.here.revision.map_or_else(|| "runs none".to_owned(), |revision| format!("runs {revision}"));
         let paused = if one.here.paused { ", paused" } else { "" };
