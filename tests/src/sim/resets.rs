@@ -23,8 +23,12 @@ struct Operator {
 impl Operator {
     fn new() -> Self {
         let mut history = History::default();
-        let source =
-            Source { component: Digest::from_bytes([0; 32]), manifest: String::new(), origin: Origin::Directory, signature: None };
+        let source = Source {
+            component: Digest::from_bytes([0; 32]),
+            manifest: String::new(),
+            origin: Origin::Directory,
+            signature: None,
+        };
         history.apply(1, &Change::new(Action::Deploy(source), Timestamp::EPOCH, "").encode());
         Self { history }
     }

@@ -121,13 +121,14 @@ async fn what_is_not_signed_is_not_taken_and_does_not_run() {
     assert!(reason.contains("is of none of the keys"), "{reason}");
 }
 
-/// What the README says how keys are made and a component is signed without the command line.
+/// What the guide says how keys are made and a component is signed without the command line.
 #[test]
 #[expect(clippy::print_stderr, reason = "whoever reads the output of the tests must see that this was not tested")]
 fn a_component_that_openssl_signed_is_taken() {
-    let readme = std::fs::read_to_string(millrace_tests::process::root().join("README.md")).expect("it is there");
-    let begins = readme.find("openssl genpkey -algorithm ed25519").expect("the README says how");
-    let commands = readme[begins..].split("\n```").next().expect("they end");
+    let guide = millrace_tests::process::root().join("deploy/guide/deploying.md");
+    let guide = std::fs::read_to_string(guide).expect("it is there");
+    let begins = guide.find("openssl genpkey -algorithm ed25519").expect("the guide says how");
+    let commands = guide[begins..].split("\n```").next().expect("they end");
     let directory = tempfile::tempdir().expect("a directory");
     let [one, _] = two_versions(directory.path());
     let commands = commands.replace("shop/pay.wasm", &format!("{one}/guest.wasm"));

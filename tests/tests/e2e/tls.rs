@@ -150,13 +150,13 @@ fn a_certificate_that_cannot_be_used_ends_the_start_with_the_fix() {
     assert!(said(&ran).contains("http.tls-certificate-file"), "{}", said(&ran));
 }
 
-/// What the README says how a certificate is made without an authority.
+/// What the guide says how a certificate is made without an authority.
 #[test]
 #[expect(clippy::print_stderr, reason = "whoever reads the output of the tests must see that this was not tested")]
-fn a_certificate_made_as_the_readme_says_is_trusted() {
-    let readme = std::fs::read_to_string(root().join("README.md")).expect("it is there");
-    let begins = readme.find("openssl req -x509").expect("the README says how");
-    let command = readme[begins..].split("\n```").next().expect("it ends").replace("mill.example", "localhost");
+fn a_certificate_made_as_the_guide_says_is_trusted() {
+    let guide = std::fs::read_to_string(root().join("deploy/guide/tokens.md")).expect("it is there");
+    let begins = guide.find("openssl req -x509").expect("the guide says how");
+    let command = guide[begins..].split("\n```").next().expect("it ends").replace("mill.example", "localhost");
     let directory = tempfile::tempdir().expect("a directory");
     let made = Command::new("sh").args(["-c", &command]).current_dir(directory.path()).output();
     match made {
