@@ -375,6 +375,11 @@ pub fn load(flags: &Flags, directory: &Path) -> Result<Resolved, Refused> {
     if let Some(file) = resolved.config.http.admin_token_file.as_ref().filter(|file| others_read(file)) {
         resolved.warnings.push(format!("http.admin-token-file: {}", readable(file)));
     }
+    if let Some(file) = resolved.config.http.tls_key_file.as_ref().filter(|file| others_read(file)) {
+        let file = file.display();
+        let told = format!("others than its owner can read the key in {file}; `chmod 600 {file}` keeps it from them");
+        resolved.warnings.push(format!("http.tls-key-file: {told}"));
+    }
     Ok(resolved)
 }
 

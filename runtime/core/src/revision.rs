@@ -192,6 +192,14 @@ impl Source {
         Self { component, manifest: alone(manifest, function).to_toml(), origin: Origin::Upload, signature: None }
     }
 
+    /// Whether it is the same as another one. A signature that is not given again stays.
+    #[must_use]
+    pub fn is_made_of(&self, other: &Self) -> bool {
+        let Self { component, manifest, origin, signature } = self;
+        (component, manifest, origin) == (&other.component, &other.manifest, &other.origin)
+            && (signature.is_none() || *signature == other.signature)
+    }
+
     /// What a revision is made of that a process runs from a directory.
     #[must_use]
     pub fn of_directory(function: &Function, component: Digest) -> Self {
@@ -561,7 +569,9 @@ impl History {
     #[must_use]
     pub fn as_share(&self, action: Action) -> Action {
         match (&action, self.canary(), self.stands.staged) {
-            (Action::DeployCanary { source, share }, Some((revision, canary, _)), None) if source == canary => {
+            (Action::DeployCanary { source, share }, Some((revision, canary, _)), None)
+                if source.is_made_of(canary) =>
+            {
                 Action::Canary { revision, share: *share }
             }
             _ => action,

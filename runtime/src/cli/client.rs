@@ -1,6 +1,8 @@
 //! The command line's side of the HTTP API.
 
 use std::fmt;
+use std::future::Future;
+use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
@@ -14,6 +16,7 @@ use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::time::Instant;
 
 use super::error::{Error, Exit};
 use super::format;
@@ -23,6 +26,8 @@ use crate::tls::{self, Untrusted};
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long something is asked again that is refused because of how much was asked.
+const PATIENCE: Duration = Duration::from_secs(90);
 /// How long an answer may take, beyond what the request asks the server to wait.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long an answer may take for which the server compiles a component: seconds for a whole interpreter, on a fast machine.
@@ -199,6 +204,27 @@ pub(crate) fn told(problem: &Problem) -> String {
     format::one_line(if detail.is_empty() { &problem.title } else { detail }, 2000)
 }
 
+/// Asks again what the server does not take only because of how much was asked, for a while.
+pub(crate) async fn patiently<T, F: Future<Output = Result<T, Refusal>>>(ask: impl Fn() -> F) -> Result<T, Refusal> {
+    let until = Instant::now() + PATIENCE;
+    loop {
+        match ask().await {
+            Err(Refusal::Problem { problem, retry_after: Some(after) })
+                if problem.status == StatusCode::TOO_MANY_REQUESTS.as_u16() && Instant::now() + after < until =>
+            {
+                tokio::time::sleep(after).await;
+            }
+            answer => return answer,
+        }
+    }
+}
+
+/// Whether nobody else hears what is sent there.
+fn is_of_this_machine(uri: &Uri) -> bool {
+    let host = uri.host().unwrap_or_default().trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
 impl Client {
     /// A client of the server at this address, whose certificate may be of the authorities in a file, or else of those that the system
     /// trusts.
@@ -213,6 +239,14 @@ impl Client {
         let uri: Uri =
             with_scheme.parse().map_err(|e| refused(format!("`{server}` is not the address of a server: {e}")))?;
         let trust = match uri.scheme_str() {
+            Some("http") if authorities.is_some() && !is_of_this_machine(&uri) => {
+                let host = uri.host().unwrap_or_default();
+                let cause = format!("authorities are named, and `{server}` would be spoken to in plain text");
+                return Err(Error::usage(
+                    cause,
+                    format_args!("write --server https://{host}…, or leave out --ca-file"),
+                ));
+            }
             Some("http") => tls::nobody(),
             Some("https") => tls::trusting(authorities),
             _ => return Err(refused(format!("`{server}` asks for something else than HTTP"))),
@@ -401,6 +435,28 @@ mod tests {
     use super::*;
     use crate::cli::testing::{Answer, Server, free_address, run};
     use crate::tls::testing::{Authority, Place};
+
+    /// Whoever names authorities does not want a token to go out in plain text.
+    #[test]
+    fn with_authorities_only_this_machine_is_spoken_to_in_plain_text() {
+        let authorities = Some(Path::new("authority.pem"));
+        for (address, is_taken) in [
+            ("mill.example:6455", false),
+            ("http://10.0.0.1", false),
+            ("http://[2001:db8::1]:80", false),
+            ("http://localhost:6455", true),
+            ("127.0.0.1:6455", true),
+            ("http://[::1]:6455", true),
+        ] {
+            match Client::new(address, authorities) {
+                Ok(_) => assert!(is_taken, "{address}"),
+                Err(error) => {
+                    assert!(!is_taken && error.to_string().contains("plain text"), "{address}: {error}");
+                    assert_eq!(error.exit(), Exit::Usage);
+                }
+            }
+        }
+    }
 
     #[test]
     fn addresses_are_those_of_servers() {

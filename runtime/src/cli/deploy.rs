@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::application::{Application, Severity};
 use super::changes::{self, Setting};
-use super::client::{Client, Refusal, Target};
+use super::client::{Client, Refusal, Target, patiently};
 use super::error::{Error, Exit};
 use super::output::{Console, Style};
 use super::{Context, format};
@@ -278,8 +278,12 @@ fn show(one: &Planned, console: &mut Console) -> Result<(), Error> {
     }
     if let Some(share) = shown.canary.filter(|_| shown.what == What::Changed) {
         console.line(format_args!("  as a canary, for {share} of the keys"))?;
-    } else if let Some((canary, _)) = one.canary_there().filter(|_| shown.what == What::Changed) {
-        console.line(format_args!("  the canary, revision {}, ends with it", canary.number))?;
+    }
+    let canary = one.there.as_ref().and_then(|there| there.canary.as_ref()).filter(|_| shown.what == What::Changed);
+    if let Some(canary) = canary
+        && (one.canary.is_none() || !one.canary_there().is_some_and(|(there, _)| one.is_made_of(there)))
+    {
+        console.line(format_args!("  the canary, revision {}, ends with it", canary.revision))?;
     }
     if let Some(place) = one.signed.as_ref().filter(|_| one.is_changed()) {
         console.line(format_args!("  signed: {}", format::one_line(place, 200)))?;
@@ -313,7 +317,7 @@ async fn nothing(planned: &[Planned], args: &Args, client: &Client, console: &mu
 async fn upload(one: &Planned, client: &Client, console: &mut Console) -> Result<bool, Error> {
     let digest = one.source.component.to_string();
     let target = Target::new(["v1", "components", &digest]);
-    match client.get::<Component>(&target).await {
+    match patiently(|| client.get::<Component>(&target)).await {
         Ok(_there) => return Ok(false),
         Err(Refusal::Problem { problem, .. }) if problem.status == 404 => {}
         Err(refusal) => return Err(refusal.into()),
@@ -327,7 +331,8 @@ async fn upload(one: &Planned, client: &Client, console: &mut Console) -> Result
 async fn rehearse(changed: &[&Planned], client: &Client) -> Result<Vec<Deployed>, Error> {
     let mut rehearsed = Vec::with_capacity(changed.len());
     for one in changed {
-        rehearsed.push(client.put(&Target::new(["v1", "functions", &one.name]), &one.request(true)).await?);
+        let (target, request) = (Target::new(["v1", "functions", &one.name]), one.request(true));
+        rehearsed.push(patiently(|| client.put(&target, &request)).await?);
     }
     Ok(rehearsed)
 }
@@ -335,7 +340,8 @@ async fn rehearse(changed: &[&Planned], client: &Client) -> Result<Vec<Deployed>
 async fn deploy(changed: &[&Planned], client: &Client) -> Result<Vec<Deployed>, Error> {
     let mut deployed: Vec<Deployed> = Vec::with_capacity(changed.len());
     for one in changed {
-        let answer = client.put(&Target::new(["v1", "functions", &one.name]), &one.request(false)).await;
+        let (target, request) = (Target::new(["v1", "functions", &one.name]), one.request(false));
+        let answer = patiently(|| client.put(&target, &request)).await;
         deployed.push(answer.map_err(|refusal| {
             let names: Vec<&str> = deployed.iter().map(|one| one.function.as_str()).collect();
             match Error::from(refusal) {
@@ -514,6 +520,29 @@ mod tests {
         fs::write(file("key.pem"), "planted").unwrap();
         let err = unsigned().await.run(&["deploy", &path, "--yes", "--sign-with", &key]).await.refused(Exit::Usage);
         assert!(err.contains("key.pem: it is no private key of ed25519") && !err.contains("planted"), "{err}");
+    }
+
+    #[tokio::test]
+    async fn what_a_rate_refuses_is_asked_again() {
+        let directory = application(MANIFEST);
+        let (mut asked_before, mut is_deployed) = (std::collections::BTreeSet::new(), false);
+        let server = Server::scripted(move |asked| {
+            if asked_before.insert((asked.line.clone(), asked.body.clone())) {
+                return Answer::problem(429, "the token sends more than 1/s").retry_after(0);
+            }
+            match asked.line.split(' ').collect::<Vec<_>>()[..] {
+                ["GET", path] if path.ends_with("/revisions") && is_deployed => Answer::json(&revisions(MANIFEST, 2)),
+                ["GET", path] if path.ends_with("/revisions") => Answer::problem(404, "it is not deployed"),
+                ["GET", _] => Answer::json(&json!({"digest": "d", "new": false})),
+                _ => {
+                    is_deployed |= asked.body.contains("\"dry_run\":false");
+                    deployed()
+                }
+            }
+        })
+        .await;
+        let ran = server.run(&["deploy", &directory.path().to_string_lossy(), "--yes"]).await;
+        assert!(ran.done().ends_with("shop.pay: revision 2 runs\n"));
     }
 
     #[tokio::test]

@@ -179,8 +179,11 @@ pub(super) const SETTINGS: [Setting; 30] = [
         },
         example: None,
         apply: |c, text, base| {
-            let files = text.split(',').map(str::trim).filter(|file| !file.is_empty());
-            c.signatures.public_key_files = files.map(|file| base.join(file)).collect();
+            let files: Vec<&str> = if text.is_empty() { Vec::new() } else { text.split(',').map(str::trim).collect() };
+            if files.iter().any(|file| file.is_empty()) {
+                return Err("one of the files has no name; leave the setting out to ask for no signatures".to_owned());
+            }
+            c.signatures.public_key_files = files.into_iter().map(|file| base.join(file)).collect();
             Ok(())
         },
     },

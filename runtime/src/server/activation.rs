@@ -108,6 +108,9 @@ impl<L: Log> Revisions<L> {
 
     /// Removes components that only revisions have which nobody can go back to.
     async fn remove_what_is_not_needed(&self) {
+        if !self.knows_all() {
+            return;
+        }
         let removable = removable(lock(&self.known).1.values());
         let there = match self.log.components().await {
             Ok(there) => there,

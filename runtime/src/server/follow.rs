@@ -153,6 +153,7 @@ impl<L: Log> Revisions<L> {
                 if runs != Some(revision) {
                     let again = self.bring_up(function, history, *paused).await;
                     if lock(&self.here).uploaded.get(function) != Some(&revision) {
+                        self.end_canary(function, &[Some(revision), history.canary().map(|(canary, ..)| canary)]);
                         return again;
                     }
                 }
@@ -230,15 +231,13 @@ impl<L: Log> Revisions<L> {
             let is_new = self.registry.function(function).is_none();
             let _in_turn = if is_new { Some(self.starting.acquire().await) } else { None };
             let component = self.ready_component(function, revision, source).await?;
-            // Whoever uploaded it has made its topics.
-            let looked = self.topics.look().await;
-            looked.map_err(|e| StageError::Broker {
-                function: function.clone(),
-                reason: Error::Transient(e.to_string()),
-            })?;
+            self.look_for_topics(function).await?;
             let (settings, staged) = self.prepare(function, revision, source, &component)?;
             // Both begin at once, so that no key of the canary's is handled by the active revision first.
-            let beside = self.prepare_canary(function, history).await.ok().flatten();
+            let beside = match self.prepare_canary(function, history).await {
+                Err(error) if error.is_transient() => return Err(error),
+                beside => beside.ok().flatten(),
+            };
             let beside = beside.filter(|(canary, ..)| canary::differing(&settings, canary).is_empty());
             let canary = beside.map(|(_, staged, share)| (staged, share));
             let digest = source.component.to_string();
@@ -267,6 +266,22 @@ impl<L: Log> Revisions<L> {
         }
     }
 
+    /// Ends a canary that runs, unless it is one of these.
+    fn end_canary(&self, function: &FunctionName, unless: &[Option<u64>]) {
+        let runs = self.registry.function(function).and_then(|info| info.canary);
+        if runs.is_some_and(|(running, _)| !unless.contains(&Some(running)))
+            && self.registry.change_canary(function, None)
+        {
+            tracing::info!(%function, "The canary has ended; what ran beside it handles all keys.");
+        }
+    }
+
+    /// Whoever uploaded something has made its topics.
+    async fn look_for_topics(&self, function: &FunctionName) -> Result<(), StageError> {
+        let looked = self.topics.look().await;
+        looked.map_err(|e| StageError::Broker { function: function.clone(), reason: Error::Transient(e.to_string()) })
+    }
+
     /// Runs the canary that the history names beside what is active, or ends the one that runs. One that cannot run here leaves all
     /// keys to the active revision. Says whether it must be tried again.
     async fn take_canary(&self, function: &FunctionName, history: &History) -> bool {
@@ -289,6 +304,7 @@ impl<L: Log> Revisions<L> {
             return false;
         }
         let started = async {
+            self.look_for_topics(function).await?;
             let Some((settings, staged, share)) = self.prepare_canary(function, history).await? else { return Ok(()) };
             let tried = self.registry.try_canary(&settings, staged, share);
             tried.map_err(|e| StageError::Undecided { function: function.clone(), reason: e.to_string() })
@@ -343,7 +359,7 @@ impl<L: Log> Revisions<L> {
 
     /// Remembers that a revision cannot run here, and says so once. Says whether it is worth another try.
     fn cannot(&self, function: &FunctionName, revision: u64, error: &StageError) -> bool {
-        let again = matches!(error, StageError::Broker { reason, .. } if reason.is_transient());
+        let again = error.is_transient();
         let reason = without_name(error, function);
         if lock(&self.here).failed.get(function).is_none_or(|failed| failed.revision != revision) {
             tracing::error!(%function, revision, reason, "An uploaded revision cannot run here.");

@@ -128,6 +128,13 @@ pub enum StageError {
     },
 }
 
+impl StageError {
+    /// Whether another try can help.
+    pub(super) fn is_transient(&self) -> bool {
+        matches!(self, Self::Broker { reason, .. } if reason.is_transient())
+    }
+}
+
 /// The reason, for whoever names the function anyway.
 pub(super) fn without_name(error: &StageError, function: &FunctionName) -> String {
     let reason = error.to_string();

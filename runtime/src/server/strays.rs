@@ -63,7 +63,7 @@ impl<L: Log> Revisions<L> {
     }
 
     /// What a newer version did can name components that this one does not find there, and so can deployments that are lost.
-    fn knows_all(&self) -> bool {
+    pub(super) fn knows_all(&self) -> bool {
         let known = lock(&self.known);
         !known.1.is_empty() && known.1.values().flat_map(History::changes).all(|(_, change)| change.is_ok())
     }

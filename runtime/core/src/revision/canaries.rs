@@ -134,12 +134,21 @@ fn what_is_possible_with_a_canary_and_what_is_done_already() {
     }
 }
 
+fn signed(signature: &str, share: &str) -> Action {
+    let source = Source { signature: Some(signature.to_owned()), ..source(b"b", Origin::Upload) };
+    Action::DeployCanary { source, share: share.parse().unwrap() }
+}
+
 #[test]
 fn deploying_the_canary_again_changes_its_share() {
     for (history, action, expected) in [
         (with_canary(&[]), attempt(b"b", "9%"), canary(3, "9%")),
         (with_canary(&[]), attempt(b"c", "9%"), attempt(b"c", "9%")),
         (with_canary(&[]), deploy(b"b"), deploy(b"b")),
+        // A signature that is given once stays, and another one is another revision.
+        (after(&[deploy(b"a"), activate(1), signed("s", "5%"), canary(3, "5%")]), attempt(b"b", "9%"), canary(3, "9%")),
+        (after(&[deploy(b"a"), activate(1), signed("s", "5%"), canary(3, "5%")]), signed("s", "9%"), canary(3, "9%")),
+        (with_canary(&[]), signed("s", "9%"), signed("s", "9%")),
         // What is staged would take its place.
         (with_canary(&[deploy(b"c")]), attempt(b"b", "9%"), attempt(b"b", "9%")),
         (with_canary(&[to(1)]), attempt(b"b", "9%"), attempt(b"b", "9%")),

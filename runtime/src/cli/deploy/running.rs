@@ -6,7 +6,7 @@ use millrace_core::revision::Origin;
 use tokio::time::Instant;
 
 use crate::api::types::{Deployed, Instance, Revisions};
-use crate::cli::client::{Client, Refusal, Target};
+use crate::cli::client::{Client, Refusal, Target, patiently};
 use crate::cli::error::{Error, Exit};
 use crate::cli::format;
 use crate::cli::output::Console;
@@ -16,7 +16,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(200);
 
 /// What was deployed of a function; none if nothing ever was.
 pub(crate) async fn revisions(client: &Client, function: &str) -> Result<Option<Revisions>, Error> {
-    match client.get(&Target::new(["v1", "functions", function, "revisions"])).await {
+    let target = Target::new(["v1", "functions", function, "revisions"]);
+    match patiently(|| client.get(&target)).await {
         Ok(revisions) => Ok(Some(revisions)),
         Err(Refusal::Problem { problem, .. }) if problem.status == 404 => Ok(None),
         Err(refusal) => Err(refusal.into()),

@@ -301,16 +301,19 @@ pub(super) async fn rollback(args: &Rollback, context: &mut Context) -> Result<E
         let fix = format!("name one with --to; `millrace functions history {name}` lists them");
         Error::failed(format_args!("{name} has no earlier revision that was uploaded"), fix)
     })?;
-    let given_up = canary(&revisions).or(revisions.staged).filter(|_| Some(to) == revisions.active);
+    let beside = [canary(&revisions), revisions.staged].into_iter().flatten().filter(|beside| *beside != to);
+    let beside: Vec<String> = beside.map(|revision| revision.to_string()).collect();
+    let given_up = (!beside.is_empty()).then(|| beside.join(" and "));
     let (question, how) = match given_up {
-        Some(given_up) => (
+        Some(given_up) if Some(to) == revisions.active => (
             format!("Give up revision {given_up} of {name}? Revision {to} handles all keys then."),
             format!("revision {given_up} is given up, revision {to} handles all keys"),
         ),
-        None => (
-            format!("Run revision {to} of {name} again, in place of {}?", told(revisions.active)),
-            format!("revision {to} runs again"),
-        ),
+        given_up => {
+            let also = given_up.map_or_else(String::new, |given_up| format!(" Revision {given_up} is given up."));
+            let question = format!("Run revision {to} of {name} again, in place of {}?{also}", told(revisions.active));
+            (question, format!("revision {to} runs again"))
+        }
     };
     if !may(&args.act, question, &mut context.console).await? {
         return Ok(Exit::Failed);
