@@ -131,6 +131,7 @@ impl Default for Told {
     }
 }
 
+#[cfg(feature = "kafka")]
 impl Told {
     /// A progress that begins here and now, after all that its unit was told.
     pub(crate) fn after(&self, unit: &Unit, mut progress: Progress) -> Progress {

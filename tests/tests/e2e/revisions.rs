@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 /// How often one revision takes the place of the other under load.
 const SWAPS: usize = 1000;
 /// The same on Kafka, where each is a record that others must read.
-const SWAPS_ON_KAFKA: usize = 100;
+const SWAPS_ON_KAFKA: usize = 1000;
 /// After so many swaps an event is published of which is known which revision must handle it.
 const CHECK_EVERY: usize = 25;
 /// How often a process is killed while somebody deploys.

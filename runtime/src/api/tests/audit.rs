@@ -10,7 +10,7 @@ use futures::FutureExt as _;
 use futures::future::BoxFuture;
 use http_body_util::Full;
 use hyper_util::rt::TokioIo;
-use millrace_core::access::Role;
+use millrace_core::access::{Role, Token};
 use millrace_core::audit::{Outcome, Record, Who};
 use millrace_core::limits;
 use millrace_core::outcome::Category;
@@ -114,6 +114,23 @@ fn told(record: &Record) -> String {
     let of: String = of.iter().filter(|name| !name.is_empty()).map(|name| format!(" {name}")).collect();
     let detail: String = detail.chars().take(40).collect();
     format!("{action}{of}: {result}{}{detail}", if detail.is_empty() { "" } else { ", " })
+}
+
+#[tokio::test]
+async fn a_change_for_which_its_token_sends_too_much_is_refused() {
+    let watched = start().await;
+    let slow = Token { rate: Some("1/h".parse().unwrap()), ..token(&[Role::Operate]) };
+    let slow = watched.ring.add(2, slow);
+    for (method, path) in [
+        ("GET", "/v1/topics"),
+        // What is only looked at leaves nothing.
+        ("GET", "/v1/topics"),
+        ("POST", "/v1/functions/shop.pay/pause"),
+    ] {
+        watched.ask(method, path, &slow, &json!({})).await;
+    }
+    let told: Vec<String> = watched.book.take().iter().map(told).collect();
+    assert_eq!(told, ["pause shop.pay: refused, rate-limited: the token ada (02020202020"]);
 }
 
 #[tokio::test]

@@ -1,4 +1,5 @@
 use millrace_core::breaker::Phase;
+use millrace_core::manifest::Function;
 use millrace_core::name::Unit;
 use millrace_core::outcome::Category;
 use millrace_core::progress::{ParkedHead, Position, Progress, Reset, Stream, StreamProgress, Totals};
@@ -6,8 +7,9 @@ use millrace_core::record::Record;
 use millrace_core::time::Timestamp;
 
 use super::super::types::{FunctionStatus, Records, Status, Topics, UnitStatus};
-use super::{NOW, Server};
+use super::{NOW, Server, idle};
 use crate::broker::{StateEntry, UnitInfo};
+use crate::registry::NoCanary;
 
 fn record(value: &'static str) -> Record {
     Record {
@@ -255,4 +257,43 @@ async fn state_is_listed_over_all_units_page_after_page() {
     ] {
         assert_eq!(server.get(&format!("/v1/functions/{path}")).await.summary(), expected, "{path}");
     }
+}
+
+#[tokio::test]
+async fn a_canary_is_shown_beside_a_revision_that_is_like_it() {
+    let server = Server::start().await;
+    server.activate("pay").await;
+    let settings = |name: &str, change: fn(&mut Function)| {
+        let mut settings = (*server.registry.functions()[0].settings).clone();
+        settings.name = name.parse().unwrap();
+        change(&mut settings);
+        settings
+    };
+    let share = |text: &str| text.parse().unwrap();
+    let attempt = |settings: &Function, of: &str| server.registry.try_canary(settings, idle(), share(of));
+    let shown = async || {
+        let function: FunctionStatus = server.get("/v1/functions/shop.pay").await.json();
+        function.canary.map(|canary| (canary.revision, canary.share))
+    };
+    let other = settings("shop.pay", |function| {
+        function.filter = Some("true".to_owned());
+        function.retry.attempts += 1;
+    });
+    assert_eq!(attempt(&other, "5%"), Err(NoCanary::Differs { settings: vec!["filter", "retry"] }));
+    assert_eq!(attempt(&settings("shop.ship", |_| {}), "5%"), Err(NoCanary::Absent));
+    assert_eq!(shown().await, None, "the active revision handles all keys");
+    let alike = settings("shop.pay", |function| function.limits.emitted_events += 1);
+    assert_eq!(attempt(&alike, "5%"), Ok(()));
+    assert_eq!(shown().await, Some((3, "5%".to_owned())));
+    let name = &alike.name;
+    assert!(server.registry.change_canary(name, Some(share("0.5%"))));
+    assert!(!server.registry.change_canary(name, Some(share("0.5%"))), "it has that share already");
+    assert_eq!(shown().await, Some((3, "0.5%".to_owned())));
+    assert!(server.registry.change_canary(name, None) && !server.registry.change_canary(name, None));
+    assert_eq!(shown().await, None);
+    // Whatever becomes active is alone.
+    assert_eq!(attempt(&alike, "5%"), Ok(()));
+    server.activate("pay").await;
+    assert_eq!(shown().await, None);
+    server.stop().await;
 }
