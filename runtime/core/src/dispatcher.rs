@@ -14,14 +14,14 @@ use crate::limits;
 use crate::offsets::Offsets;
 use crate::outcome::{Category, Failure, Outcome};
 use crate::policy::{Overflow, ParkedPolicy, RetryPolicy};
-use crate::progress::{KeyHash, ParkedHead, Position, Progress, Reset, Stream, StreamProgress, Totals};
+use crate::progress::{KeyHash, ParkedHead, Position, Progress, Reset, Stream, Totals};
 use crate::retry::{Attempts, Jitter, next_attempt};
-use crate::revision::Target;
 use crate::time::Timestamp;
 use crate::units::Size;
 use isolation::Isolation;
 
 mod isolation;
+mod reset;
 
 /// What a function's manifest decides about dispatching.
 #[derive(Clone, Copy, Debug)]
@@ -441,25 +441,6 @@ impl<T: Payload> Dispatcher<T> {
         self.blocked.clear();
         self.group = Group::default();
         self.sealed = None;
-    }
-
-    /// Goes on from another place of the source, with an account that begins anew, as [`Dispatcher::abort`] does from the last
-    /// commit. The next commit must be made before anything else happens: from then on it holds. Attempts of what is delivered
-    /// again are remembered, and nothing of the redrive log changes.
-    ///
-    /// # Panics
-    /// If a commit is under way, or settlements wait for one.
-    pub fn reset(&mut self, target: &Target) {
-        assert!(self.sealed.is_none() && !self.group.dirty, "what was settled is committed before the position is set");
-        self.abort();
-        let Target { number, offset, forgets, .. } = *target;
-        let place = StreamProgress { start: offset, resume: offset, ..StreamProgress::default() };
-        self.source = Log::restore(&place);
-        let forget = forgets > self.committed.reset.number;
-        let forgot_in = if forget { self.committed.commits + 1 } else { self.committed.reset.forgot_in };
-        self.reset = Reset { number, forgot_in };
-        self.isolation = Isolation::default();
-        self.group.dirty = true;
     }
 
     /// The log refused the sealed commit for its content. As [`Dispatcher::abort`], and half as many settlements are then

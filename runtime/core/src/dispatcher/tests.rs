@@ -3,6 +3,8 @@ use std::time::Duration;
 
 use super::*;
 use crate::policy::Ordering;
+use crate::progress::StreamProgress;
+use crate::revision::Target;
 
 const POLICY: Policy = Policy {
     retry: RetryPolicy {
