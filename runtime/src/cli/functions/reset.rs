@@ -82,7 +82,7 @@ pub(super) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Erro
         console.document(&answer)?;
     } else {
         let partitions = format::counted(answer.partitions.len() as u64, "partition");
-        console.line(format_args!("{name}: {partitions} of it go on from {}", format::one_line(&args.from, 40)))?;
+        console.line(format_args!("{name}: it goes on from {} in {partitions}", format::one_line(&args.from, 40)))?;
     }
     Ok(Exit::Done)
 }
