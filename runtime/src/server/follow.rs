@@ -285,13 +285,11 @@ impl<L: Log> Revisions<L> {
     /// Runs the canary that the history names beside what is active, or ends the one that runs. One that cannot run here leaves all
     /// keys to the active revision. Says whether it must be tried again.
     async fn take_canary(&self, function: &FunctionName, history: &History) -> bool {
-        let runs = self.registry.function(function).and_then(|info| info.canary);
         let Some((revision, _, share)) = history.canary() else {
-            if self.registry.change_canary(function, None) {
-                tracing::info!(%function, "The canary has ended; the active revision handles all keys.");
-            }
+            self.end_canary(function, &[]);
             return false;
         };
+        let runs = self.registry.function(function).and_then(|info| info.canary);
         if runs.is_some_and(|(running, _)| running == revision) {
             if self.registry.change_canary(function, Some(share)) {
                 tracing::info!(%function, revision, %share, "The canary has another share of the keys.");

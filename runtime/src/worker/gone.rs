@@ -44,7 +44,7 @@ impl<P: Partition, R: Revision> Owned<P, R> {
         if self.commit_all().await? == Concluded::StartedAgain {
             return Ok(());
         }
-        if stream == Stream::Source && self.follow_oldest(earliest).await?.is_some() {
+        if stream == Stream::Source && self.follow_oldest(earliest).await? {
             return Ok(());
         }
         let gone = Gone { stream, wanted, earliest, records: self.dispatcher.missing(stream, earliest) };
@@ -67,11 +67,16 @@ impl<P: Partition, R: Revision> Owned<P, R> {
         self.handle(Input::Gone { stream, earliest });
         if self.commit_all().await? == Concluded::Committed {
             tracing::warn!(unit = %self.partition.unit(), %gone, "An operator let the partition skip what is gone.");
-            self.status.go_on();
+            self.go_on();
             drop(reply.send(gone));
-            while self.skips.try_recv().is_ok() {}
         }
         Ok(())
+    }
+
+    /// It waits for no operator any more. Words about what was gone are not to be taken for words about something else later.
+    pub(super) fn go_on(&mut self) {
+        self.status.go_on();
+        while self.skips.try_recv().is_ok() {}
     }
 
     /// Commits all that is settled, and waits for that.

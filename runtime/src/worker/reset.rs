@@ -27,9 +27,7 @@ impl<P: Partition, R: Revision> Owned<P, R> {
             self.pause_due = true;
             return Ok(Concluded::StartedAgain);
         }
-        // Words about what was gone are not to be taken for words about something else later.
-        self.status.go_on();
-        while self.skips.try_recv().is_ok() {}
+        self.go_on();
         Ok(Concluded::Committed)
     }
 
@@ -47,15 +45,14 @@ impl<P: Partition, R: Revision> Owned<P, R> {
     }
 
     /// It was told to go on from the oldest record, has not settled any since, and that one is gone by now: it goes on from the
-    /// one that is the oldest now.
-    pub(super) async fn follow_oldest(&mut self, earliest: u64) -> Result<Option<Concluded>, Exit> {
+    /// one that is the oldest now. Says whether that was so.
+    pub(super) async fn follow_oldest(&mut self, earliest: u64) -> Result<bool, Exit> {
         let told = self.shared.resets.borrow().of(self.partition.unit());
         let progress = self.dispatcher.last_committed();
         let is_fresh = progress.source.resume == progress.source.start && progress.source.settled_above.is_empty();
         let target = told.filter(|target| target.oldest && target.number == progress.reset.number && is_fresh);
-        match target {
-            Some(target) => self.go_to(&Target { offset: earliest, ..target }).await.map(Some),
-            None => Ok(None),
-        }
+        let Some(target) = target else { return Ok(false) };
+        self.go_to(&Target { offset: earliest, ..target }).await?;
+        Ok(true)
     }
 }
