@@ -134,7 +134,7 @@ fn of_certificate(error: &CertificateError) -> Untrusted {
         }
         CertificateError::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => (
             "its certificate is an authority's own, which is good for signing others alone".to_owned(),
-            "give the server one that says `CA:FALSE`; README.md shows how",
+            "give the server one that says `CA:FALSE`; deploy/guide/tokens.md shows how",
         ),
         error => (format!("its certificate is not good: {error}"), "give the server another one"),
     };
