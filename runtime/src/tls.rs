@@ -180,7 +180,7 @@ impl Identity {
         }
     }
 
-    /// Takes over what the files have, if it is another pair that can be used.
+    /// Takes over what the files have, if it is another pair that can be used, and whose time it is if it is that of the one before.
     async fn look(&self, said: &mut Said) {
         match self.read_again().await {
             Ok(true) => {
@@ -213,11 +213,16 @@ impl Identity {
             if contents.digest() == now { Ok(None) } else { contents.pair(&files).map(Some) }
         });
         let read = reading.await.map_err(|e| e.to_string())?.map_err(|e: Unusable| e.to_string())?;
-        let is_new = read.is_some();
-        if let Some(pair) = read {
-            self.shown.0.send_replace(Arc::new(pair));
+        let Some(pair) = read else { return Ok(false) };
+        let now = self.clock.now();
+        if !pair.validity.holds(now) && self.shown.now().validity.holds(now) {
+            let file = self.files.certificate.display();
+            return Err(format!(
+                "{CERTIFICATE}: clients would refuse {file} now, as it has expired or does not hold yet"
+            ));
         }
-        Ok(is_new)
+        self.shown.0.send_replace(Arc::new(pair));
+        Ok(true)
     }
 
     /// Says once a day that the time of the certificate is over, soon will be, or has not come.
@@ -307,6 +312,10 @@ impl Time {
 }
 
 impl Validity {
+    fn holds(self, now: Timestamp) -> bool {
+        matches!(self.at(now), Time::Good | Time::Ending)
+    }
+
     fn at(self, now: Timestamp) -> Time {
         let now = now.since(Timestamp::EPOCH);
         let left = self.expires.saturating_sub(now);

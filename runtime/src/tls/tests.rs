@@ -75,6 +75,30 @@ async fn a_new_pair_is_taken_over_and_a_broken_one_is_told_when_it_stays_so() {
     assert_eq!(identity.expires(), first + 365 * DAY.as_secs());
 }
 
+#[tokio::test]
+async fn a_pair_that_clients_would_refuse_takes_the_place_of_no_good_one() {
+    let authority = Authority::new();
+    let place = Place::of(&authority, &authority.issue_for(&["localhost"], [2020, 2200]));
+    let identity = place.identity();
+    let (first, mut said) = (identity.expires(), Said::default());
+    for years in [[2020, 2021], [2199, 2201]] {
+        place.put(&authority.issue_for(&["localhost"], years));
+        for is_told in [false, true] {
+            identity.look(&mut said).await;
+            let (problem, told) = said.problem.clone().unwrap();
+            assert!(problem.contains("clients would refuse") && told == is_told, "{told}: {problem}");
+            assert_eq!(identity.expires(), first);
+        }
+        said = Said::default();
+    }
+    // Where the one before is no better, the newer one is shown.
+    place.put(&authority.issue_for(&["localhost"], [2020, 2021]));
+    let expired = place.identity();
+    place.put(&authority.issue_for(&["localhost"], [2020, 2022]));
+    expired.look(&mut said).await;
+    assert_eq!((said.problem, expired.expires()), (None, 1_640_995_200));
+}
+
 #[test]
 fn a_certificate_is_warned_of_before_it_ends() {
     let validity = |begins: u32, expires: u32| Validity { begins: DAY * begins, expires: DAY * expires };
