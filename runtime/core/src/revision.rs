@@ -181,6 +181,23 @@ impl Action {
             | Self::Reset { .. } => None,
         }
     }
+
+    /// The revision that there is already and that this makes the active one, or the canary.
+    #[must_use]
+    pub const fn revision(&self) -> Option<u64> {
+        match self {
+            Self::Activate { revision }
+            | Self::Canary { revision, .. }
+            | Self::Promote { revision }
+            | Self::Rollback { to: revision } => Some(*revision),
+            Self::Deploy(_)
+            | Self::DeployCanary { .. }
+            | Self::Pause
+            | Self::Resume
+            | Self::Delete
+            | Self::Reset { .. } => None,
+        }
+    }
 }
 
 impl Source {

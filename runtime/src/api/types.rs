@@ -670,12 +670,21 @@ pub struct FunctionHere {
     /// The canary that runs there, beside that revision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub canary: Option<Canary>,
-    /// The revision, active, staged or the canary, that cannot run there.
+    /// Revisions, active, staged or the canary, that cannot run there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cannot_run: Vec<CannotRun>,
+    /// The newest deployment that it has taken up: it does what that says, or tells here why it cannot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub failed: Option<u64>,
+    pub deployment: Option<u64>,
+}
+
+/// A revision that cannot run on an instance.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct CannotRun {
+    /// Which one.
+    pub revision: u64,
     /// Why not.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub problem: Option<String>,
+    pub reason: String,
 }
 
 /// `GET /v1/audit`.

@@ -10,7 +10,7 @@ use millrace_core::time::Timestamp;
 use tokio::time::Instant;
 
 use super::revisions::Revisions;
-use crate::api::types::{FunctionHere, INSTANCE_LIVE_FOR, InstanceReport};
+use crate::api::types::{INSTANCE_LIVE_FOR, InstanceReport};
 use crate::api::{Decided, Refused};
 use crate::broker::{Log, Report};
 use crate::registry::lock;
@@ -40,12 +40,11 @@ fn readiness(reports: &[Report], function: &FunctionName, revision: u64, now: Ti
     let mut any = false;
     let mut ready = false;
     for report in said.filter(|report| !report.ended) {
-        let FunctionHere { ready: made, failed, .. } =
-            report.functions.get(&function.to_string()).cloned().unwrap_or_default();
+        let here = report.functions.get(&function.to_string()).cloned().unwrap_or_default();
         any = true;
-        if made == Some(revision) {
+        if here.ready == Some(revision) {
             ready = true;
-        } else if failed != Some(revision) {
+        } else if here.cannot_run.iter().all(|one| one.revision != revision) {
             return Readiness::Waiting;
         }
     }
@@ -150,8 +149,11 @@ mod tests {
     #[test]
     fn a_revision_is_ready_once_each_live_instance_has_said_so() {
         let function: FunctionName = "shop.pay".parse().unwrap();
-        let (ready, behind, failed) =
-            (json!({"ready": 3}), json!({"revision": 2}), json!({"failed": 3, "problem": "no"}));
+        let cannot = |revisions: &[u64]| {
+            let told = revisions.iter().map(|revision| json!({"revision": revision, "reason": "no"}));
+            json!({ "revision": 1, "cannot_run": told.collect::<Vec<_>>() })
+        };
+        let (ready, behind, failed) = (json!({"ready": 3}), json!({"revision": 2}), cannot(&[2, 3]));
         for (reports, expected) in [
             (vec![], Readiness::Waiting),
             (vec![report("a", 90_000, &ready, false)], Readiness::Ready),
@@ -163,6 +165,7 @@ mod tests {
             (vec![report("a", 90_000, &ready, false), report("b", 90_000, &failed, false)], Readiness::Ready),
             (vec![report("a", 90_000, &failed, false), report("b", 90_000, &failed, false)], Readiness::Failed),
             (vec![report("a", 90_000, &json!({"ready": 2}), false)], Readiness::Waiting),
+            (vec![report("a", 90_000, &cannot(&[2]), false)], Readiness::Waiting),
         ] {
             let found = readiness(&reports, &function, 3, Timestamp::from_millis(100_000));
             assert_eq!(found, expected, "{reports:?}");

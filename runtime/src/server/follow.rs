@@ -137,7 +137,12 @@ impl<L: Log> Revisions<L> {
             Job::MakeReady(function) => self.make_ready(function).await,
             Job::TakeUp(function) => {
                 let _alone = self.alone(function).await;
-                self.look_at(function, &self.history(function)).await
+                let history = self.history(function);
+                let again = self.look_at(function, &history).await;
+                if !again {
+                    lock(&self.here).taken_up.insert(function.clone(), history.latest());
+                }
+                again
             }
         };
         self.changed.notify_one();
@@ -169,8 +174,8 @@ impl<L: Log> Revisions<L> {
             (State::Unknown { number }, _) => {
                 let reason = "a newer version of Millrace did something to it; update this instance";
                 self.registry.refuse(function, reason.to_owned());
-                let failed = Failed { revision: *number, reason: reason.to_owned(), again: false };
-                lock(&self.here).failed.insert(function.clone(), failed);
+                let failed = Failed { reason: reason.to_owned(), again: false };
+                lock(&self.here).failed.entry(function.clone()).or_default().insert(*number, failed);
             }
         }
         false
@@ -196,7 +201,7 @@ impl<L: Log> Revisions<L> {
             if here.ready.get(function).is_some_and(|(ready, _)| *ready == revision) {
                 return false;
             }
-            if here.failed.get(function).is_some_and(|failed| failed.revision == revision && !failed.again) {
+            if here.has_given_up(function, revision) {
                 return false;
             }
         }
@@ -211,7 +216,7 @@ impl<L: Log> Revisions<L> {
         }
         match made {
             Ok(component) => {
-                self.forgive(function, |failed| failed == revision);
+                lock(&self.here).forgive(function, |failed| failed == revision);
                 lock(&self.here).ready.insert(function.clone(), (revision, component));
                 false
             }
@@ -223,7 +228,7 @@ impl<L: Log> Revisions<L> {
     /// Runs a revision. If that fails, what ran before goes on.
     async fn bring_up(&self, function: &FunctionName, history: &History, paused: bool) -> bool {
         let Some((revision, source)) = history.active() else { return false };
-        if lock(&self.here).failed.get(function).is_some_and(|failed| failed.revision == revision && !failed.again) {
+        if lock(&self.here).has_given_up(function, revision) {
             return false;
         }
         let started = async {
@@ -245,8 +250,8 @@ impl<L: Log> Revisions<L> {
         };
         match started.await {
             Ok(()) => {
-                self.forgive(function, |failed| failed <= revision);
                 let mut here = lock(&self.here);
+                here.forgive(function, |failed| failed <= revision);
                 here.uploaded.insert(function.clone(), revision);
                 if here.ready.get(function).is_some_and(|(ready, _)| *ready <= revision) {
                     here.ready.remove(function);
@@ -298,7 +303,7 @@ impl<L: Log> Revisions<L> {
         }
         // Another one is none any more, whatever becomes of this one.
         self.registry.change_canary(function, None);
-        if lock(&self.here).failed.get(function).is_some_and(|failed| failed.revision == revision && !failed.again) {
+        if lock(&self.here).has_given_up(function, revision) {
             return false;
         }
         let started = async {
@@ -309,7 +314,7 @@ impl<L: Log> Revisions<L> {
         };
         match started.await {
             Ok(()) => {
-                self.forgive(function, |failed| failed == revision);
+                lock(&self.here).forgive(function, |failed| failed == revision);
                 tracing::info!(%function, revision, %share, "An uploaded revision is the canary.");
                 false
             }
@@ -334,8 +339,8 @@ impl<L: Log> Revisions<L> {
         let waiting = [history.staged().map(|(staged, _)| staged), history.canary().map(|(canary, ..)| canary)];
         // What was staged since is not in this history.
         let is_over = |revision: u64| revision <= history.latest() && !waiting.contains(&Some(revision));
-        self.forgive(function, is_over);
         let mut here = lock(&self.here);
+        here.forgive(function, is_over);
         if here.ready.get(function).is_some_and(|(ready, _)| is_over(*ready)) {
             here.ready.remove(function);
         }
@@ -359,19 +364,12 @@ impl<L: Log> Revisions<L> {
     fn cannot(&self, function: &FunctionName, revision: u64, error: &StageError) -> bool {
         let again = error.is_transient();
         let reason = without_name(error, function);
-        if lock(&self.here).failed.get(function).is_none_or(|failed| failed.revision != revision) {
+        let failed = Failed { reason: reason.clone(), again };
+        let before = lock(&self.here).failed.entry(function.clone()).or_default().insert(revision, failed);
+        if before.is_none() {
             tracing::error!(%function, revision, reason, "An uploaded revision cannot run here.");
         }
-        lock(&self.here).failed.insert(function.clone(), Failed { revision, reason, again });
         again
-    }
-
-    /// Forgets a failure that is no more.
-    fn forgive(&self, function: &FunctionName, is_over: impl Fn(u64) -> bool) {
-        let mut here = lock(&self.here);
-        if here.failed.get(function).is_some_and(|failed| is_over(failed.revision)) {
-            here.failed.remove(function);
-        }
     }
 
     /// Reads a component from the log, and compiles it, if it is signed as this instance asks for.
@@ -423,7 +421,7 @@ impl<L: Log> Revisions<L> {
             if !is_staged {
                 here.ready.remove(function);
             }
-            !is_staged && here.failed.remove(function).is_some()
+            !is_staged && here.failed.remove(function).is_some_and(|failed| !failed.is_empty())
         };
         if failed && runs.is_none() && self.registry.function(function).is_none() {
             // It is forgotten that it was refused.

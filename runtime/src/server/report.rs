@@ -6,9 +6,9 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::revisions::{Failed, Revisions};
+use super::revisions::Revisions;
 use super::strays::Strays;
-use crate::api::types::{self, InstanceReport};
+use crate::api::types::{self, CannotRun, InstanceReport};
 use crate::broker::Log;
 use crate::registry::lock;
 
@@ -70,9 +70,14 @@ impl<L: Log> Revisions<L> {
         for (name, (revision, _)) in &here.ready {
             report.functions.entry(name.to_string()).or_default().ready = Some(*revision);
         }
-        for (name, Failed { revision, reason, .. }) in &here.failed {
-            let function = report.functions.entry(name.to_string()).or_default();
-            (function.failed, function.problem) = (Some(*revision), Some(reason.clone()));
+        for (name, failed) in here.failed.iter().filter(|(_, failed)| !failed.is_empty()) {
+            let told = failed
+                .iter()
+                .map(|(revision, failed)| CannotRun { revision: *revision, reason: failed.reason.clone() });
+            report.functions.entry(name.to_string()).or_default().cannot_run = told.collect();
+        }
+        for (name, deployment) in &here.taken_up {
+            report.functions.entry(name.to_string()).or_default().deployment = Some(*deployment);
         }
         report
     }

@@ -70,14 +70,30 @@ pub(super) struct Here {
     pub(super) staged_since: BTreeMap<(FunctionName, u64), Instant>,
     /// Revisions that were staged through this instance.
     pub(super) proposed: BTreeMap<FunctionName, u64>,
-    /// Revisions that do not run although they should, with the reason.
-    pub(super) failed: BTreeMap<FunctionName, Failed>,
+    /// Revisions that do not run although they should, active, staged or the canary.
+    pub(super) failed: BTreeMap<FunctionName, BTreeMap<u64, Failed>>,
+    /// The newest deployment of each function that it does here what it says, or has told why it cannot.
+    pub(super) taken_up: BTreeMap<FunctionName, u64>,
 }
 
-/// A revision that does not run although it should.
+impl Here {
+    /// Whether it is known that a revision cannot run here.
+    pub(super) fn has_given_up(&self, function: &FunctionName, revision: u64) -> bool {
+        let failed = self.failed.get(function).and_then(|failed| failed.get(&revision));
+        failed.is_some_and(|failed| !failed.again)
+    }
+
+    /// Forgets failures that are no more.
+    pub(super) fn forgive(&mut self, function: &FunctionName, is_over: impl Fn(u64) -> bool) {
+        if let Some(failed) = self.failed.get_mut(function) {
+            failed.retain(|revision, _| !is_over(*revision));
+        }
+    }
+}
+
+/// Why a revision does not run although it should.
 #[derive(Clone, Debug)]
 pub(super) struct Failed {
-    pub(super) revision: u64,
     pub(super) reason: String,
     /// Whether another try can help, though nothing was deployed since.
     pub(super) again: bool,
@@ -258,13 +274,7 @@ impl<L: Log> Revisions<L> {
 
     /// Whether the revision that an action brings may run here as far as its signature says.
     fn is_signed(&self, history: &History, action: &Action) -> Result<(), Refused> {
-        let source = match action {
-            Action::Activate { revision }
-            | Action::Canary { revision, .. }
-            | Action::Promote { revision }
-            | Action::Rollback { to: revision } => history.revision(*revision),
-            action => action.source(),
-        };
+        let source = action.source().or_else(|| history.revision(action.revision()?));
         let Some(source) = source.filter(|source| source.origin == Origin::Upload) else { return Ok(()) };
         let checked = self.signatures.check(source.component, source.signature.as_deref());
         checked.map_err(|reason| Refused::Untrusted { reason })
@@ -327,12 +337,8 @@ fn revision_after(history: &History, action: &Action, number: u64) -> u64 {
             staged.or(canary).or_else(|| history.active()).map_or(number, |(revision, _)| revision)
         }
         Action::Deploy(_) | Action::DeployCanary { .. } => number,
-        Action::Activate { revision }
-        | Action::Canary { revision, .. }
-        | Action::Promote { revision }
-        | Action::Rollback { to: revision } => *revision,
-        Action::Pause | Action::Resume | Action::Reset { .. } => history.active().map_or(0, |(revision, _)| revision),
         Action::Delete => 0,
+        action => action.revision().or_else(|| Some(history.active()?.0)).unwrap_or_default(),
     }
 }
 

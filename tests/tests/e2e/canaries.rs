@@ -10,8 +10,8 @@ use millrace_tests::process::{Api, Kafka};
 use serde_json::{Value, json};
 
 use super::revisions::{
-    FUNCTION, Load, MANIFEST, done, embedded, handled, millrace, on_kafka, order, revisions, run_everywhere,
-    two_versions, until,
+    Load, MANIFEST, done, embedded, everywhere, handled, millrace, on_kafka, order, revisions, run_everywhere,
+    two_versions,
 };
 
 /// Enough that a share of them is one within a hundredth.
@@ -42,12 +42,7 @@ fn share_of(words: &[&str], word: &str) -> f64 {
 
 /// Waits until so many instances run this revision as their canary, or none, if it is null.
 async fn canary_everywhere(url: &str, revision: &Value, instances: usize) {
-    let path = format!("functions/{FUNCTION}/revisions");
-    until(url, &path, |there| {
-        let told = there["instances"].as_array().expect("instances").iter().filter(|one| one["live"] == true);
-        told.filter(|one| one["canary"]["revision"] == *revision).count() >= instances
-    })
-    .await;
+    everywhere(url, instances, |one| one["canary"]["revision"] == *revision).await;
 }
 
 /// Waits until these instances together have completed so many events with each revision. One that lost a partition may tell of it

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use millrace_tests::process::{Api, Dev, Kafka, program};
 use serde_json::Value;
 
-use super::revisions::{on_kafka, two_versions};
+use super::revisions::{everywhere, handled, on_kafka, order, two_versions};
 
 /// Longer than anything here takes, by far.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -186,7 +186,33 @@ async fn on_kafka_an_instance_keeps_what_it_runs_where_another_takes_what_is_not
     assert!(shown.contains("revision 3: its component is not signed"), "{said}\n{shown}");
     let status: Value = api.get(&format!("{}/v1/status", strict.url)).await;
     assert_eq!(status["functions"][0]["revision"], 1, "{status:#}");
+    // A canary that is not signed either is told beside it.
+    let canary = ["deploy", &one, "--yes", "--canary", "50%"];
+    millrace(&lenient.url, &canary);
+    let told = cannot_run(&lenient.url, [3, 5]).await;
+    assert!(told["canary"].is_null() && told["revision"] == 1, "{told:#}");
     // Signed after all, it runs everywhere.
     done(&lenient.url, &[&["deploy", &other, "--yes"], &signing[..]].concat());
-    runs(&strict.url, 5).await;
+    runs(&strict.url, 7).await;
+    // A canary that cannot run leaves all keys to what is active there.
+    millrace(&lenient.url, &canary);
+    let told = cannot_run(&lenient.url, [9]).await;
+    assert!(told["canary"].is_null() && told["revision"] == 7, "{told:#}");
+    let orders: Vec<String> = (0..100).map(|n| order(&format!("o-{n}"), n)).collect();
+    api.publish(&strict.url, "orders", &orders).await.expect("they are taken");
+    api.settled(&strict.url).await;
+    let by_canary = handled(&strict.url).await.values().filter(|word| *word == "emitted").count();
+    assert!((1..75).contains(&by_canary), "{by_canary} of 100 events, which two instances share, were the canary's");
+}
+
+/// Waits until the instance that asks for signatures says that these revisions cannot run there and the other runs the last of them, and answers
+/// with what the first one tells.
+async fn cannot_run<const N: usize>(url: &str, revisions: [u64; N]) -> Value {
+    let told = |one: &Value| one["cannot_run"].as_array().cloned().unwrap_or_default();
+    let cannot = |one: &Value| told(one).iter().filter_map(|one| one["revision"].as_u64()).eq(revisions);
+    everywhere(url, 2, |one| cannot(one) || Some(&one["canary"]["revision"]) == revisions.map(Value::from).last())
+        .await;
+    let there = super::revisions::revisions(url).await;
+    let strict = there["instances"].as_array().expect("instances").iter().find(|one| one["instance"] == "strict");
+    strict.expect("it is there").clone()
 }

@@ -51,7 +51,7 @@ pub(crate) async fn wait(
             return Err(Error::failed(cause, fix));
         }
         let live: Vec<&Instance> = revisions.instances.iter().filter(|one| concerns(one, &revisions)).collect();
-        let far: Vec<Far> = live.iter().map(|one| far(one, &revisions, deployed.revision)).collect();
+        let far: Vec<Far> = live.iter().map(|one| far(one, &revisions, deployed)).collect();
         // While it is staged, those that can run it will.
         if !staged || far.iter().all(|far| matches!(far, Far::Failed(_))) {
             for (one, far) in live.iter().zip(&far) {
@@ -99,10 +99,14 @@ fn is_canary(revisions: &Revisions, revision: Option<u64>) -> bool {
     revisions.canary.as_ref().is_some_and(|canary| Some(canary.revision) == revision)
 }
 
-fn far(instance: &Instance, wanted: &Revisions, revision: Option<u64>) -> Far {
-    let here = &instance.here;
-    if here.failed.is_some() && here.failed == revision {
-        return Far::Failed(here.problem.clone().unwrap_or_default());
+fn far(instance: &Instance, wanted: &Revisions, deployed: &Deployed) -> Far {
+    let (here, revision) = (&instance.here, deployed.revision);
+    if let Some(cannot) = here.cannot_run.iter().find(|one| Some(one.revision) == deployed.revision) {
+        return Far::Failed(cannot.reason.clone());
+    }
+    // An older version does not tell what it has taken up.
+    if here.deployment.is_some_and(|taken_up| taken_up < deployed.number) {
+        return Far::Behind;
     }
     if is_canary(wanted, revision) {
         return if here.canary == wanted.canary { Far::Done } else { Far::Behind };
@@ -117,7 +121,11 @@ fn far(instance: &Instance, wanted: &Revisions, revision: Option<u64>) -> Far {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::{Canary, FunctionHere};
+    use crate::api::types::{Canary, CannotRun, FunctionHere};
+
+    fn cannot_run((revision, reason): (u64, &str)) -> CannotRun {
+        CannotRun { revision, reason: reason.to_owned() }
+    }
 
     #[test]
     fn an_instance_is_done_once_it_does_what_is_wanted() {
@@ -142,12 +150,12 @@ mod tests {
             here: FunctionHere {
                 revision,
                 paused,
-                failed: problem.map(|(failed, _)| failed),
-                problem: problem.map(|(_, why)| why.to_owned()),
-                ready: None,
-                canary: None,
+                cannot_run: problem.into_iter().map(cannot_run).collect(),
+                deployment: Some(3),
+                ..FunctionHere::default()
             },
         };
+        let deployed = |revision| Deployed { function: "shop.pay".to_owned(), number: 3, revision, new: true };
         for (instance, wanted, expected) in [
             (at(Some(3), false, None), wanted(Some(3), false), Far::Done),
             (at(Some(2), false, None), wanted(Some(3), false), Far::Behind),
@@ -160,7 +168,13 @@ mod tests {
             (at(None, false, None), wanted(None, false), Far::Done),
             (at(Some(3), true, None), wanted(None, false), Far::Behind),
         ] {
-            assert_eq!(far(&instance, &wanted, wanted.active), expected, "{instance:?}");
+            assert_eq!(far(&instance, &wanted, &deployed(wanted.active)), expected, "{instance:?}");
+        }
+        // It runs the same revision since the swap before the last one.
+        for (taken_up, expected) in [(Some(2), Far::Behind), (Some(4), Far::Done), (None, Far::Done)] {
+            let runs = at(Some(3), false, None);
+            let before = Instance { here: FunctionHere { deployment: taken_up, ..runs.here }, ..runs };
+            assert_eq!(far(&before, &wanted(Some(3), false), &deployed(Some(3))), expected, "{taken_up:?}");
         }
         let canary = |share: &str| Some(Canary { revision: 5, share: share.to_owned() });
         let beside = |share: &str| Instance {
@@ -179,7 +193,7 @@ mod tests {
             // It was given up.
             (beside("5%"), wanted(Some(3), false), 3, Far::Behind),
         ] {
-            assert_eq!(far(&instance, &wanted, Some(revision)), expected, "{instance:?}");
+            assert_eq!(far(&instance, &wanted, &deployed(Some(revision))), expected, "{instance:?}");
         }
     }
 }

@@ -7,7 +7,9 @@ use millrace_core::revision::Origin;
 use serde_json::json;
 use tokio::time::Instant;
 
-use crate::api::types::{self, CanaryRequest, Deployed, Deployment, PromoteRequest, Revisions, RollbackRequest};
+use crate::api::types::{
+    self, CanaryRequest, CannotRun, Deployed, Deployment, PromoteRequest, Revisions, RollbackRequest,
+};
 use crate::cli::client::{Client, Target};
 use crate::cli::deploy::running;
 use crate::cli::error::{Error, Exit};
@@ -180,8 +182,8 @@ pub(super) async fn show(which: &Which, context: &mut Context) -> Result<Exit, E
         let (instance, at) = (format::one_line(&one.instance, 100), format::one_line(&one.at, 40));
         let canary = one.here.canary.as_ref().map_or_else(String::new, |canary| format!(", {}", beside(canary)));
         console.line(format_args!("  instance {instance} {runs}{canary}{paused} (said so at {at})"))?;
-        if let Some(problem) = &one.here.problem {
-            let problem = format!("revision {}: {problem}", one.here.failed.unwrap_or_default());
+        for CannotRun { revision, reason } in &one.here.cannot_run {
+            let problem = format!("revision {revision}: {reason}");
             let problem = console.paint(Style::Bad, &format::one_line(&problem, 1000));
             console.line(format_args!("    {problem}"))?;
         }
