@@ -104,6 +104,8 @@ fuzz! {
     an_expression_is_compiled_or_what_is_wrong_has_its_place: expression,
     a_change_says_what_it_said_before: change,
     histories_are_the_same_however_they_are_read: histories,
+    a_token_says_what_it_said_before_and_lets_nobody_else_in: tokens,
+    what_somebody_did_is_told_without_secrets: audit,
     an_event_in_json_survives: event,
     a_batch_of_events_survives: batch,
     an_event_in_headers_survives: headers,

@@ -85,6 +85,7 @@ fn secrets_of_tokens_are_taken_out_of_texts() {
         (format!("mr_{one}"), "mr_mr_010101010101_***"),
         (format!("{}Z9", &one[..30]), "mr_010101010101_***"),
         ("mr_010101010101_".to_owned(), "mr_010101010101_***"),
+        ("mr_010101010101_***, twice".to_owned(), "mr_010101010101_***, twice"),
         ("mr_010101010101".to_owned(), "mr_010101010101"),
         ("mr_01010101010é_abc".to_owned(), "mr_01010101010é_abc"),
         ("mr_".to_owned(), "mr_"),

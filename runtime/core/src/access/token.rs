@@ -155,8 +155,9 @@ pub fn without_secrets(text: &str) -> String {
         let Some(secret) = secret.strip_prefix('_') else { continue };
         kept.push_str(id);
         kept.push_str("_***");
-        // One that was written down wrong is told as little.
+        // One that was written down wrong is told as little, and one that was taken out already stays as it is.
         rest = secret.trim_start_matches(|c: char| c.is_ascii_alphanumeric());
+        rest = rest.strip_prefix("***").unwrap_or(rest);
     }
     kept.push_str(rest);
     kept
