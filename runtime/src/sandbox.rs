@@ -32,9 +32,10 @@ mod pool;
 mod refusal;
 mod state;
 mod ticker;
+mod turns;
 
 pub use artifact::Component;
-pub use compiler::{Compiler, compile_if_asked};
+pub use compiler::{Bounds, Compiler, compile_if_asked};
 pub use emission::KnownTopics;
 pub use engine::{Engine, EngineOptions};
 pub use function::{Function, FunctionOptions};

@@ -1,7 +1,7 @@
 //! From the bytes of a component to something that can be instantiated: validated, compiled once, shared by all functions.
 
 use std::fmt;
-use std::sync::{Arc, PoisonError, Weak};
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use millrace_core::digest::Digest;
@@ -70,7 +70,7 @@ impl Inner {
         if let Some(compiled) = self.compiled(&digest) {
             return compiled;
         }
-        let _one_at_a_time = self.compiling.lock().unwrap_or_else(PoisonError::into_inner);
+        let _turn = self.compiling.take(digest);
         // Another thread may have loaded it while this one waited.
         if let Some(compiled) = self.compiled(&digest) {
             return compiled;
@@ -123,8 +123,8 @@ impl Inner {
 
     /// Compiles a component; answers also with what can be kept on disk.
     fn compile(&self, digest: &Digest, bytes: &[u8]) -> Result<(component::Component, Option<Vec<u8>>), Refusal> {
-        if let Compiler::Apart(program) = &self.options.compiler {
-            let artifact = compiler::compile_apart(program, bytes)?;
+        if let Compiler::Apart { program, bounds } = &self.options.compiler {
+            let artifact = compiler::compile_apart(program, *bounds, bytes)?;
             return Ok((self.compiled_apart(&artifact)?, Some(artifact)));
         }
         let compiled = component::Component::from_binary(&self.wasmtime, bytes);

@@ -2,7 +2,7 @@
 
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use dashmap::DashMap;
@@ -17,6 +17,7 @@ use super::compiler::Compiler;
 use super::host::{self, State};
 use super::pool::{self, Pool};
 use super::ticker::Ticker;
+use super::turns::Turns;
 
 const MIB: usize = 1 << 20;
 
@@ -72,8 +73,8 @@ pub(super) struct Inner {
     pub(super) cache: Option<ArtifactCache>,
     /// Every component that some function uses. An entry whose component is gone is removed with the next load.
     pub(super) loaded: DashMap<Digest, Weak<Loaded>>,
-    /// Held while compiling: one compilation uses all cores already.
-    pub(super) compiling: Mutex<()>,
+    /// Taken while compiling.
+    pub(super) compiling: Turns,
 }
 
 impl Engine {
@@ -92,7 +93,7 @@ impl Engine {
         let cache = cache.map(|dir| ArtifactCache::open(dir, &wasmtime, options.cache_max_bytes)).transpose()?;
         let ticker = Ticker::start(&wasmtime, options.tick)?;
         let pool = Pool::new(options.max_instances);
-        let (loaded, compiling) = (DashMap::new(), Mutex::new(()));
+        let (loaded, compiling) = (DashMap::new(), Turns::default());
         Ok(Self(Arc::new(Inner { wasmtime, linker, options, ticker, pool, cache, loaded, compiling })))
     }
 }

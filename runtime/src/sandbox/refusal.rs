@@ -81,6 +81,9 @@ pub enum Refusal {
         "compiling the component takes more than {0}: make it smaller, or split what it does over several functions"
     )]
     TooCostly(String),
+    /// The compiler does not run at the moment.
+    #[error("the compiler cannot be started: {0}")]
+    Unavailable(String),
     /// Our compiler failed.
     #[error("the compiler failed, which is a bug in the runtime: {0}")]
     Compiler(String),

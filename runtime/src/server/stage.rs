@@ -131,7 +131,11 @@ pub enum StageError {
 impl StageError {
     /// Whether another try can help.
     pub(super) fn is_transient(&self) -> bool {
-        matches!(self, Self::Broker { reason, .. } if reason.is_transient())
+        match self {
+            Self::Broker { reason, .. } => reason.is_transient(),
+            Self::Refused { reason, .. } => matches!(reason, Refusal::Unavailable(_)),
+            _ => false,
+        }
     }
 }
 

@@ -73,7 +73,11 @@ pub fn bombs() -> Vec<Bad> {
     // A jump table, and one place to go to for each of its entries.
     let table = |size: usize| [&[0x20, 0, 0x0e][..], &vector(size, &[0]), &[0]].concat();
     vec![
-        Bad::new("one huge function", functions(1, none, &seven_times.repeat(100_000)), compiled),
+        // As large as one can be.
+        Bad::new("one huge function", functions(1, none, &seven_times.repeat(1_090_000)), "2048 MiB of memory"),
+        Bad::new("a large function", functions(1, none, &seven_times.repeat(100_000)), compiled),
+        // As many as a module can have.
+        Bad::new("a million functions", functions(1_000_000, none, &[]), "compiling the component takes more than"),
         Bad::new("very many functions", functions(50_000, none, &[]), compiled),
         Bad::new("more functions than a module can have", functions(1_000_001, none, &[]), invalid),
         Bad::new("a function larger than one can be", functions(1, none, &[1].repeat(8_000_000)), invalid),

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use hyper::{Method, StatusCode};
-use millrace::sandbox::{Compiler, Engine, EngineOptions, Refusal};
+use millrace::sandbox::{Bounds, Compiler, Engine, EngineOptions, Refusal};
 use millrace_core::digest::Digest;
 use millrace_core::limits::COMPONENT_MAX_BYTES;
 use millrace_tests::corpus::{Bad, bombs, cut_short, generated, handler, made, specification, with_a_good_module};
@@ -15,13 +15,17 @@ use serde_json::{Value, json};
 
 const SEEDS: u64 = 200;
 /// Of the kinds of which there are very many, every so many-th also takes the longer ways.
-const SAMPLED: usize = 101;
+const SAMPLED: usize = 23;
 /// What is said about a component stays readable, whatever is in it.
 const REASON_MAX_BYTES: usize = 8 << 10;
 /// What the server may keep of all that it refused.
 const KEPT_MAX_MIB: f64 = 32.0;
 /// Longer than anything here takes, by far.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+fn apart(bounds: Bounds) -> Compiler {
+    Compiler::Apart { program: program(), bounds }
+}
 
 fn engine(compiler: Compiler) -> Engine {
     Engine::new(EngineOptions { compiler, max_instances: 4, ..EngineOptions::default() }).expect("an engine")
@@ -87,7 +91,7 @@ async fn what_a_generator_makes_is_refused() {
 
 #[tokio::test]
 async fn a_compiler_in_a_process_of_its_own_refuses_the_same_for_the_same_reason() {
-    let (here, apart) = (engine(Compiler::Here), engine(Compiler::Apart(program())));
+    let (here, apart) = (engine(Compiler::Here), engine(apart(Bounds::default())));
     let mut wrong = Vec::new();
     for bad in representative() {
         let both = (refused(&here, &bad).await, refused(&apart, &bad).await);
@@ -96,6 +100,25 @@ async fn a_compiler_in_a_process_of_its_own_refuses_the_same_for_the_same_reason
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// Each bound is told as what it is.
+#[tokio::test]
+async fn a_compiler_in_a_process_of_its_own_keeps_to_its_bounds() {
+    let all = Bounds::default();
+    let second = Duration::from_secs(1);
+    let bomb = bombs().swap_remove(0);
+    for (bounds, told) in [
+        (Bounds { memory_bytes: 256 << 20, ..all }, "takes more than 256 MiB of memory:"),
+        (Bounds { cpu: second, ..all }, "takes more than 1 s of CPU time:"),
+        (Bounds { time: second, ..all }, "takes more than 1 s:"),
+    ] {
+        let refusal = engine(apart(bounds)).load(bomb.bytes.clone().into()).await.expect_err("it takes more");
+        assert!(refusal.to_string().contains(told), "{told} {refusal}");
+    }
+    let gone = Compiler::Apart { program: "/nowhere".into(), bounds: all };
+    let refusal = engine(gone).load(handler().into()).await.expect_err("there is none");
+    assert_eq!(refusal, Refusal::Unavailable("No such file or directory (os error 2)".to_owned()));
 }
 
 async fn put(url: &str, digest: Digest, bytes: Vec<u8>) -> (StatusCode, Value) {
