@@ -138,11 +138,21 @@ impl Refused {
     /// Somebody else did something to a function since this deployment.
     #[must_use]
     pub fn conflict(history: &History, expected: u64) -> Self {
-        let what = match history.active() {
+        let active = match history.active() {
             Some((revision, _)) => format!("revision {revision} is active"),
-            None => "it is not deployed".to_owned(),
+            None => "none is active".to_owned(),
         };
-        Self::Conflict { latest: history.latest(), expected, what }
+        let staged =
+            history.staged().map_or_else(String::new, |(revision, _)| format!(", revision {revision} is staged"));
+        let last = history.changes().next_back().and_then(|(_, change)| change.ok()).filter(|last| !last.by.is_empty());
+        let by = last.map_or_else(String::new, |last| format!(", and {} was the last", last.by));
+        Self::Conflict { latest: history.latest(), expected, what: format!("{active}{staged}{by}") }
+    }
+
+    /// The compiler cannot be started at the moment.
+    #[must_use]
+    pub fn unavailable(reason: &str) -> Self {
+        Self::Broker(Error::Transient(format!("the compiler cannot be started: {reason}")))
     }
 }
 

@@ -477,6 +477,14 @@ pub struct Problem {
     pub token: Option<Hidden>,
 }
 
+impl Problem {
+    /// The kind, if it is one of Millrace's.
+    #[must_use]
+    pub fn known_as(&self) -> Option<&str> {
+        self.kind.strip_prefix(PROBLEM_PREFIX)
+    }
+}
+
 /// A text that is in no debug output.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(transparent)]

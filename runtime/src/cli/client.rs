@@ -20,7 +20,7 @@ use tokio::time::Instant;
 
 use super::error::{Error, Exit};
 use super::format;
-use crate::api::types::{Component, PROBLEM_PREFIX, Problem};
+use crate::api::types::{Component, Problem};
 use crate::config::DEFAULT_LISTEN;
 use crate::tls::{self, Untrusted};
 
@@ -185,7 +185,7 @@ impl From<Refusal> for Error {
 
 /// What to do if the server wants a token, or another one.
 fn token_fix(problem: &Problem) -> Option<&'static str> {
-    match problem.kind.strip_prefix(PROBLEM_PREFIX)? {
+    match problem.known_as()? {
         "unauthenticated" => Some(
             "give a token that holds in MILLRACE_TOKEN or with --token-file FILE; whoever has the role admin makes one: \
              `millrace tokens create NAME --role ROLE`",

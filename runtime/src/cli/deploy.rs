@@ -25,6 +25,9 @@ mod signing;
 
 use signing::Signing;
 
+/// The problem of a deployment whose component was not uploaded.
+const UNKNOWN_COMPONENT: &str = "unknown-component";
+
 /// Arguments of `millrace deploy`.
 #[derive(Debug, clap::Args)]
 #[command(after_help = "\
@@ -210,10 +213,11 @@ pub(super) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Erro
             return Ok(Exit::Failed);
         }
     }
+    let rehearsed = rehearse(&changed, &client).await?;
     for one in &planned {
         upload(one, &client, console).await?;
     }
-    let mut deployed = rehearse(&changed, &client).await?;
+    let mut deployed = rehearse_again(&changed, rehearsed, &client).await?;
     if !args.dry_run {
         deployed = deploy(&changed, &client).await?;
         let until = Instant::now() + Duration::from_secs(args.wait);
@@ -327,22 +331,43 @@ async fn upload(one: &Planned, client: &Client, console: &mut Console) -> Result
     Ok(true)
 }
 
-/// Has everything checked before anything is changed.
-async fn rehearse(changed: &[&Planned], client: &Client) -> Result<Vec<Deployed>, Error> {
+/// Has everything checked before anything is sent, but for components that are not there yet: of those comes none.
+async fn rehearse(changed: &[&Planned], client: &Client) -> Result<Vec<Option<Deployed>>, Error> {
     let mut rehearsed = Vec::with_capacity(changed.len());
     for one in changed {
-        let (target, request) = (Target::new(["v1", "functions", &one.name]), one.request(true));
-        rehearsed.push(patiently(|| client.put(&target, &request)).await?);
+        rehearsed.push(match ask(one, true, client).await {
+            Err(Refusal::Problem { problem, .. }) if problem.known_as() == Some(UNKNOWN_COMPONENT) => None,
+            answer => Some(answer?),
+        });
     }
     Ok(rehearsed)
+}
+
+/// Has the rest checked before anything is changed.
+async fn rehearse_again(
+    changed: &[&Planned],
+    rehearsed: Vec<Option<Deployed>>,
+    client: &Client,
+) -> Result<Vec<Deployed>, Error> {
+    let mut all = Vec::with_capacity(changed.len());
+    for (one, before) in changed.iter().zip(rehearsed) {
+        all.push(match before {
+            Some(deployed) => deployed,
+            None => ask(one, true, client).await?,
+        });
+    }
+    Ok(all)
+}
+
+async fn ask(one: &Planned, dry_run: bool, client: &Client) -> Result<Deployed, Refusal> {
+    let (target, request) = (Target::new(["v1", "functions", &one.name]), one.request(dry_run));
+    patiently(|| client.put(&target, &request)).await
 }
 
 async fn deploy(changed: &[&Planned], client: &Client) -> Result<Vec<Deployed>, Error> {
     let mut deployed: Vec<Deployed> = Vec::with_capacity(changed.len());
     for one in changed {
-        let (target, request) = (Target::new(["v1", "functions", &one.name]), one.request(false));
-        let answer = patiently(|| client.put(&target, &request)).await;
-        deployed.push(answer.map_err(|refusal| {
+        deployed.push(ask(one, false, client).await.map_err(|refusal| {
             let names: Vec<&str> = deployed.iter().map(|one| one.function.as_str()).collect();
             match Error::from(refusal) {
                 Error::Told { exit, cause, fix } if !names.is_empty() => {
@@ -364,7 +389,8 @@ fn tell(planned: &[Planned], deployed: &[Deployed], args: &Args, console: &mut C
     }
     if args.dry_run {
         let many = format::counted(deployed.len() as u64, "function");
-        return console.note(format_args!("{many} would be deployed; the server takes them. Nothing was done."));
+        return console
+            .note(format_args!("{many} would be deployed; the server takes them. Nothing runs differently."));
     }
     for one in deployed {
         let name = console.paint(Style::Strong, &one.function);
@@ -407,12 +433,18 @@ mod tests {
     }
 
     async fn server(there: Answer, deployed: Answer) -> Server {
-        let mut deployments = 0;
+        let (mut deployments, mut is_uploaded) = (0, false);
         Server::scripted(move |asked| match asked.line.split(' ').collect::<Vec<_>>()[..] {
             ["GET", path] if path.ends_with("/revisions") && deployments == 0 => there.clone(),
             ["GET", path] if path.ends_with("/revisions") => Answer::json(&revisions(MANIFEST, 2)),
             ["GET", _] => Answer::problem(404, "there is no component"),
-            ["PUT", path] if path.contains("/components/") => Answer::json(&json!({"digest": "d", "new": true})),
+            ["PUT", path] if path.contains("/components/") => {
+                is_uploaded = true;
+                Answer::json(&json!({"digest": "d", "new": true}))
+            }
+            ["PUT", path] if path.contains("/functions/") && !is_uploaded && deployed.status == 200 => {
+                Answer::problem_of(404, UNKNOWN_COMPONENT, "there is no component")
+            }
             ["PUT", _] => {
                 deployments += u32::from(asked.body.contains("\"dry_run\":false"));
                 deployed.clone()
@@ -440,6 +472,7 @@ mod tests {
         let (component, function) = (format!("/v1/components/{digest}"), "/v1/functions/shop.pay");
         let expected = [
             format!("GET {function}/revisions"),
+            format!("PUT {function}"),
             format!("GET {component}"),
             format!("PUT {component}"),
             format!("PUT {function}"),
@@ -447,9 +480,31 @@ mod tests {
             format!("GET {function}/revisions"),
         ];
         assert_eq!(lines, expected);
-        assert_eq!(asked[2].body, COMPONENT);
-        let request: Value = serde_json::from_str(&asked[4].body).unwrap();
+        assert_eq!(asked[3].body, COMPONENT);
+        let request: Value = serde_json::from_str(&asked[5].body).unwrap();
         assert_eq!((&request["builds_on"], &request["component"]), (&json!(1), &json!(digest)));
+    }
+
+    #[tokio::test]
+    async fn what_is_refused_is_not_uploaded_and_what_is_there_is_not_uploaded_again() {
+        let directory = application(MANIFEST);
+        let path = directory.path().to_string_lossy().into_owned();
+        let sent = |server: &Server| {
+            let uploads = |asked: &crate::cli::testing::Asked| asked.line.starts_with("PUT /v1/components/");
+            server.asked().iter().filter(|asked| uploads(asked)).count()
+        };
+        let none = || Answer::problem(404, "it is not deployed");
+        let refusing = server(none(), Answer::problem(422, "filter: this is no expression")).await;
+        let err = refusing.run(&["deploy", &path, "--yes"]).await.refused(Exit::Failed);
+        assert!(err.contains("this is no expression") && sent(&refusing) == 0, "{err}");
+        let there = Server::scripted(|asked| match asked.line.split(' ').collect::<Vec<_>>()[..] {
+            ["GET", path] if path.ends_with("/revisions") => Answer::problem(404, "it is not deployed"),
+            ["GET", _] => Answer::json(&json!({"digest": "d", "new": false})),
+            _ => deployed(),
+        })
+        .await;
+        there.run(&["deploy", &path, "--yes", "--wait", "0"]).await.done();
+        assert_eq!(sent(&there), 0, "somebody was interrupted after the upload");
     }
 
     #[tokio::test]

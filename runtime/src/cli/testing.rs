@@ -25,7 +25,7 @@ use crate::tls::Identity;
 /// An answer of the server.
 #[derive(Clone, Debug)]
 pub(super) struct Answer {
-    status: u16,
+    pub(super) status: u16,
     content_type: &'static str,
     retry_after: Option<u64>,
     body: String,

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::revisions::Revisions;
 use crate::api::types::{INSTANCE_LIVE_FOR, InstanceReport};
 use crate::api::{Decided, Refused};
-use crate::broker::{Log, Report};
+use crate::broker::{Error, Log, Report};
 use crate::registry::lock;
 
 /// So long instances are waited for that have not made it ready.
@@ -31,6 +31,19 @@ enum Readiness {
     Ready,
     /// It runs nowhere.
     Failed,
+}
+
+impl Readiness {
+    /// Whether an instance activates a revision that is ready there, and that it knows since then. Others leave that to the instance that
+    /// staged it, unless that one is gone.
+    fn activates(self, since: Duration, is_own: bool) -> bool {
+        let waited = since.checked_sub(if is_own { Duration::ZERO } else { OTHERS_WAIT });
+        waited.is_some_and(|waited| match self {
+            Self::Ready => true,
+            Self::Waiting => waited >= READY_WITHIN,
+            Self::Failed => false,
+        })
+    }
 }
 
 /// What the live instances make of a staged revision, by what they said last.
@@ -93,34 +106,38 @@ impl<L: Log> Revisions<L> {
         let here = lock(&self.here);
         let is_ready_here = here.ready.get(function).is_some_and(|(ready, _)| *ready == revision);
         let since = here.staged_since.get(&(function.clone(), revision)).copied().unwrap_or_else(Instant::now);
-        let patience = if here.proposed.get(function) == Some(&revision) { Duration::ZERO } else { OTHERS_WAIT };
-        let waited = since.elapsed().saturating_sub(patience);
-        if !is_ready_here || since.elapsed() < patience {
-            return false;
-        }
-        match readiness(reports, function, revision, self.clock.now()) {
-            Readiness::Ready => true,
-            Readiness::Waiting => waited >= READY_WITHIN,
-            Readiness::Failed => false,
-        }
+        let is_own = here.proposed.get(function) == Some(&revision);
+        is_ready_here && readiness(reports, function, revision, self.clock.now()).activates(since.elapsed(), is_own)
     }
 
     /// Removes components that only revisions have which nobody can go back to.
-    async fn remove_what_is_not_needed(&self) {
-        if !self.knows_all() {
-            return;
+    pub(super) async fn remove_what_is_not_needed(&self) {
+        if let Err(error) = self.try_to_remove_what_is_not_needed().await {
+            tracing::warn!(%error, "Components that no kept revision needs cannot be removed; later.");
         }
-        let removable = removable(lock(&self.known).1.values());
-        let there = match self.log.components().await {
-            Ok(there) => there,
-            Err(error) => return tracing::warn!(%error, "What components there are cannot be read; later."),
-        };
-        for digest in there.into_iter().filter(|digest| removable.contains(digest)) {
-            match self.log.remove_component(digest).await {
-                Ok(()) => tracing::info!(%digest, "A component that no kept revision needs was removed."),
-                Err(error) => return tracing::warn!(%digest, %error, "A component cannot be removed; later."),
+    }
+
+    async fn try_to_remove_what_is_not_needed(&self) -> Result<(), Error> {
+        if self.removable().is_empty() {
+            return Ok(());
+        }
+        for digest in self.log.components().await? {
+            if !self.removable().contains(&digest) {
+                continue;
+            }
+            // Somebody may have deployed it again a moment ago.
+            self.refresh().await?;
+            if self.removable().contains(&digest) {
+                self.log.remove_component(digest).await?;
+                tracing::info!(%digest, "A component that no kept revision needs was removed.");
             }
         }
+        Ok(())
+    }
+
+    /// What may be removed, as far as is known here.
+    fn removable(&self) -> BTreeSet<Digest> {
+        if self.knows_all() { removable(lock(&self.known).1.values()) } else { BTreeSet::new() }
     }
 }
 
@@ -169,6 +186,23 @@ mod tests {
         ] {
             let found = readiness(&reports, &function, 3, Timestamp::from_millis(100_000));
             assert_eq!(found, expected, "{reports:?}");
+        }
+    }
+
+    #[test]
+    fn a_slow_instance_is_waited_for_and_whoever_staged_it_comes_first() {
+        let (none, second) = (Duration::ZERO, Duration::from_secs(1));
+        for (readiness, is_own, since, expected) in [
+            (Readiness::Ready, true, none, true),
+            (Readiness::Ready, false, OTHERS_WAIT - second, false),
+            (Readiness::Ready, false, OTHERS_WAIT, true),
+            (Readiness::Waiting, true, READY_WITHIN - second, false),
+            (Readiness::Waiting, true, READY_WITHIN, true),
+            (Readiness::Waiting, false, READY_WITHIN, false),
+            (Readiness::Waiting, false, READY_WITHIN + OTHERS_WAIT, true),
+            (Readiness::Failed, true, READY_WITHIN * 9, false),
+        ] {
+            assert_eq!(readiness.activates(since, is_own), expected, "{readiness:?} {is_own} {since:?}");
         }
     }
 

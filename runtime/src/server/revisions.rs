@@ -24,7 +24,7 @@ use crate::api::{Decided, Deployer, Journal as _, MAKE_TOPIC, Refused};
 use crate::broker::{DeployError, Deployed, Error, Log, Report};
 use crate::clock::Clock;
 use crate::registry::{Deployment, NoCanary, Registry, lock};
-use crate::sandbox::{self, Component, Engine, FunctionOptions};
+use crate::sandbox::{self, Component, Engine, FunctionOptions, Refusal};
 use tokio::sync::{Notify, OwnedMutexGuard, Semaphore};
 use tokio::time::Instant;
 
@@ -252,21 +252,24 @@ impl<L: Log> Revisions<L> {
         Err(Refused::Broker(Error::Transient(reason)))
     }
 
-    /// Checks an uploaded source as far as this instance can. Answers with what must be known of its topics.
+    /// Checks an uploaded source as far as this instance can, and its component last: whoever has not uploaded that yet learns what
+    /// else is wrong. Answers with what must be known of its topics.
     async fn examine(&self, function: &FunctionName, source: &Source) -> Result<Manifest, Refused> {
         let invalid = |reason: String| Refused::Invalid { reason };
         let (manifest, settings) = source.read(&self.prefix).map_err(|e| invalid(e.to_string()))?;
         if settings.name != *function {
             return Err(invalid(format!("the manifest is of `{}`, not of `{function}`", settings.name)));
         }
-        let _in_turn = self.examining.acquire().await;
-        let bytes = self.log.component(source.component).await?;
-        let bytes = bytes.ok_or(Refused::UnknownComponent { digest: source.component })?;
         let unfit = |error: StageError| match error {
             StageError::Broker { reason, .. } => Refused::Broker(reason),
+            StageError::Refused { reason: Refusal::Unavailable(reason), .. } => Refused::unavailable(&reason),
             error => invalid(stage::without_name(&error, function)),
         };
         intake(&settings).map_err(unfit)?;
+        self.topics.check(&manifest).await?;
+        let _in_turn = self.examining.acquire().await;
+        let bytes = self.log.component(source.component).await?;
+        let bytes = bytes.ok_or(Refused::UnknownComponent { digest: source.component })?;
         let component = self.compile(function, bytes).await.map_err(unfit)?;
         self.stage(&settings, &component).map_err(unfit)?;
         Ok(manifest)
@@ -350,7 +353,10 @@ impl<L: Log> Deployer for Revisions<L> {
     fn put_component(&self, digest: Digest, content: Bytes) -> BoxFuture<'_, Result<bool, Refused>> {
         async move {
             let loaded = self.engine.load(content.clone()).await;
-            loaded.map_err(|refusal| Refused::Invalid { reason: refusal.to_string() })?;
+            loaded.map_err(|refusal| match refusal {
+                Refusal::Unavailable(reason) => Refused::unavailable(&reason),
+                refusal => Refused::Invalid { reason: refusal.to_string() },
+            })?;
             if self.log.has_component(digest).await? {
                 return Ok(false);
             }
@@ -387,9 +393,8 @@ impl<L: Log> Deployer for Revisions<L> {
                 && !done
             {
                 let manifest = self.examine(&function, source).await?;
-                match rehearsal {
-                    true => self.topics.check(&manifest).await?,
-                    false => self.make_topics(&function, &manifest, &who).await?,
+                if !rehearsal {
+                    self.make_topics(&function, &manifest, &who).await?;
                 }
             }
             if let Action::Rollback { to } = action

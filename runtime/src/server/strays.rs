@@ -41,6 +41,8 @@ impl<L: Log> Revisions<L> {
             return;
         }
         strays.looked_at = Some(now);
+        // What could not be removed as its time came.
+        self.remove_what_is_not_needed().await;
         if let Err(error) = self.try_to_remove_strays(strays, now).await {
             tracing::warn!(%error, "Components that were never deployed cannot be removed; later.");
         }
