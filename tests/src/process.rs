@@ -118,6 +118,19 @@ impl Kafka {
         assert!(started.status.success(), "the broker does not start again: {started:?}");
     }
 
+    /// How many bytes of a topic are on its disk, of committed records and of others; 0 if there is no such topic.
+    #[must_use]
+    pub fn bytes_of(&self, topic: &str) -> u64 {
+        let read = |path: PathBuf| std::fs::read_dir(path).into_iter().flatten().flatten();
+        let partitions = read(self.directory.path().join("kafka/data")).filter(|partition| {
+            let name = partition.file_name();
+            name.to_str().and_then(|name| name.rsplit_once('-')).is_some_and(|(of, _)| of == topic)
+        });
+        let files = partitions.flat_map(|partition| read(partition.path()));
+        let segments = files.filter(|file| file.path().extension().is_some_and(|extension| extension == "log"));
+        segments.filter_map(|segment| segment.metadata().ok()).map(|segment| segment.len()).sum()
+    }
+
     /// Where clients are sent that come in at the second address, for a test to listen, and that address.
     ///
     /// # Panics

@@ -29,8 +29,12 @@ mod canaries;
 mod development;
 #[path = "e2e/figures.rs"]
 mod figures;
+#[path = "e2e/instances.rs"]
+mod instances;
 #[path = "e2e/interrupted.rs"]
 mod interrupted;
+#[path = "e2e/kept.rs"]
+mod kept;
 #[path = "e2e/many.rs"]
 mod many;
 #[path = "e2e/resets.rs"]

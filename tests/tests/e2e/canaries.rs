@@ -113,6 +113,10 @@ async fn comes_and_goes_under_load(urls: &[String], [one, _]: &[String; 2]) {
     };
     more(500).await;
     done(url, &["functions", "canary", "pay", "--share", "60%"]);
+    load.held.store(true, Ordering::Relaxed);
+    publish_round(urls, "larger").await;
+    api.settled(url).await;
+    load.held.store(false, Ordering::Relaxed);
     more(500).await;
     let said = done(url, &["functions", "promote", "pay", "--yes"]);
     assert!(said.contains("revision 3 handles all keys"), "{said}");
@@ -132,6 +136,8 @@ async fn comes_and_goes_under_load(urls: &[String], [one, _]: &[String; 2]) {
     let status = api.settled(url).await;
     let words = handled(url).await;
     assert_eq!(share_of(&of_round(&words, "after"), "omitted"), 100.0);
+    let larger = share_of(&of_round(&words, "larger"), "omitted");
+    assert!((larger - 60.0).abs() <= 1.0, "{larger}%");
     let events = load.published.load(Ordering::Relaxed);
     assert_eq!(words.keys().filter(|id| id.starts_with("o-")).count(), events, "an event is lost");
     one_revision_at_a_time(url).await;
@@ -197,6 +203,50 @@ async fn on_kafka_all_instances_handle_the_same_share() {
     let third = on_kafka(directory.path(), "c", &kafka.bootstrap);
     canary_everywhere(&first.url, &json!(CANARY), 2).await;
     comes_and_goes_under_load(&[first.url.clone(), third.url.clone()], &versions).await;
+}
+
+/// Who decides about a canary sees how both do, side by side.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn failures_and_times_of_both_revisions_are_told_side_by_side() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let server = embedded(directory.path());
+    let [one, other] = two_versions(directory.path());
+    let (url, api) = (&server.url, Api::default());
+    done(url, &["deploy", &one, "--yes"]);
+    done(url, &["deploy", &other, "--yes", "--canary", "20%"]);
+    let good: Vec<String> = (0..200).map(|n| order(&format!("good-{n}"), n)).collect();
+    assert_eq!(api.publish(url, "orders", &good).await, Some(StatusCode::ACCEPTED));
+    api.settled(url).await;
+    let words = handled(url).await;
+    let of_canary = (0..200).filter(|n| words[&format!("good-{n}")] == "omitted");
+    // What the fixture calls invalid, for keys of the canary's alone.
+    let invalid = of_canary.map(|n| order(&format!("bad-{n}"), n).replace("E.order", "i.order"));
+    let invalid: Vec<String> = invalid.collect();
+    assert_eq!(api.publish(url, "orders", &invalid).await, Some(StatusCode::ACCEPTED));
+    api.settled(url).await;
+    let (few, all) = (invalid.len() as u64, good.len() as u64);
+    let figures = revisions(url).await["figures"].clone();
+    let of = |revision: u64| {
+        let found = figures.as_array().expect("figures").iter().find(|one| one["revision"] == revision);
+        found.unwrap_or_else(|| panic!("{figures:#}")).clone()
+    };
+    let (active, canary) = (of(1), of(CANARY));
+    let counts = |one: &Value| (one["completed"].as_u64(), one["failed_attempts"].as_u64());
+    assert_eq!((counts(&active), counts(&canary)), ((Some(all - few), Some(0)), (Some(few), Some(few))));
+    assert_eq!((&active["failure_rate"], &canary["failure_rate"]), (&json!(0.0), &json!(0.5)));
+    for one in [&active, &canary] {
+        assert!(one["invoke_p50_seconds"].as_f64() <= one["invoke_p99_seconds"].as_f64(), "{one:#}");
+        assert!(one["invoke_p50_seconds"].as_f64() > Some(0.0), "{one:#}");
+    }
+    let shown = done(url, &["functions", "show", "pay"]);
+    let line = |what: &str| shown.lines().find(|line| line.split_whitespace().nth(1) == Some(what)).map(str::to_owned);
+    let (active, canary) = (line("active").expect("a line"), line("canary").expect("a line"));
+    assert!(active.contains(" 0.00%") && canary.contains(" 50.00%"), "{shown}");
+    let metrics = api.ask(hyper::Method::GET, &format!("{url}/metrics"), &[], String::new()).await;
+    let (_, metrics) = metrics.expect("the server answers");
+    let failed = metrics.lines().filter(|line| line.starts_with("millrace_revision_failed_attempts_total"));
+    let failed: Vec<&str> = failed.filter(|line| line.contains("faas_version=\"3\"")).collect();
+    assert!(matches!(failed[..], [line] if line.ends_with(&format!(" {few}"))), "{failed:?}");
 }
 
 /// What would take events in otherwise, or has nothing to run beside, is refused before anything is changed.

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use hyper::{Method, StatusCode};
-use millrace_tests::process::{Api, Dev, Kafka, application, assert_accounts_balance, program, revised_application};
+use millrace_tests::process::{Api, Dev, Kafka, application, program, revised_application};
 use serde_json::{Value, json};
 
 /// How often one revision takes the place of the other under load.
@@ -17,8 +17,6 @@ const SWAPS: usize = 1000;
 const SWAPS_ON_KAFKA: usize = 100;
 /// After so many swaps an event is published of which is known which revision must handle it.
 const CHECK_EVERY: usize = 25;
-/// How often a process is killed while somebody deploys.
-const KILLS: u32 = 20;
 pub(super) const FUNCTION: &str = "shop.pay";
 /// The numbers of the first two revisions: each is activated by a deployment of its own.
 pub(super) const ONE: u64 = 1;
@@ -42,10 +40,15 @@ pub(super) fn embedded(directory: &Path) -> Dev {
 
 /// An instance that was given nothing but the broker's address.
 pub(super) fn on_kafka(directory: &Path, instance: &str, bootstrap: &str) -> Dev {
+    on_kafka_by(&program(), directory, instance, bootstrap)
+}
+
+/// The same, with a copy of the program.
+pub(super) fn on_kafka_by(program: &Path, directory: &Path, instance: &str, bootstrap: &str) -> Dev {
     let data = directory.join(instance);
     std::fs::create_dir_all(&data).expect("a directory");
     Dev::started(
-        Command::new(program())
+        Command::new(program)
             .args(["serve", "--listen", "127.0.0.1:0", "--log-level", "error", "--data"])
             .arg(&data)
             .args(["--set", &format!("kafka.bootstrap={bootstrap}"), "--set", &format!("kafka.instance={instance}")])
@@ -115,13 +118,6 @@ pub(super) async fn run_everywhere(url: &str, revision: u64, instances: usize) {
     everywhere(url, instances, |one| one["revision"] == revision).await;
 }
 
-/// Waits until the instance runs the active revision, and answers with it.
-async fn run_what_is_active(url: &str) -> u64 {
-    let path = format!("functions/{FUNCTION}/revisions");
-    let runs = |there: &Value| there["instances"][0]["revision"] == there["active"] && there["active"].is_u64();
-    until(url, &path, runs).await["active"].as_u64().expect("a number")
-}
-
 async fn roll_back(url: &str, to: u64) {
     let path = format!("{url}/v1/functions/{FUNCTION}/rollback");
     let answer = Api::default().send(Method::POST, &path, "application/json", json!({ "to": to }).to_string()).await;
@@ -141,12 +137,38 @@ pub(super) async fn handled(url: &str) -> BTreeMap<String, String> {
     handled
 }
 
+/// The types of what comes of these events, which are published now, once it is there.
+async fn come_of(url: &str, ids: &[String]) -> BTreeMap<String, String> {
+    let api = Api::default();
+    let read = async |from: &str| api.get(&format!("{url}/v1/topics/payments/events?limit=1000&from={from}")).await;
+    let after = |page: &Value| {
+        let place = |place: &Value| format!("{}:{}", place["partition"], place["offset"]);
+        page["next"].as_array().expect("places").iter().map(place).collect::<Vec<_>>().join(",")
+    };
+    let mut from = after(&read("latest").await);
+    let batch: Vec<String> = ids.iter().enumerate().map(|(n, id)| order(id, 100 + n)).collect();
+    assert_eq!(api.publish(url, "orders", &batch).await, Some(StatusCode::ACCEPTED));
+    let (began, mut found) = (Instant::now(), BTreeMap::new());
+    while found.len() < ids.len() {
+        assert!(began.elapsed() < PATIENCE, "{found:?} is all that comes of {ids:?}");
+        let page = read(&from).await;
+        for record in page["records"].as_array().expect("records") {
+            let text = |name: &str| record["event"][name].as_str().expect("a text").to_owned();
+            if ids.contains(&text("causationid")) {
+                found.insert(text("causationid"), text("type"));
+            }
+        }
+        from = after(&page);
+    }
+    found
+}
+
 /// Publishes one batch after the other.
 #[derive(Default)]
 pub(super) struct Load {
     /// Events that were published.
     pub(super) published: AtomicUsize,
-    held: AtomicBool,
+    pub(super) held: AtomicBool,
     pub(super) ended: AtomicBool,
 }
 
@@ -166,25 +188,21 @@ impl Load {
     }
 }
 
-/// Swaps two revisions while events come; each event is handled once, and none that was published after a swap by the revision
-/// before it.
+/// Swaps two revisions while events come, each time once it runs everywhere; each event is handled once, and none that was published after
+/// a swap by the revision before it.
 async fn swap_under_load(urls: &[String], swaps: usize) {
     let (url, api, load) = (&urls[0], Api::default(), Arc::new(Load::default()));
     let loading = tokio::spawn(Arc::clone(&load).run(url.clone()));
-    let mut marks = BTreeMap::new();
+    let mut marks = 0;
     for swap in 0..swaps {
         let (to, word) = [(ONE, "emitted"), (OTHER, "omitted")][swap % 2];
         roll_back(url, to).await;
+        run_everywhere(url, to, urls.len()).await;
         if swap % CHECK_EVERY == 0 {
-            run_everywhere(url, to, urls.len()).await;
-            load.held.store(true, Ordering::Relaxed);
             let ids: Vec<String> = (0..8).map(|n| format!("mark-{swap}-{n}")).collect();
-            let batch: Vec<String> = ids.iter().enumerate().map(|(n, id)| order(id, 100 + n)).collect();
-            assert_eq!(api.publish(url, "orders", &batch).await, Some(StatusCode::ACCEPTED));
-            // The next swap must not come before them.
-            api.settled(url).await;
-            load.held.store(false, Ordering::Relaxed);
-            marks.extend(ids.into_iter().map(|id| (id, word)));
+            let words = come_of(url, &ids).await;
+            assert!(words.values().all(|found| found == word), "after swap {swap}, to what says `{word}`: {words:?}");
+            marks += ids.len();
         }
     }
     load.ended.store(true, Ordering::Relaxed);
@@ -193,10 +211,7 @@ async fn swap_under_load(urls: &[String], swaps: usize) {
     let handled = handled(url).await;
     let events = load.published.load(Ordering::Relaxed);
     assert!(events > swaps, "only {events} events were published meanwhile");
-    assert_eq!(handled.len(), events + marks.len(), "an event is lost");
-    for (id, word) in &marks {
-        assert_eq!(handled.get(id).map(String::as_str), Some(*word), "{id}");
-    }
+    assert_eq!(handled.len(), events + marks, "an event is lost");
     for word in ["emitted", "omitted"] {
         let many = handled.values().filter(|kind| *kind == word).count();
         assert!(many > events / 20, "{many} of {events} events were handled by the revision that says `{word}`");
@@ -217,53 +232,34 @@ async fn a_thousand_swaps_lose_and_double_nothing() {
     assert!(server.stop());
 }
 
-/// Whenever somebody is interrupted in a deployment, or the server is, either the old revision runs or the new one.
+/// What is under way ends on the revision that it began with, while what comes later is handled by the one that took its place.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_deployment_that_is_interrupted_leaves_the_old_revision_or_the_new_one() {
+async fn an_invocation_ends_on_the_revision_that_it_began_with() {
     let directory = tempfile::tempdir().expect("a directory");
-    let versions = two_versions(directory.path());
-    let (mut published, mut before) = (0, 0);
-    let (mut seen, mut took) = (BTreeMap::new(), Duration::ZERO);
-    let mut random = 88_172_645_463_325_252u64;
-    for kill in 0..KILLS {
-        let server = embedded(directory.path());
-        if before == 0 {
-            let began = Instant::now();
-            done(&server.url, &["deploy", &versions[0], "--yes"]);
-            took = began.elapsed();
-        }
-        let active = run_what_is_active(&server.url).await;
-        assert!(active >= before, "revision {active} after {before}");
-        *seen.entry(active).or_insert(0) += 1;
-        let batch: Vec<String> = (published..published + 10).map(|n| order(&format!("o-{n}"), n)).collect();
-        assert_eq!(Api::default().publish(&server.url, "orders", &batch).await, Some(StatusCode::ACCEPTED));
-        published += 10;
-        before = active;
-        let next = &versions[(kill as usize + 1) % 2];
-        let mut client = Command::new(program())
-            .args(["--server", &server.url, "deploy", next, "--yes"])
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("the binary can be started");
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        // Anywhere between its beginning and its end.
-        tokio::time::sleep(took.mul_f64((random % 1000) as f64 / 1000.0)).await;
-        if kill % 2 == 0 {
-            server.kill();
-        } else {
-            client.kill().expect("it was started");
-        }
-        drop(client.kill());
-        client.wait().expect("it was started");
-    }
-    assert!(seen.len() > 1, "none came about: {seen:?}");
     let server = embedded(directory.path());
-    let status = Api::default().settled(&server.url).await;
-    assert_eq!(handled(&server.url).await.len(), published);
-    assert_accounts_balance(&Api::default(), &server.url, &status).await;
+    let [one, other] = two_versions(directory.path());
+    let (url, api) = (&server.url, Api::default());
+    done(url, &["deploy", &one, "--yes"]);
+    done(url, &["deploy", &other, "--yes"]);
+    roll_back(url, ONE).await;
+    run_everywhere(url, ONE, 1).await;
+    // It emits after as long as its time is after 1970.
+    let slow = |id: &str, time: &str| {
+        let mut event: Value = serde_json::from_str(&order(id, 1)).expect("an event");
+        (event["type"], event["time"]) = (json!("W.order.placed"), json!(time));
+        event.to_string()
+    };
+    let both = [slow("before", "1970-01-01T00:00:00.1Z"), slow("meanwhile", "1970-01-01T00:00:03Z")];
+    assert_eq!(api.publish(url, "orders", &both).await, Some(StatusCode::ACCEPTED));
+    // They have the same key: once the first one has ended, the second one has begun.
+    until(url, "topics/payments/events", |there| there["records"].as_array().is_some_and(|all| !all.is_empty())).await;
+    roll_back(url, OTHER).await;
+    run_everywhere(url, OTHER, 1).await;
+    let words = come_of(url, &["after".to_owned()]).await;
+    assert_eq!(words["after"], "omitted");
+    api.settled(url).await;
+    let words = handled(url).await;
+    assert_eq!((&*words["before"], &*words["meanwhile"]), ("emitted", "emitted"), "{words:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -441,26 +437,40 @@ async fn on_kafka_every_instance_runs_what_was_uploaded_to_one() {
     run_everywhere(&third.url, OTHER, 3).await;
     // Two proposals that build on the same, made to two instances: exactly one counts, and all say so.
     let there = revisions(&first.url).await;
-    let request = |at: usize| {
+    let request = |latest: u64, at: usize| {
         let deployment = &there["deployments"][at];
-        json!({"component": deployment["component"], "manifest": deployment["manifest"], "builds_on": 4}).to_string()
+        json!({"component": deployment["component"], "manifest": deployment["manifest"], "builds_on": latest})
+            .to_string()
     };
     let ask = async |url: &str, body: String| {
         let path = format!("{url}/v1/functions/{FUNCTION}");
-        Api::default().send(Method::PUT, &path, "application/json", body).await.expect("the server answers").0.as_u16()
+        Api::default().send(Method::PUT, &path, "application/json", body).await.expect("the server answers")
     };
-    let both = tokio::join!(ask(&first.url, request(0)), ask(&second.url, request(0)));
-    assert!(both == (200, 409) || both == (409, 200), "{both:?}");
+    for (latest, at) in [(4, 0), (6, 2), (8, 0)] {
+        let both = [ask(&first.url, request(latest, at)), ask(&second.url, request(latest, at))];
+        let mut both = futures::future::join_all(both).await;
+        both.sort_by_key(|(status, _)| *status);
+        let [(StatusCode::OK, _), (StatusCode::CONFLICT, problem)] = &both[..] else { panic!("{both:?}") };
+        let told = problem["detail"].as_str().expect("a problem says why");
+        let revision = latest + 1;
+        let names = [format!("revision {revision} is staged"), format!("revision {revision} is active")];
+        assert!(names.iter().any(|name| told.contains(name)), "{told}");
+        run_everywhere(&second.url, revision, 3).await;
+    }
     let late = start("d");
-    run_everywhere(&late.url, 5, 4).await;
+    run_everywhere(&late.url, 9, 4).await;
     assert_eq!(api.publish(&late.url, "orders", &batch(200)).await, Some(StatusCode::ACCEPTED));
     let status = api.settled(&late.url).await;
     assert_eq!(handled(&late.url).await.len(), 400);
     assert_eq!(status["functions"][0]["balanced"], true, "{status:#}");
-    let histories = [&first, &second, &third, &late].map(|instance| instance.url.clone());
     let mut told = Vec::new();
-    for url in histories {
-        told.push(revisions(&url).await["deployments"].clone());
+    for instance in [&first, &second, &third, &late] {
+        told.push(revisions(&instance.url).await["deployments"].clone());
+    }
+    // All of them anew.
+    [first, second, third, late].into_iter().for_each(Dev::kill);
+    for name in ["a", "b"] {
+        told.push(revisions(&start(name).url).await["deployments"].clone());
     }
     assert!(told.windows(2).all(|pair| pair[0] == pair[1]), "{told:#?}");
 }
