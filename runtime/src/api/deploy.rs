@@ -126,6 +126,12 @@ pub enum Refused {
         /// The active revision.
         revision: u64,
     },
+    /// Nothing can be compiled at the moment.
+    #[error("the compiler cannot be started: {reason}; try again later")]
+    NoCompiler {
+        /// Why.
+        reason: String,
+    },
     /// The topics do not allow it, or the log could not act.
     #[error(transparent)]
     Catalog(#[from] CatalogError),
@@ -144,15 +150,11 @@ impl Refused {
         };
         let staged =
             history.staged().map_or_else(String::new, |(revision, _)| format!(", revision {revision} is staged"));
-        let last = history.changes().next_back().and_then(|(_, change)| change.ok()).filter(|last| !last.by.is_empty());
-        let by = last.map_or_else(String::new, |last| format!(", and {} was the last", last.by));
+        // What instances do of themselves is by nobody.
+        let since = history.changes().rev().take_while(|(number, _)| *number > expected);
+        let last = since.filter_map(|(_, change)| change.ok()).find(|change| !change.by.is_empty());
+        let by = last.map_or_else(String::new, |last| format!(", and {} was the last to change it", last.by));
         Self::Conflict { latest: history.latest(), expected, what: format!("{active}{staged}{by}") }
-    }
-
-    /// The compiler cannot be started at the moment.
-    #[must_use]
-    pub fn unavailable(reason: &str) -> Self {
-        Self::Broker(Error::Transient(format!("the compiler cannot be started: {reason}")))
     }
 }
 
@@ -174,6 +176,7 @@ impl From<Refused> for Refusal {
                 | Impossible::NotCanary { .. }
                 | Impossible::Unknown { .. } => Kind::Conflict,
             },
+            Refused::NoCompiler { .. } => return Self::new(Kind::CompilerUnavailable, refused).retry_soon(),
             Refused::Catalog(CatalogError::PartitionCount { .. }) => Kind::InvalidFunction,
             Refused::Catalog(error) => return error.into(),
             Refused::Broker(error) => return error.into(),

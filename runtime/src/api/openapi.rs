@@ -83,9 +83,9 @@ const fn asks<A: JsonSchema, Q: JsonSchema>(
 
 const OPERATIONS: [Operation; routes::ROWS.len()] = {
     use Kind::{
-        Conflict, DeadLetterNotOpen, InvalidEvent, InvalidFunction, InvalidSignature, Lockout, LogBusy, LogFull,
-        NotReady, ReservedTopic, UnknownComponent, UnknownDeadLetter, UnknownFunction, UnknownPartition, UnknownPath,
-        UnknownRevision, UnknownToken, UnknownTopic,
+        CompilerUnavailable, Conflict, DeadLetterNotOpen, InvalidEvent, InvalidFunction, InvalidSignature, Lockout,
+        LogBusy, LogFull, NotReady, ReservedTopic, UnknownComponent, UnknownDeadLetter, UnknownFunction,
+        UnknownPartition, UnknownPath, UnknownRevision, UnknownToken, UnknownTopic,
     };
     use routes::{
         AUDIT, CANARY, COMPONENT, DISCARD, FUNCTION, FUNCTIONS, LETTER, LETTERS, LIVE, METRICS, OPENAPI, PAUSE,
@@ -99,6 +99,7 @@ const OPERATIONS: [Operation; routes::ROWS.len()] = {
     };
     const CHANGES: &[Kind] = &[UnknownFunction, UnknownRevision, Conflict, LogFull, LogBusy, UnknownPath];
     const DEPLOYS: &[Kind] = &[
+        CompilerUnavailable,
         InvalidFunction,
         InvalidSignature,
         UnknownFunction,
@@ -147,7 +148,7 @@ const OPERATIONS: [Operation; routes::ROWS.len()] = {
             ..shows::<Component>(
                 COMPONENT,
                 "Upload a component",
-                &[InvalidFunction, UnknownComponent, UnknownPath, LogFull, LogBusy],
+                &[CompilerUnavailable, InvalidFunction, UnknownComponent, UnknownPath, LogFull, LogBusy],
             )
         },
         Operation {

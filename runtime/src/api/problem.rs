@@ -18,6 +18,7 @@ const LATER: Duration = Duration::from_secs(30);
 /// The kinds of problems.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Kind {
+    CompilerUnavailable,
     Conflict,
     DeadLetterNotOpen,
     Forbidden,
@@ -57,6 +58,9 @@ impl Kind {
     pub(super) const fn parts(self) -> (&'static str, &'static str, StatusCode) {
         use StatusCode as S;
         match self {
+            Self::CompilerUnavailable => {
+                ("compiler-unavailable", "Nothing can be compiled at the moment", S::SERVICE_UNAVAILABLE)
+            }
             Self::Conflict => ("conflict", "The function was changed meanwhile, or elsewhere", S::CONFLICT),
             Self::DeadLetterNotOpen => ("dead-letter-not-open", "The dead letter is not open", S::CONFLICT),
             Self::Forbidden => ("forbidden", "The token does not allow this", S::FORBIDDEN),

@@ -693,6 +693,17 @@ pub struct CannotRun {
     pub revision: u64,
     /// Why not.
     pub reason: String,
+    /// Whether it is tried again, although nothing else is deployed.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub again: bool,
+}
+
+impl FunctionHere {
+    /// Why a revision cannot run there, if it is known that it cannot.
+    #[must_use]
+    pub fn cannot_run(&self, revision: u64) -> Option<&CannotRun> {
+        self.cannot_run.iter().find(|one| one.revision == revision)
+    }
 }
 
 /// `GET /v1/audit`.

@@ -12,8 +12,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
+use std::thread::{Scope, ScopedJoinHandle};
 use std::time::Duration;
 
+use rustix::io::Errno;
 use rustix::process::{Pid, Resource, Rlimit, Signal, kill_process, setrlimit};
 
 use super::engine;
@@ -28,8 +30,11 @@ const REASON_MAX_BYTES: u64 = 4096;
 const INVALID: u8 = 1;
 /// How it ends if it could not even look at it.
 const FAILED: u8 = 2;
-/// What says that it has run out of stack, which Rust writes before it aborts.
+/// What says that it has run out of stack or memory, which Rust writes before it aborts.
 const STACK_OVERFLOW: &str = "overflowed its stack";
+const NO_MEMORY: &str = "memory allocation of";
+/// Errors of the system that pass.
+const SHORTAGES: [Errno; 4] = [Errno::AGAIN, Errno::NOMEM, Errno::MFILE, Errno::NFILE];
 
 /// Where components are compiled.
 #[derive(Clone, Debug, Default)]
@@ -116,7 +121,14 @@ fn limit(resource: Resource, current: u64, maximum: u64) -> io::Result<()> {
 
 /// Has a component compiled by another process. Blocks.
 pub(super) fn compile_apart(program: &Path, bounds: Bounds, component: &[u8]) -> Result<Vec<u8>, Refusal> {
-    let failed = |e: io::Error| Refusal::Unavailable(e.to_string());
+    let failed = |e: io::Error| {
+        let passes = e.raw_os_error().map(Errno::from_raw_os_error).is_some_and(|errno| SHORTAGES.contains(&errno));
+        if passes {
+            Refusal::Unavailable(e.to_string())
+        } else {
+            Refusal::Compiler(format!("it cannot be started: {e}"))
+        }
+    };
     let child = Command::new(program)
         .arg(NAME)
         .args([bounds.memory_bytes.to_string(), bounds.cpu.as_secs().to_string()])
@@ -153,10 +165,8 @@ impl Ended {
             Some(Signal::KILL) if late => format!("{} s", bounds.time.as_secs()),
             Some(Signal::KILL) => "the memory that this machine has left".to_owned(),
             Some(Signal::XCPU) => format!("{} s of CPU time", bounds.cpu.as_secs()),
-            Some(Signal::ABORT | Signal::SEGV) if reason.contains(STACK_OVERFLOW) => {
-                "the stack of the compiler".to_owned()
-            }
-            Some(Signal::ABORT | Signal::SEGV) => format!("{} MiB of memory", bounds.memory_bytes >> 20),
+            Some(Signal::ABORT) if reason.contains(STACK_OVERFLOW) => "the stack of the compiler".to_owned(),
+            Some(Signal::ABORT) if reason.contains(NO_MEMORY) => format!("{} MiB of memory", bounds.memory_bytes >> 20),
             _ => return Refusal::Compiler(format!("it ended with {status}; {}", quoted(&reason))),
         })
     }
@@ -166,24 +176,37 @@ fn hand_over(mut child: Child, component: &[u8], time: Duration) -> io::Result<E
     let (pid, late) = (Pid::from_child(&child), AtomicBool::new(false));
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     let (done, waiting) = mpsc::channel::<()>();
-    let (artifact, reason) = std::thread::scope(|scope| {
-        // It ends early if the component is at fault, which its exit tells.
-        scope.spawn(move || stdin.map(|mut stdin| stdin.write_all(component)));
+    let handed_over = std::thread::scope(|scope| {
         let late = &late;
-        scope.spawn(move || {
+        // It ends early if the component is at fault, which its exit tells.
+        let writing = thread(scope, move || drop(stdin.map(|mut stdin| stdin.write_all(component))));
+        let watching = thread(scope, move || {
             // It has not been waited for yet, so that the number is its own.
             if waiting.recv_timeout(time) == Err(mpsc::RecvTimeoutError::Timeout) {
                 late.store(true, Ordering::Relaxed);
                 let _ended_meanwhile = kill_process(pid, Signal::KILL);
             }
         });
-        let told = scope.spawn(move || read_up_to(stderr, REASON_MAX_BYTES));
+        let told = thread(scope, move || read_up_to(stderr, REASON_MAX_BYTES));
+        let helped = writing.and(watching).and(told).inspect_err(|_| {
+            let _ended_meanwhile = kill_process(pid, Signal::KILL);
+        });
         let artifact = read_up_to(stdout, ARTIFACT_MAX_BYTES);
-        let told = told.join().unwrap_or_default();
+        let told = helped.map(|told| told.join().unwrap_or_default());
         drop(done);
-        (artifact, String::from_utf8_lossy(&told).into_owned())
+        told.map(|told| (artifact, String::from_utf8_lossy(&told).into_owned()))
     });
-    Ok(Ended { status: child.wait()?, late: late.into_inner(), artifact, reason })
+    // Also where nobody could help: what has ended is waited for.
+    let status = child.wait()?;
+    let (artifact, reason) = handed_over?;
+    Ok(Ended { status, late: late.into_inner(), artifact, reason })
+}
+
+fn thread<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    work: impl FnOnce() -> T + Send + 'scope,
+) -> io::Result<ScopedJoinHandle<'scope, T>> {
+    std::thread::Builder::new().spawn_scoped(scope, work)
 }
 
 /// What comes, as far as it is wanted; what comes after it is dropped, so that whoever writes it can end.

@@ -5,7 +5,8 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 
 use millrace_core::digest::Digest;
 
-/// So many components are compiled at the same time. One would use all cores; two, so that one that takes long holds up no other.
+/// So many components are compiled at the same time. One would use all cores; two, so that an upload that takes long holds up no function
+/// that starts.
 const AT_ONCE: usize = 2;
 
 /// Bounds how much is compiled at the same time, and has no component compiled twice.

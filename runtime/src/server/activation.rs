@@ -57,7 +57,7 @@ fn readiness(reports: &[Report], function: &FunctionName, revision: u64, now: Ti
         any = true;
         if here.ready == Some(revision) {
             ready = true;
-        } else if here.cannot_run.iter().all(|one| one.revision != revision) {
+        } else if here.cannot_run(revision).is_none_or(|cannot| cannot.again) {
             return Readiness::Waiting;
         }
     }
@@ -89,24 +89,30 @@ impl<L: Log> Revisions<L> {
                 return true;
             }
         };
+        let mut any = false;
         for (function, revision, next) in staged {
             if self.may_activate(&reports, &function, revision) {
                 match self.propose(&function, next, None, "").await {
-                    Ok(Decided { new: true, .. }) => self.remove_what_is_not_needed().await,
+                    Ok(Decided { new, .. }) if new => any = true,
                     // Another instance was quicker, or somebody has decided otherwise.
                     Ok(_) | Err(Refused::Impossible { .. }) => {}
                     Err(error) => tracing::warn!(%function, revision, %error, "A revision cannot be activated yet."),
                 }
             }
         }
+        if any {
+            self.remove_what_is_not_needed().await;
+        }
         true
     }
 
     fn may_activate(&self, reports: &[Report], function: &FunctionName, revision: u64) -> bool {
-        let here = lock(&self.here);
-        let is_ready_here = here.ready.get(function).is_some_and(|(ready, _)| *ready == revision);
-        let since = here.staged_since.get(&(function.clone(), revision)).copied().unwrap_or_else(Instant::now);
-        let is_own = here.proposed.get(function) == Some(&revision);
+        let (is_ready_here, since, is_own) = {
+            let here = lock(&self.here);
+            let is_ready = here.ready.get(function).is_some_and(|(ready, _)| *ready == revision);
+            let since = here.staged_since.get(&(function.clone(), revision)).copied();
+            (is_ready, since.unwrap_or_else(Instant::now), here.proposed.get(function) == Some(&revision))
+        };
         is_ready_here && readiness(reports, function, revision, self.clock.now()).activates(since.elapsed(), is_own)
     }
 
@@ -118,13 +124,11 @@ impl<L: Log> Revisions<L> {
     }
 
     async fn try_to_remove_what_is_not_needed(&self) -> Result<(), Error> {
-        if self.removable().is_empty() {
+        let removable = self.removable();
+        if removable.is_empty() {
             return Ok(());
         }
-        for digest in self.log.components().await? {
-            if !self.removable().contains(&digest) {
-                continue;
-            }
+        for digest in self.log.components().await?.into_iter().filter(|digest| removable.contains(digest)) {
             // Somebody may have deployed it again a moment ago.
             self.refresh().await?;
             if self.removable().contains(&digest) {
@@ -171,6 +175,7 @@ mod tests {
             json!({ "revision": 1, "cannot_run": told.collect::<Vec<_>>() })
         };
         let (ready, behind, failed) = (json!({"ready": 3}), json!({"revision": 2}), cannot(&[2, 3]));
+        let tries = json!({"cannot_run": [{"revision": 3, "reason": "not yet", "again": true}]});
         for (reports, expected) in [
             (vec![], Readiness::Waiting),
             (vec![report("a", 90_000, &ready, false)], Readiness::Ready),
@@ -183,6 +188,7 @@ mod tests {
             (vec![report("a", 90_000, &failed, false), report("b", 90_000, &failed, false)], Readiness::Failed),
             (vec![report("a", 90_000, &json!({"ready": 2}), false)], Readiness::Waiting),
             (vec![report("a", 90_000, &cannot(&[2]), false)], Readiness::Waiting),
+            (vec![report("a", 90_000, &ready, false), report("b", 90_000, &tries, false)], Readiness::Waiting),
         ] {
             let found = readiness(&reports, &function, 3, Timestamp::from_millis(100_000));
             assert_eq!(found, expected, "{reports:?}");

@@ -139,8 +139,12 @@ impl<L: Log> Revisions<L> {
                 let _alone = self.alone(function).await;
                 let history = self.history(function);
                 let again = self.look_at(function, &history).await;
-                if !again {
-                    lock(&self.here).taken_up.insert(function.clone(), history.latest());
+                let is_over = history.active().is_none() && history.staged().is_none();
+                let mut here = lock(&self.here);
+                if is_over && self.registry.function(function).is_none() {
+                    here.taken_up.remove(function);
+                } else {
+                    here.taken_up.insert(function.clone(), history.latest());
                 }
                 again
             }
@@ -159,6 +163,8 @@ impl<L: Log> Revisions<L> {
                     let again = self.bring_up(function, history, *paused).await;
                     if lock(&self.here).uploaded.get(function) != Some(&revision) {
                         self.end_canary(function, &[Some(revision), history.canary().map(|(canary, ..)| canary)]);
+                        self.forget_what_is_over(function, history);
+                        self.pause(function, *paused);
                         return again;
                     }
                 }
@@ -175,7 +181,7 @@ impl<L: Log> Revisions<L> {
                 let reason = "a newer version of Millrace did something to it; update this instance";
                 self.registry.refuse(function, reason.to_owned());
                 let failed = Failed { reason: reason.to_owned(), again: false };
-                lock(&self.here).failed.entry(function.clone()).or_default().insert(*number, failed);
+                lock(&self.here).failed.insert(function.clone(), BTreeMap::from([(*number, failed)]));
             }
         }
         false
@@ -334,11 +340,12 @@ impl<L: Log> Revisions<L> {
         Ok(Some((settings, staged, share)))
     }
 
-    /// Forgets what was kept of revisions that are neither staged nor the canary any more.
+    /// Forgets what was kept of revisions that are neither active nor staged nor the canary any more.
     fn forget_what_is_over(&self, function: &FunctionName, history: &History) {
-        let waiting = [history.staged().map(|(staged, _)| staged), history.canary().map(|(canary, ..)| canary)];
+        let active = history.active().map(|(active, _)| active);
+        let wanted = [active, history.staged().map(|(staged, _)| staged), history.canary().map(|(canary, ..)| canary)];
         // What was staged since is not in this history.
-        let is_over = |revision: u64| revision <= history.latest() && !waiting.contains(&Some(revision));
+        let is_over = |revision: u64| revision <= history.latest() && !wanted.contains(&Some(revision));
         let mut here = lock(&self.here);
         here.forgive(function, is_over);
         if here.ready.get(function).is_some_and(|(ready, _)| is_over(*ready)) {
@@ -366,8 +373,12 @@ impl<L: Log> Revisions<L> {
         let reason = without_name(error, function);
         let failed = Failed { reason: reason.clone(), again };
         let before = lock(&self.here).failed.entry(function.clone()).or_default().insert(revision, failed);
-        if before.is_none() {
-            tracing::error!(%function, revision, reason, "An uploaded revision cannot run here.");
+        if before.is_none_or(|before| before.again != again) {
+            if again {
+                tracing::warn!(%function, revision, reason, "An uploaded revision does not run here yet; it is tried again.");
+            } else {
+                tracing::error!(%function, revision, reason, "An uploaded revision cannot run here.");
+            }
         }
         again
     }
@@ -415,7 +426,11 @@ impl<L: Log> Revisions<L> {
 
     /// Lets go of what was uploaded and runs here.
     async fn take_down(&self, function: &FunctionName, runs: Option<u64>) {
-        let is_staged = self.history(function).staged().is_some();
+        let history = self.history(function);
+        let is_staged = history.staged().is_some();
+        if is_staged {
+            self.forget_what_is_over(function, &history);
+        }
         let failed = {
             let mut here = lock(&self.here);
             if !is_staged {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::revisions::Revisions;
+use super::revisions::{Failed, Revisions};
 use super::strays::Strays;
 use crate::api::types::{self, CannotRun, InstanceReport};
 use crate::broker::Log;
@@ -71,10 +71,11 @@ impl<L: Log> Revisions<L> {
             report.functions.entry(name.to_string()).or_default().ready = Some(*revision);
         }
         for (name, failed) in here.failed.iter().filter(|(_, failed)| !failed.is_empty()) {
-            let told = failed
-                .iter()
-                .map(|(revision, failed)| CannotRun { revision: *revision, reason: failed.reason.clone() });
-            report.functions.entry(name.to_string()).or_default().cannot_run = told.collect();
+            let told = |(revision, failed): (&u64, &Failed)| {
+                let Failed { reason, again } = failed.clone();
+                CannotRun { revision: *revision, reason, again }
+            };
+            report.functions.entry(name.to_string()).or_default().cannot_run = failed.iter().map(told).collect();
         }
         for (name, deployment) in &here.taken_up {
             report.functions.entry(name.to_string()).or_default().deployment = Some(*deployment);

@@ -262,7 +262,7 @@ impl<L: Log> Revisions<L> {
         }
         let unfit = |error: StageError| match error {
             StageError::Broker { reason, .. } => Refused::Broker(reason),
-            StageError::Refused { reason: Refusal::Unavailable(reason), .. } => Refused::unavailable(&reason),
+            StageError::Refused { reason: Refusal::Unavailable(reason), .. } => Refused::NoCompiler { reason },
             error => invalid(stage::without_name(&error, function)),
         };
         intake(&settings).map_err(unfit)?;
@@ -354,7 +354,7 @@ impl<L: Log> Deployer for Revisions<L> {
         async move {
             let loaded = self.engine.load(content.clone()).await;
             loaded.map_err(|refusal| match refusal {
-                Refusal::Unavailable(reason) => Refused::unavailable(&reason),
+                Refusal::Unavailable(reason) => Refused::NoCompiler { reason },
                 refusal => Refused::Invalid { reason: refusal.to_string() },
             })?;
             if self.log.has_component(digest).await? {

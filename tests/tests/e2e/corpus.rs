@@ -118,7 +118,7 @@ async fn a_compiler_in_a_process_of_its_own_keeps_to_its_bounds() {
     }
     let gone = Compiler::Apart { program: "/nowhere".into(), bounds: all };
     let refusal = engine(gone).load(handler().into()).await.expect_err("there is none");
-    assert_eq!(refusal, Refusal::Unavailable("No such file or directory (os error 2)".to_owned()));
+    assert_eq!(refusal, Refusal::Compiler("it cannot be started: No such file or directory (os error 2)".to_owned()));
 }
 
 async fn put(url: &str, digest: Digest, bytes: Vec<u8>) -> (StatusCode, Value) {

@@ -101,15 +101,21 @@ fn is_canary(revisions: &Revisions, revision: Option<u64>) -> bool {
 
 fn far(instance: &Instance, wanted: &Revisions, deployed: &Deployed) -> Far {
     let (here, revision) = (&instance.here, deployed.revision);
-    if let Some(cannot) = here.cannot_run.iter().find(|one| Some(one.revision) == deployed.revision) {
-        return Far::Failed(cannot.reason.clone());
-    }
     // An older version does not tell what it has taken up.
     if here.deployment.is_some_and(|taken_up| taken_up < deployed.number) {
         return Far::Behind;
     }
+    let cannot = |revision: Option<u64>| here.cannot_run(revision?).filter(|cannot| !cannot.again);
+    if let Some(cannot) = cannot(revision) {
+        return Far::Failed(cannot.reason.clone());
+    }
     if is_canary(wanted, revision) {
-        return if here.canary == wanted.canary { Far::Done } else { Far::Behind };
+        return match cannot(wanted.active) {
+            _ if here.canary == wanted.canary => Far::Done,
+            // It would stand beside that.
+            Some(active) => Far::Failed(format!("revision {}: {}", active.revision, active.reason)),
+            None => Far::Behind,
+        };
     }
     if wanted.canary.is_none() && here.canary.is_some() {
         return Far::Behind;
@@ -124,7 +130,7 @@ mod tests {
     use crate::api::types::{Canary, CannotRun, FunctionHere};
 
     fn cannot_run((revision, reason): (u64, &str)) -> CannotRun {
-        CannotRun { revision, reason: reason.to_owned() }
+        CannotRun { revision, reason: reason.to_owned(), again: false }
     }
 
     #[test]
@@ -155,6 +161,10 @@ mod tests {
                 ..FunctionHere::default()
             },
         };
+        let again = |mut instance: Instance| {
+            instance.here.cannot_run[0].again = true;
+            instance
+        };
         let deployed = |revision| Deployed { function: "shop.pay".to_owned(), number: 3, revision, new: true };
         for (instance, wanted, expected) in [
             (at(Some(3), false, None), wanted(Some(3), false), Far::Done),
@@ -165,6 +175,7 @@ mod tests {
             (at(None, false, None), wanted(Some(3), false), Far::Behind),
             (at(Some(3), false, None), wanted(Some(3), true), Far::Behind),
             (at(Some(3), true, None), wanted(Some(3), true), Far::Done),
+            (again(at(Some(2), false, Some((3, "not yet")))), wanted(Some(3), false), Far::Behind),
             (at(None, false, None), wanted(None, false), Far::Done),
             (at(Some(3), true, None), wanted(None, false), Far::Behind),
         ] {
@@ -188,6 +199,8 @@ mod tests {
             (beside("9%"), with.clone(), 5, Far::Behind),
             (at(Some(3), false, None), with.clone(), 5, Far::Behind),
             (cannot.clone(), with.clone(), 5, Far::Failed("no".to_owned())),
+            // What it would stand beside does not run.
+            (at(Some(1), false, Some((3, "no"))), with.clone(), 5, Far::Failed("revision 3: no".to_owned())),
             // What else is done to the function does not wait for a canary that cannot run.
             (cannot, with, 3, Far::Done),
             // It was given up.

@@ -182,8 +182,9 @@ pub(super) async fn show(which: &Which, context: &mut Context) -> Result<Exit, E
         let (instance, at) = (format::one_line(&one.instance, 100), format::one_line(&one.at, 40));
         let canary = one.here.canary.as_ref().map_or_else(String::new, |canary| format!(", {}", beside(canary)));
         console.line(format_args!("  instance {instance} {runs}{canary}{paused} (said so at {at})"))?;
-        for CannotRun { revision, reason } in &one.here.cannot_run {
-            let problem = format!("revision {revision}: {reason}");
+        for CannotRun { revision, reason, again } in &one.here.cannot_run {
+            let again = if *again { "; it is tried again" } else { "" };
+            let problem = format!("revision {revision}: {reason}{again}");
             let problem = console.paint(Style::Bad, &format::one_line(&problem, 1000));
             console.line(format_args!("    {problem}"))?;
         }
