@@ -21,6 +21,8 @@ const BATCH_EVERY: Duration = Duration::from_millis(10);
 /// Batches before the clock starts, and while it runs.
 const WARM_UP: u64 = 500;
 const MEASURED: u64 = 2_500;
+/// How often it is asked who runs what. Each time takes a look at the log.
+const LOOK_EVERY: Duration = Duration::from_millis(25);
 /// How long anything here may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Revisions whose numbers these are take each other's place: each is activated by a deployment of its own.
@@ -128,7 +130,7 @@ async fn swap(url: String, instances: usize, ended: Arc<AtomicBool>) -> Histogra
         assert!(answer.as_ref().is_some_and(|(status, _)| status.is_success()), "{answer:?}");
         while run(&api.get(&format!("{url}/revisions")).await, to) < instances {
             assert!(began.elapsed() < PATIENCE, "revision {to} never runs");
-            tokio::time::sleep(Duration::from_millis(5)).await;
+            tokio::time::sleep(LOOK_EVERY).await;
         }
         swaps += u64::try_from(began.elapsed().as_micros()).expect("a minute");
     }
