@@ -61,6 +61,14 @@ impl Engine {
         let loading = tokio::task::spawn_blocking(move || engine.0.load(&bytes));
         loading.await.unwrap_or_else(|e| Err(Refusal::Compiler(e.to_string())))
     }
+
+    /// A component that is in use or in the cache, so that its bytes are not needed.
+    pub async fn known(&self, digest: Digest) -> Option<Component> {
+        let engine = self.clone();
+        let looking = tokio::task::spawn_blocking(move || engine.0.compiled(&digest));
+        // Whoever loads it from its bytes learns what is wrong with it.
+        looking.await.ok()??.ok()
+    }
 }
 
 impl Inner {

@@ -353,7 +353,7 @@ impl<L: Log> Revisions<L> {
         }
     }
 
-    /// A revision's component: as it was compiled while it was staged, or else from the log.
+    /// A revision's component: as it was compiled while it was staged or before, or else from the log.
     async fn ready_component(
         &self,
         function: &FunctionName,
@@ -363,8 +363,19 @@ impl<L: Log> Revisions<L> {
         let ready = lock(&self.here).ready.get(function).filter(|(ready, _)| *ready == revision).cloned();
         match ready {
             Some((_, component)) => Ok(component),
-            None => self.component(function, source).await,
+            None => {
+                self.check_signature(function, source)?;
+                match self.engine.known(source.component).await {
+                    Some(component) => Ok(component),
+                    None => self.component(function, source).await,
+                }
+            }
         }
+    }
+
+    fn check_signature(&self, function: &FunctionName, source: &Source) -> Result<(), StageError> {
+        let trusted = self.signatures.check(source.component, source.signature.as_deref());
+        trusted.map_err(|reason| StageError::Untrusted { function: function.clone(), reason })
     }
 
     /// Remembers that a revision cannot run here, and says so once. Says whether it is worth another try.
@@ -387,8 +398,7 @@ impl<L: Log> Revisions<L> {
     async fn component(&self, function: &FunctionName, source: &Source) -> Result<Component, StageError> {
         let digest = source.component;
         let undecided = |reason: String| StageError::Undecided { function: function.clone(), reason };
-        let trusted = self.signatures.check(digest, source.signature.as_deref());
-        trusted.map_err(|reason| StageError::Untrusted { function: function.clone(), reason })?;
+        self.check_signature(function, source)?;
         let _in_turn = self.loading.acquire().await;
         let bytes = self.log.component(digest).await;
         let bytes = bytes.map_err(|reason| StageError::Broker { function: function.clone(), reason })?;
