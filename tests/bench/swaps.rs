@@ -27,9 +27,9 @@ const LOOK_EVERY: Duration = Duration::from_millis(25);
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Revisions whose numbers these are take each other's place: each is activated by a deployment of its own.
 const REVISIONS: [u64; 2] = [1, 3];
-/// The topic that events are published to, and those that what comes of them is in: without swaps, with them, and without them again.
+/// The topic that events are published to, and those that what comes of them is in, one for each run.
 pub(crate) const IN: &str = "in";
-pub(crate) const OUT: [&str; 3] = ["out", "swapped", "again"];
+pub(crate) const OUT: [&str; 7] = ["out-1", "out-2", "out-3", "out-4", "out-5", "out-6", "out-7"];
 /// How much longer 99 of a hundred events may take while they do.
 const RATIO_MAX: f64 = 2.0;
 
@@ -80,8 +80,8 @@ pub(crate) fn embedded() -> Vec<Figure> {
 
 /// Deploys two revisions of one function.
 pub(crate) fn deploy_two(url: &str, directory: &Path, partitions: i32) {
-    let topics =
-        [IN, OUT[0], OUT[1], OUT[2]].map(|topic| format!("[topics.{topic}]\npartitions = {partitions}\n")).concat();
+    let topics = std::iter::once(IN).chain(OUT);
+    let topics: String = topics.map(|topic| format!("[topics.{topic}]\npartitions = {partitions}\n")).collect();
     let manifest = format!(
         "application = \"swapped\"\n{topics}[functions.handler]\ncomponent = \"guest.wasm\"\ntopics = [\"{IN}\"]\n\
          grants = {{ publish = {OUT:?} }}\n"

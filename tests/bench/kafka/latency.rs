@@ -17,15 +17,28 @@ use super::cluster::{client, reader, send};
 use super::contestant::Contestant;
 use super::{Bench, INTERVALS_MS};
 
-/// Events a second.
-const RATE: u32 = 2_000;
-/// Before the clock starts, and how long it runs.
-const WARM_UP: Duration = Duration::from_secs(15);
-const MEASURED: Duration = Duration::from_secs(20);
+const LOAD: Load = Load { rate: 2_000, warm_up: Duration::from_secs(15), measured: Duration::from_secs(20) };
 /// Room for the time of sending in an event's data.
 const DIGITS: usize = 20;
 /// How long the last answers may take.
 const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Events that are published at an even rate.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Load {
+    /// Events a second.
+    pub(super) rate: u32,
+    /// Before the clock starts, and how long it runs.
+    pub(super) warm_up: Duration,
+    pub(super) measured: Duration,
+}
+
+impl Load {
+    /// All its events.
+    pub(super) const fn total(&self) -> u64 {
+        (self.warm_up.as_secs() + self.measured.as_secs()) * self.rate as u64
+    }
+}
 
 /// 50 and 99 of a hundred events take at most so long, in milliseconds.
 #[derive(Clone, Copy, Debug)]
@@ -52,7 +65,7 @@ fn run(bench: &Bench<'_>, contestant: impl FnOnce(&str) -> Contestant) -> Latenc
     bench.cluster.create("out");
     let mut contestant = contestant(&from);
     let mut running = contestant.start();
-    let latency = of_events(bench.cluster.bootstrap(), &from, "out", 0);
+    let latency = of_events(&LOAD, bench.cluster.bootstrap(), (&from, "out"), 0);
     running.usage();
     drop(running);
     bench.cluster.delete("out");
@@ -62,12 +75,12 @@ fn run(bench: &Bench<'_>, contestant: impl FnOnce(&str) -> Contestant) -> Latenc
 }
 
 /// Publishes events to a topic, numbered from `first` on, and takes the time until what comes of them is in another.
-pub(super) fn of_events(bootstrap: &str, from: &str, out: &str, first: u64) -> Latency {
+pub(super) fn of_events(load: &Load, bootstrap: &str, (from, out): (&str, &str), first: u64) -> Latency {
     let (began, done) = (Instant::now(), AtomicBool::new(false));
     let consumer = reader(bootstrap, out);
     let histogram = std::thread::scope(|scope| {
-        let publishing = scope.spawn(|| publish(bootstrap, (from, out), first, began));
-        let reading = scope.spawn(|| read(&consumer, began, &done));
+        let publishing = scope.spawn(|| publish(load, bootstrap, (from, out), first, began));
+        let reading = scope.spawn(|| read(load, &consumer, began, &done));
         publishing.join().expect("all is published");
         done.store(true, Ordering::Relaxed);
         reading.join().expect("all is answered")
@@ -76,18 +89,13 @@ pub(super) fn of_events(bootstrap: &str, from: &str, out: &str, first: u64) -> L
     Latency { p50: millis(0.5), p99: millis(0.99) }
 }
 
-/// Events of one run.
-pub(super) fn total() -> u64 {
-    (WARM_UP + MEASURED).as_secs() * u64::from(RATE)
-}
-
 /// Publishes at an even rate, with the time in the data.
-fn publish(bootstrap: &str, (topic, out): (&str, &str), first: u64, began: Instant) {
+fn publish(load: &Load, bootstrap: &str, (topic, out): (&str, &str), first: u64, began: Instant) {
     let mut config = client(bootstrap);
     let producer: BaseProducer = config.set("linger.ms", "0").create().expect("a client");
     let template = events::order();
-    for number in 0..total() {
-        let due = Duration::from_secs(1) * u32::try_from(number).expect("few") / RATE;
+    for number in 0..load.total() {
+        let due = Duration::from_secs(1) * u32::try_from(number).expect("few") / load.rate;
         while began.elapsed() < due {
             producer.poll(Duration::ZERO);
             std::thread::park_timeout((due.saturating_sub(began.elapsed())).min(Duration::from_millis(1)));
@@ -103,14 +111,14 @@ fn publish(bootstrap: &str, (topic, out): (&str, &str), first: u64, began: Insta
 }
 
 /// Reads until each event has its answer.
-fn read(consumer: &BaseConsumer, began: Instant, published: &AtomicBool) -> Histogram<u64> {
+fn read(load: &Load, consumer: &BaseConsumer, began: Instant, published: &AtomicBool) -> Histogram<u64> {
     let most = u64::try_from(PATIENCE.as_nanos()).expect("a minute");
     let mut histogram = Histogram::new_with_bounds(1, most, 3).expect("three digits");
     let (mut seen, mut last) = (0, Instant::now());
-    while seen < total() {
+    while seen < load.total() {
         let Some(message) = consumer.poll(Duration::from_millis(100)) else {
             let given_up = published.load(Ordering::Relaxed) && last.elapsed() > PATIENCE;
-            assert!(!given_up, "{seen} of {} events are answered", total());
+            assert!(!given_up, "{seen} of {} events are answered", load.total());
             continue;
         };
         // The end of a partition is no message.
@@ -121,7 +129,7 @@ fn read(consumer: &BaseConsumer, began: Instant, published: &AtomicBool) -> Hist
         let at = data.windows(5).rposition(|window| window == b"note\"").expect("a note") + 7;
         let sent = std::str::from_utf8(&data[at..at + DIGITS]).ok().and_then(|digits| digits.parse().ok());
         let sent = Duration::from_nanos(sent.expect("a time"));
-        if sent >= WARM_UP {
+        if sent >= load.warm_up {
             histogram.saturating_record(u64::try_from(now.saturating_sub(sent).as_nanos()).unwrap_or(most));
         }
     }
