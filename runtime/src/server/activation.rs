@@ -93,7 +93,7 @@ impl<L: Log> Revisions<L> {
         for (function, revision, next) in staged {
             if self.may_activate(&reports, &function, revision) {
                 match self.propose(&function, next, None, "").await {
-                    Ok(Decided { new, .. }) if new => any = true,
+                    Ok(Decided { new: true, .. }) => any = true,
                     // Another instance was quicker, or somebody has decided otherwise.
                     Ok(_) | Err(Refused::Impossible { .. }) => {}
                     Err(error) => tracing::warn!(%function, revision, %error, "A revision cannot be activated yet."),

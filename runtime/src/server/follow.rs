@@ -159,18 +159,14 @@ impl<L: Log> Revisions<L> {
         self.registry.tell_resets(function, history.resets());
         match (history.state(), history.active()) {
             (State::Active { paused, .. }, Some((revision, source))) if source.origin == Origin::Upload => {
-                if runs != Some(revision) {
-                    let again = self.bring_up(function, history, *paused).await;
-                    if lock(&self.here).uploaded.get(function) != Some(&revision) {
-                        self.end_canary(function, &[Some(revision), history.canary().map(|(canary, ..)| canary)]);
-                        self.forget_what_is_over(function, history);
-                        self.pause(function, *paused);
-                        return again;
-                    }
-                }
+                let again = runs != Some(revision) && self.bring_up(function, history, *paused).await;
                 self.forget_what_is_over(function, history);
                 self.pause(function, *paused);
-                return self.take_canary(function, history).await;
+                if lock(&self.here).uploaded.get(function) == Some(&revision) {
+                    return self.take_canary(function, history).await;
+                }
+                self.end_canary(function, &[Some(revision), history.canary().map(|(canary, ..)| canary)]);
+                return again;
             }
             (State::Active { paused, .. }, _) => {
                 self.take_down(function, runs).await;
