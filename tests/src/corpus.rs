@@ -61,7 +61,7 @@ fn with(item: &str) -> Vec<u8> {
 /// What is made by hand: everything that can be wrong, once.
 #[must_use]
 pub fn made() -> Vec<Bad> {
-    [no_components(), other_worlds(), other_shapes(), imports(), features()].concat()
+    [no_components(), other_worlds(), other_shapes(), imports(), features(), too_much()].concat()
 }
 
 fn no_components() -> Vec<Bad> {
@@ -198,6 +198,24 @@ fn features() -> Vec<Bad> {
         ("continuations", "(type $f (func)) (type $c (cont $f))"),
     ]
     .map(|(name, item)| Bad::new(name, with(&format!("(core module {item})")), says))
+    .to_vec()
+}
+
+/// What is good, and more than an instance can have.
+fn too_much() -> Vec<Bad> {
+    let says = "no instance can have what the component starts with";
+    let instances = |count: usize| "(core instance (instantiate $more))".repeat(count);
+    [
+        ("core instances", "", 64),
+        ("memories", "(memory 0)", 8),
+        ("tables", "(table 0 funcref)", 33),
+        ("memory", "(memory 65536)", 1),
+        ("table space", "(table 1000000 funcref)", 1),
+    ]
+    .map(|(name, item, count)| {
+        let more = format!("(core module $more {item}) {}", instances(count));
+        Bad::new(format!("too much of {name}"), with(&more), says)
+    })
     .to_vec()
 }
 

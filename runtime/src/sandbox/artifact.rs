@@ -136,7 +136,7 @@ impl Inner {
             return Ok((self.compiled_apart(&artifact)?, Some(artifact)));
         }
         let compiled = component::Component::from_binary(&self.wasmtime, bytes);
-        let component = compiled.map_err(|e| Refusal::Invalid(quoted_error(&e)))?;
+        let component = compiled.map_err(|e| unusable(&e, Refusal::Invalid))?;
         if self.cache.is_none() {
             return Ok((component, None));
         }
@@ -152,7 +152,7 @@ impl Inner {
         // them with that function and handed them over through a pipe that nobody else has; it was given no code but the
         // component. Its configuration is this engine's, which is tested, and wasmtime refuses what is of another one.
         let component = unsafe { component::Component::deserialize(&self.wasmtime, artifact) };
-        component.map_err(|e| Refusal::Compiler(quoted_error(&e)))
+        component.map_err(|e| unusable(&e, Refusal::Compiler))
     }
 
     /// Checks that the component is a handler and imports only what exists.
@@ -185,6 +185,12 @@ impl Inner {
         }
         Ok(())
     }
+}
+
+/// Why a component cannot be used: because it needs more than an instance can have, or else for what such an error means where it occurred.
+fn unusable(error: &wasmtime::Error, otherwise: fn(String) -> Refusal) -> Refusal {
+    let said = quoted_error(error);
+    refusal::beyond_pool(&said).unwrap_or_else(|| otherwise(said))
 }
 
 fn quoted_error(error: &wasmtime::Error) -> String {

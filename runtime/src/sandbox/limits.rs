@@ -31,6 +31,8 @@ pub(super) const TABLE_MAX_ELEMENTS: usize = 100_000;
 pub(super) const TABLES_MAX: usize = 32;
 /// Linear memories of one instance together.
 pub(super) const MEMORIES_MAX: usize = 8;
+/// Core instances that one instance may be made of.
+pub(super) const CORE_INSTANCES_MAX: usize = 64;
 /// What a host call may carry besides one payload as large as the guest's memory.
 const HOST_CALL_EXTRA_BYTES: usize = 64 * KIB;
 
@@ -43,8 +45,6 @@ pub struct GuestLimits {
     pub memory_bytes: usize,
     /// Elements of all tables of an instance together.
     pub table_elements: usize,
-    /// Core instances that the component may be made of.
-    pub instances: usize,
     /// Events emitted in one invocation.
     pub emitted_events: usize,
     /// Bytes emitted in one invocation: keys, data, and the names and values of all attributes that the guest sets.
@@ -61,7 +61,6 @@ impl Default for GuestLimits {
             time: Duration::from_secs(5),
             memory_bytes: 64 * MIB,
             table_elements: TABLE_MAX_ELEMENTS,
-            instances: 64,
             emitted_events: 100,
             emitted_bytes: 4 * MIB,
             event_bytes: MIB,
@@ -84,7 +83,6 @@ impl GuestLimits {
 pub(super) struct Limiter {
     memory: Gauge,
     table: Gauge,
-    max_instances: usize,
     refused: Option<Refused>,
 }
 
@@ -110,7 +108,6 @@ impl Limiter {
         Self {
             memory: Gauge { used: 0, max: limits.memory_bytes },
             table: Gauge { used: 0, max: limits.table_elements },
-            max_instances: limits.instances,
             refused: None,
         }
     }
@@ -156,7 +153,7 @@ impl ResourceLimiter for Limiter {
     }
 
     fn instances(&self) -> usize {
-        self.max_instances
+        CORE_INSTANCES_MAX
     }
 
     fn tables(&self) -> usize {

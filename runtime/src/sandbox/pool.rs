@@ -13,7 +13,7 @@ use wasmtime::{Enabled, PoolingAllocationConfig};
 use super::Error;
 use super::artifact::Component;
 use super::engine::EngineOptions;
-use super::limits::{MEMORIES_MAX, TABLE_MAX_ELEMENTS, TABLES_MAX};
+use super::limits::{CORE_INSTANCES_MAX, MEMORIES_MAX, TABLE_MAX_ELEMENTS, TABLES_MAX};
 
 /// How long a busy guest keeps its instance although others wait: so many events that making another one costs little.
 const TURN: Duration = Duration::from_millis(10);
@@ -21,8 +21,6 @@ const TURN: Duration = Duration::from_millis(10);
 const WAIT_MAX: Duration = Duration::from_secs(10);
 /// Tables that there are for each place; components made by the usual tools have two.
 const TABLES_EACH: u32 = 4;
-/// Core instances that there are for each place: they are only counted.
-const CORE_INSTANCES_EACH: u32 = 64;
 /// The most places that one instance takes.
 const WEIGHT_MAX: u32 = 8;
 
@@ -116,7 +114,9 @@ pub(super) fn config(options: &EngineOptions) -> PoolingAllocationConfig {
         .total_stacks(instances)
         .total_memories(instances)
         .total_tables(instances.saturating_mul(TABLES_EACH))
-        .total_core_instances(instances.saturating_mul(CORE_INSTANCES_EACH))
+        // They are only counted, so that there are as many as all places could need.
+        .total_core_instances(instances.saturating_mul(small(CORE_INSTANCES_MAX)))
+        .max_core_instances_per_component(small(CORE_INSTANCES_MAX))
         .max_memories_per_component(small(MEMORIES_MAX))
         .max_tables_per_component(small(TABLES_MAX))
         .table_elements(TABLE_MAX_ELEMENTS)

@@ -89,6 +89,9 @@ pub enum Refusal {
     Compiler(String),
 }
 
+/// What wasmtime says of a component that starts with more than its pool has for one instance. It tells that from other errors by words alone.
+const BEYOND_POOL: [&str; 2] = ["which exceeds the ", "exceeds the per-instance limit "];
+
 /// Texts out of a component are not ours to trust: at most this much of one is repeated.
 const QUOTED_MAX_BYTES: usize = 1024;
 /// Exports that are listed.
@@ -98,6 +101,16 @@ const LISTED_MAX: usize = 5;
 pub(super) fn quoted(text: &str) -> String {
     let quoted = &text[..text.floor_char_boundary(QUOTED_MAX_BYTES)];
     quoted.chars().map(|c| if c.is_control() { ' ' } else { c }).collect()
+}
+
+/// What wasmtime said against a component, if that is that no instance can have as much as it starts with.
+pub(super) fn beyond_pool(said: &str) -> Option<Refusal> {
+    let is_beyond = BEYOND_POOL.iter().any(|words| said.contains(words));
+    is_beyond.then(|| {
+        Refusal::Limits(format!(
+            "no instance can have what the component starts with: {said}; make it of fewer modules, with less memory and smaller tables"
+        ))
+    })
 }
 
 /// What can be told from the first bytes.

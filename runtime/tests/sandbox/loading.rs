@@ -5,6 +5,7 @@ use std::os::unix::fs::PermissionsExt;
 
 use bytes::Bytes;
 use millrace::sandbox::{EngineOptions, Function, Refusal, Sandbox};
+use millrace_core::outcome::Outcome;
 
 use super::harness::{attempt, engine, event, guest_bytes, options};
 
@@ -135,6 +136,43 @@ async fn limits_that_the_component_cannot_start_with_are_refused() {
     assert!(refused(&|limits| limits.memory_bytes = 1 << 20).contains("starts with 2 MiB of memory"));
     assert!(refused(&|limits| limits.memory_bytes = 8 << 30).contains("8192 MiB"));
     assert!(refused(&|limits| limits.table_elements = 9).contains("a table of 10 elements"));
+}
+
+/// The least handler, which has one memory and one core instance, with as many more of a core module.
+fn handler_with(count: usize, module: &str) -> String {
+    let handler = include_str!("../../../tests/fixtures/handler.wat");
+    assert!(handler.contains("(component\n"));
+    let more = format!("(core module $more {module}) {}", "(core instance (instantiate $more))".repeat(count));
+    handler.replace("(component\n", &format!("(component {more}\n"))
+}
+
+#[tokio::test]
+async fn a_component_that_starts_with_more_than_an_instance_has_is_refused() {
+    for (count, module, expected) in [
+        (64, "", "65 core module instances, which exceeds the configured maximum of 64"),
+        (8, "(memory 0)", "9 Wasm linear memories, which exceeds the configured maximum of 8"),
+        (33, "(table 0 funcref)", "33 tables, which exceeds the configured maximum of 32"),
+        (1, "(memory 16385)", "which exceeds the limit of"),
+        (1, "(table 100001 funcref)", "100001 which exceeds the limit of 100000"),
+        (1, "(table 0 funcref) (table 0 funcref)", "exceeds the per-instance limit of 1"),
+    ] {
+        check(&handler_with(count, module), &["no instance can have", expected, "make it of fewer modules"]).await;
+    }
+}
+
+#[tokio::test]
+async fn a_component_that_starts_with_all_that_an_instance_has_runs() {
+    let engine = engine(EngineOptions::default());
+    for (count, module) in [(63, ""), (7, "(memory 0)"), (32, "(table 0 funcref)")] {
+        let bytes = wat::parse_str(handler_with(count, module)).unwrap();
+        let component = engine.load(bytes.into()).await.unwrap();
+        let mut guest = Function::new(&engine, &component, options()).unwrap().guest();
+        assert_eq!(
+            guest.invoke(attempt(&event("o"))).await.unwrap().outcome,
+            Outcome::Completed,
+            "{count} of {module}"
+        );
+    }
 }
 
 #[tokio::test]
