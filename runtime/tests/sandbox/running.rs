@@ -131,6 +131,23 @@ async fn what_a_guest_hands_over_is_checked() {
     check_unknown(guest().await, event("O"), &["out of bounds"]).await;
 }
 
+/// All of a guest's memory may come at once, and is told to be too much as any other emission is. Only what overlaps can be more.
+#[tokio::test]
+async fn what_one_host_call_takes_is_bounded() {
+    const MEMORY_BYTES: usize = 2 << 20;
+    let whole = |ty: &'static str| Event { time: Some(Timestamp::from_nanos(MEMORY_BYTES as u64)), ..event(ty) };
+    let too_large = (Category::Rejected, "too large");
+    let mut small = guest_with(|options| options.limits.memory_bytes = MEMORY_BYTES).await;
+    assert_eq!(failed(&invoke(&mut small, whole("h")).await), too_large);
+    assert_eq!(failed(&invoke(&mut guest().await, whole("H")).await), too_large, "the bound grows with the memory");
+
+    assert_eq!(messages(&invoke(&mut small, event("s")).await), ["1"]);
+    let completion = invoke(&mut small, whole("H")).await;
+    let (category, reason) = failed(&completion);
+    assert!(category == Category::Unknown && reason.contains("too much data"), "{reason}");
+    assert_eq!(messages(&invoke(&mut small, event("s")).await), ["1"], "the instance is a fresh one");
+}
+
 #[tokio::test]
 async fn an_emitted_event_is_complete() {
     let completion = invoke(&mut guest().await, event("E")).await;
