@@ -13,6 +13,7 @@ use hyper::{Method, Request, StatusCode};
 use hyper_util::client::legacy::Client;
 use hyper_util::client::legacy::connect::HttpConnector;
 use hyper_util::rt::TokioExecutor;
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// How long anything may take that has to come in the end.
@@ -261,13 +262,19 @@ impl Dev {
         command
     }
 
-    /// Sends it a signal, such as `STOP`.
+    /// Sends it a signal.
     ///
     /// # Panics
     /// If it cannot be sent.
-    pub fn signal(&self, name: &str) {
-        let sent = Command::new("kill").arg(format!("-{name}")).arg(self.child.id().to_string()).status();
-        assert!(sent.is_ok_and(|status| status.success()), "the process cannot be sent {name}");
+    pub fn signal(&self, signal: Signal) {
+        let sent = kill_process(Pid::from_child(&self.child), signal);
+        assert_eq!(sent, Ok(()), "the process cannot be sent {signal:?}");
+    }
+
+    /// The id of its process.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// How many threads it has now.
@@ -381,7 +388,7 @@ impl Dev {
     /// If it cannot be asked.
     #[must_use]
     pub fn stop(mut self) -> bool {
-        self.signal("TERM");
+        self.signal(Signal::TERM);
         self.child.wait().expect("it was started").success()
     }
 

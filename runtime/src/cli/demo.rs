@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
 use tokio::io::{AsyncBufReadExt as _, BufReader};
 use tokio::process::{Child, Command};
@@ -332,8 +333,10 @@ async fn report(client: &Client, status: &Status, server: &str, context: &mut Co
 
 /// Asks the other process to drain, and waits for it.
 async fn stop(dev: &mut Child) {
-    if let Some(id) = dev.id() {
-        Command::new("kill").arg("-TERM").arg(id.to_string()).status().await.ok();
+    // What has an id has not been waited for yet, so that the number is its own.
+    let id = dev.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw);
+    if let Some(id) = id {
+        kill_process(id, Signal::TERM).ok();
     }
     if tokio::time::timeout(Duration::from_secs(30), dev.wait()).await.is_err() {
         dev.kill().await.ok();

@@ -11,6 +11,7 @@ use hyper::Method;
 use millrace_tests::process::{Api, Dev, Kafka, root};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 /// How often something happens to an instance, and how often the broker is killed: as in `CHAOS=100,10`.
@@ -81,7 +82,7 @@ impl Fleet {
     fn wake(&mut self, now: Instant) {
         for one in &mut self.running {
             if one.wakes.is_some_and(|wakes| wakes <= now) {
-                one.dev.signal("CONT");
+                one.dev.signal(Signal::CONT);
                 one.wakes = None;
             }
         }
@@ -100,7 +101,7 @@ impl Fleet {
             0 if awake.len() > 1 => self.running.remove(victim).dev.kill(),
             1 if awake.len() > 1 => drop(self.running.remove(victim).dev.stop()),
             2 if awake.len() > 1 => {
-                self.running[victim].dev.signal("STOP");
+                self.running[victim].dev.signal(Signal::STOP);
                 self.running[victim].wakes = Some(Instant::now() + ASLEEP);
             }
             _ if self.running.len() < INSTANCES_MAX || awake.len() == 1 => self.start(),
@@ -327,11 +328,11 @@ impl Witness {
 async fn catch(fleet: &tokio::sync::Mutex<Fleet>, victim: usize, witness: &Witness) -> bool {
     for _ in 0..TRIES {
         let before = witness.stuck().await;
-        fleet.lock().await.running[victim].dev.signal("STOP");
+        fleet.lock().await.running[victim].dev.signal(Signal::STOP);
         if !witness.stuck().await.is_subset(&before) {
             return true;
         }
-        fleet.lock().await.running[victim].dev.signal("CONT");
+        fleet.lock().await.running[victim].dev.signal(Signal::CONT);
     }
     false
 }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use hyper::StatusCode;
 use millrace_tests::process::{Api, Kafka, program};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::revisions::{
@@ -32,7 +33,7 @@ async fn on_kafka_a_revision_becomes_active_once_no_live_instance_is_behind() {
     let url = &first.url;
     done(url, &["deploy", &versions[0], "--yes"]);
     run_everywhere(url, ONE, 3).await;
-    slow.signal("STOP");
+    slow.signal(Signal::STOP);
     done(url, &["deploy", &versions[1], "--yes", "--wait", "0"]);
     let (began, mut looks) = (Instant::now(), 0);
     loop {
@@ -47,7 +48,7 @@ async fn on_kafka_a_revision_becomes_active_once_no_live_instance_is_behind() {
         tokio::time::sleep(Duration::from_millis(50)).await;
     }
     run_everywhere(&second.url, 3, 2).await;
-    slow.signal("CONT");
+    slow.signal(Signal::CONT);
     run_everywhere(&second.url, 3, 3).await;
 }
 

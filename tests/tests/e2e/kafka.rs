@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use flights_sample::Row;
 use millrace_tests::process::{Api, Dev, Kafka, root};
+use rustix::process::Signal;
 
 use super::{assert_each_flight_is_there_once, events};
 
@@ -92,7 +93,7 @@ async fn on_kafka_effects_happen_once_whenever_the_broker_is_killed() {
     api.settled(&instance.url).await;
     assert_each_flight_is_there_once(&api, &instance.url, &rows).await;
     kafka.kill();
-    instance.signal("TERM");
+    instance.signal(Signal::TERM);
     assert!(instance.ended().await.success(), "nothing is left to commit, so it ends well without a broker");
 }
 
@@ -113,7 +114,7 @@ fn nobody_waits_for_a_broker_that_is_gone(data: &Path, bootstrap: &str) {
 
 /// What is under way does not come to its end, be it for want of a broker; the second signal does not wait for it.
 pub(super) async fn ends_at_once_when_asked_twice(instance: Dev) {
-    instance.signal("TERM");
+    instance.signal(Signal::TERM);
     let mut stopping = false;
     let api = Api::default();
     while !stopping {
@@ -122,7 +123,7 @@ pub(super) async fn ends_at_once_when_asked_twice(instance: Dev) {
             .await
             .is_none_or(|(status, _)| !status.is_success());
     }
-    instance.signal("TERM");
+    instance.signal(Signal::TERM);
     assert_eq!(instance.ended().await.code(), Some(130));
 }
 
@@ -139,12 +140,12 @@ async fn on_kafka_an_instance_that_wakes_up_late_commits_nothing_and_works_again
     let sleeper = Dev::serve_telling(&flights(), &place.path().join("0"), &kafka.bootstrap, log);
     let (first, rest) = events.split_at(ROWS / 3);
     publish(&api, &sleeper.url, first).await;
-    sleeper.signal("STOP");
+    sleeper.signal(Signal::STOP);
     let other = Dev::serve(&flights(), &place.path().join("1"), &kafka.bootstrap);
     let (second, third) = rest.split_at(rest.len() / 2);
     let asleep = tokio::time::sleep(SESSION_TIMEOUT * 3);
     tokio::join!(publish(&api, &other.url, second), asleep);
-    sleeper.signal("CONT");
+    sleeper.signal(Signal::CONT);
     publish(&api, &other.url, third).await;
     api.settled(&other.url).await;
     // The one that slept works again: alone it goes on with what the other one leaves.

@@ -7,6 +7,7 @@ use millrace_core::partition;
 use millrace_tests::process::{Api, Dev, Kafka, application};
 use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, Consumer};
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use super::kafka::ends_at_once_when_asked_twice;
@@ -133,7 +134,7 @@ async fn on_kafka_an_instance_that_is_asked_to_stop_finishes_and_leaves_its_grou
     let (_, share) = place.member_beside(&stays, 1).await;
     place.publish(&staying, share[0], &["quick", "slow"]).await;
     place.until_out(&staying, &["quick"]).await;
-    leaving.signal("TERM");
+    leaving.signal(Signal::TERM);
     assert!(leaving.ended().await.success());
     // The slow one was committed before it left, and what it leaves has a new owner now.
     assert_eq!(place.members().into_keys().collect::<Vec<_>>(), [stays]);
@@ -151,7 +152,7 @@ async fn on_kafka_what_outlives_the_time_to_drain_is_left_to_the_next_member() {
     let first = place.start("first", &[LONG_SESSION, "runtime.drain=100ms"]);
     place.publish(&first, 0, &["quick", "slower"]).await;
     place.until_out(&first, &["quick"]).await;
-    first.signal("TERM");
+    first.signal(Signal::TERM);
     assert!(first.ended().await.success());
     assert_eq!(place.members(), BTreeMap::new());
     let second = place.start("second", &[LONG_SESSION]);
