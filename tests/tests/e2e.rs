@@ -18,7 +18,9 @@ use std::process::Command;
 use std::time::Duration;
 
 use flights_sample::{DELAYED, FLIGHTS, MALFORMED, REPEATED, Row};
+use hyper::Method;
 use millrace_tests::process::{Api, Dev, assert_accounts_balance, program, root};
+use rustix::process::Signal;
 use serde_json::Value;
 
 #[path = "e2e/audit.rs"]
@@ -97,6 +99,25 @@ fn the_demonstration_notices_an_event_that_is_missing() {
     for expected in ["about these are missing: o-0", "about these are too many: o-1"] {
         assert!(err.contains(expected), "{expected} is missing:\n{err}");
     }
+}
+
+/// As `make demo` runs it: it stays until Ctrl-C, and then leaves nothing behind, neither its data nor the process that it started.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_demonstration_goes_on_until_ctrl_c() {
+    let mut demo = Command::new(program());
+    demo.args(["demo", "guest-examples/orders"]).current_dir(root());
+    // On a free port, because the usual one may be taken.
+    let demo = Dev::started(demo.env_remove("DEMO_EXIT").env("MILLRACE_HTTP_LISTEN", "127.0.0.1:0"));
+    demo.says("It goes on running. Ctrl-C stops it.");
+    let data = std::env::temp_dir().join(format!("millrace-demo-{}", demo.id()));
+    let (api, url) = (Api::default(), format!("{}/v1/status", demo.url));
+    api.get(&url).await;
+    assert!(data.exists(), "there is no {}", data.display());
+    demo.signal(Signal::INT);
+    assert_eq!(demo.ended().await.code(), Some(0));
+    assert!(!data.exists(), "{} is left", data.display());
+    let answer = api.send(Method::GET, &url, "application/json", String::new()).await;
+    assert!(answer.is_none(), "what it started goes on: {answer:?}");
 }
 
 /// OpenSSL, curl and librdkafka are in the binary, whatever versions of them are installed.

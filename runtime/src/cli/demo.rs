@@ -16,6 +16,7 @@ use tokio::process::{Child, Command};
 use super::Context;
 use super::build::without_tokens;
 use super::client::{Client, Target};
+use super::dev::stop_signal;
 use super::error::{Error, Exit};
 use super::output::Style;
 use crate::api::types::{DeadLetters, FunctionStatus, Records, Status};
@@ -80,12 +81,14 @@ pub(crate) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Erro
         Err(_) => false,
     };
     if !exits && good {
+        // Listened for before it is said: whoever reads the line may be quick.
+        let stop = stop_signal()?;
         context.console.line("It goes on running. Ctrl-C stops it.")?;
         context.console.flush()?;
         // Ctrl-C reaches both processes; the other one drains.
         tokio::select! {
             _ = dev.wait() => {}
-            _ = tokio::signal::ctrl_c() => {}
+            () = stop => {}
         }
     }
     stop(&mut dev).await;
