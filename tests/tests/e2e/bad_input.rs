@@ -1,6 +1,7 @@
 //! What people give that cannot be used: the real binary says what is wrong and what to do, and nothing else happens.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -134,6 +135,32 @@ fn a_data_directory_that_cannot_be_used_is_named() {
         }
         Err(reason) => not_tested("a disk that cannot be written", &reason),
     }
+}
+
+/// Two processes at work on one log would spoil it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_data_directory_that_a_process_uses_is_refused_to_a_second_one() {
+    let data = tempfile::tempdir().expect("a directory");
+    let (first, api) = (Dev::start("hello", data.path()), Api::default());
+    let mut second = Command::new(program());
+    second.args(["dev", "guest-examples/hello", "--listen", "127.0.0.1:0", "--no-watch", "--data"]).arg(data.path());
+    second.current_dir(root()).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut second = second.spawn().expect("the binary can be started");
+    let output = BufReader::new(second.stdout.take().expect("it has an output"));
+    let ready = output.lines().map_while(Result::ok).find(|line| line.contains(" on http"));
+    if ready.is_some() {
+        second.kill().expect("it is running");
+    }
+    let ended = second.wait_with_output().expect("it was started");
+    let said = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!((ready, ended.status.code()), (None, Some(1)), "{said}");
+    let holder = format!("is open in process {}; stop that one, or choose another directory", first.id());
+    assert!(said.contains("error: ") && said.contains(&holder), "`{holder}` is missing:\n{said}");
+    let visitor = r#"{"specversion":"1.0","id":"1","source":"/s","type":"visitor.arrived","data":"Ada"}"#;
+    let status = api.publish(&first.url, "visitors", &[visitor.to_owned()]).await;
+    assert_eq!(status.map(|status| status.as_u16()), Some(202));
+    api.settled(&first.url).await;
+    assert_eq!(api.records(&first.url, "greetings").await.concat().len(), 1, "the first one goes on");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
