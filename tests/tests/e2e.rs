@@ -62,6 +62,14 @@ mod unknown;
 
 /// How often the process is killed in the middle of its work.
 const KILLS: u32 = 50;
+/// Another number in this variable lets it be killed at other moments.
+const KILLS_SEED: &str = "KILLS_SEED";
+/// Events that are published at once meanwhile.
+const BATCH: usize = 20;
+/// Further than any flight goes, in miles.
+const DISTANCE_STEP: u64 = 10_000;
+/// Longer than anything here takes, by far.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 #[test]
 fn the_demonstration_balances() {
@@ -192,51 +200,101 @@ fn flight_of_event(event: &Value) -> String {
     format!("{time} {} {} {} {}", data["origin"], data["destination"], data["distance"], data["delay"])
 }
 
+/// Rows without an end, and how far they are published.
+struct Load {
+    rows: Vec<Row>,
+    /// Rows that are there for certain.
+    published: usize,
+    /// Batches that were sent.
+    sent: u64,
+    /// Whether nobody knows yet what becomes of the one that was sent last.
+    under_way: bool,
+}
+
+impl Load {
+    /// Without the malformed ones and the repetitions: what is published twice here is published twice by need.
+    fn new() -> Self {
+        Self { rows: kafka::different_rows(usize::MAX), published: 0, sent: 0, under_way: false }
+    }
+
+    /// After the last flight all come again, each time as others: over another distance.
+    fn row(&self, at: usize) -> Row {
+        let (round, row) = (at / self.rows.len(), &self.rows[at % self.rows.len()]);
+        let mut flight: Value = serde_json::from_str(&row.value).expect("no row is malformed");
+        let distance = flight["distance"].as_u64().expect("a number");
+        assert!(distance < DISTANCE_STEP, "in the next round there is a flight like {flight}");
+        flight["distance"] = (distance + DISTANCE_STEP * round as u64).into();
+        Row { key: row.key.clone(), value: flight.to_string() }
+    }
+
+    fn published(&self) -> Vec<Row> {
+        (0..self.published).map(|at| self.row(at)).collect()
+    }
+
+    /// Publishes so many batches, one after the other and each until it is acknowledged.
+    async fn publish(&mut self, api: &Api, url: &str, batches: u64) {
+        let mut acknowledged = 0;
+        while acknowledged < batches {
+            let end = self.published + BATCH;
+            let batch: Vec<String> = (self.published..end).map(|at| self.row(at).to_cloud_event(at)).collect();
+            (self.sent, self.under_way) = (self.sent + 1, true);
+            let status = api.publish(url, "flights-raw", &batch).await;
+            self.under_way = false;
+            if status.is_some_and(|status| status.as_u16() == 202) {
+                (self.published, acknowledged) = (end, acknowledged + 1);
+            } else {
+                // Not known, or not now: the same events once more.
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        }
+    }
+}
+
+/// Random numbers below a bound, the same each time unless the environment says otherwise.
+fn random() -> impl FnMut(u64) -> u64 {
+    let mut random = std::env::var(KILLS_SEED).map_or(88_172_645_463_325_252, |text| {
+        let seed = text.parse::<u64>().ok().filter(|seed| *seed > 0);
+        seed.unwrap_or_else(|| panic!("{KILLS_SEED}={text}: write a number above 0"))
+    });
+    move |bound| {
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        random % bound
+    }
+}
+
 /// Publishes while the process is killed and started again and again, then compares what came out with what went in.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn effects_happen_once_and_in_order_whenever_the_process_is_killed() {
     let data = tempfile::tempdir().expect("a directory");
-    let api = Api::default();
-    // Without the malformed ones and the repetitions: what is published twice here is published twice by need.
-    let mut rows: Vec<Row> = flights_sample::rows().into_iter().filter(|row| row.key.is_some()).collect();
-    let mut seen = HashMap::new();
-    rows.retain(|row| seen.insert(row.value.clone(), ()).is_none());
-    let events = events(&rows);
-    let mut published = 0;
-    let mut random = 88_172_645_463_325_252u64;
-    for _ in 0..KILLS {
+    let (api, mut load, mut random) = (Api::default(), Load::new(), random());
+    let mut interrupted = 0;
+    for kill in 0..KILLS {
         let dev = Dev::start("flights", data.path());
-        random ^= random << 13;
-        random ^= random >> 7;
-        random ^= random << 17;
-        let life = tokio::time::sleep(Duration::from_millis(random % 400));
-        let publish = async {
-            while let Some(batch) = events.get(published..events.len().min(published + 20)).filter(|b| !b.is_empty()) {
-                match api.publish(&dev.url, "flights-raw", batch).await {
-                    Some(status) if status.as_u16() == 202 => published += batch.len(),
-                    // Not known, or not now: the same events once more.
-                    _ => tokio::time::sleep(Duration::from_millis(5)).await,
-                }
-            }
-            std::future::pending::<()>().await;
-        };
+        let sent = load.sent;
+        // How much is acknowledged in this life, and when it ends after that, while more is published.
+        let (batches, rest) = (random(24), Duration::from_millis(random(40)));
+        let taken = tokio::time::timeout(PATIENCE, load.publish(&api, &dev.url, batches)).await;
+        assert!(taken.is_ok(), "before kill {kill} the process takes no more events: {} are published", load.published);
         tokio::select! {
-            () = life => {}
-            () = publish => {}
+            // First, so that something is under way however short the rest is.
+            biased;
+            () = load.publish(&api, &dev.url, u64::MAX) => {}
+            () = tokio::time::sleep(rest) => {}
         }
         dev.kill();
+        assert!(load.sent > sent, "nothing was published in the life before kill {kill}");
+        interrupted += u32::from(load.under_way);
     }
-    assert!(published > 500, "only {published} events were published between the kills");
+    assert!(interrupted > KILLS / 2, "only {interrupted} kills came while a batch was under way");
     let dev = Dev::start("flights", data.path());
     // A batch whose answer was lost may be there or not; now it is there for certain.
-    let last = &events[published..events.len().min(published + 20)];
-    if !last.is_empty() {
-        assert_eq!(api.publish(&dev.url, "flights-raw", last).await.map(|s| s.as_u16()), Some(202));
-        published += last.len();
-    }
+    let taken = tokio::time::timeout(PATIENCE, load.publish(&api, &dev.url, 1)).await;
+    assert!(taken.is_ok(), "after the last kill the process takes no more events");
     let status = api.settled(&dev.url).await;
     assert_accounts_balance(&api, &dev.url, &status).await;
-    assert_each_flight_is_there_once(&api, &dev.url, &rows[..published]).await;
+    assert_each_flight_is_there_once(&api, &dev.url, &load.published()).await;
 }
 
 /// Each row came out once, in the order of its key, and each delay with an alert.

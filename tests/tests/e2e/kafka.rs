@@ -27,7 +27,7 @@ fn flights() -> PathBuf {
 }
 
 /// Rows that are all different.
-fn different_rows(count: usize) -> Vec<Row> {
+pub(super) fn different_rows(count: usize) -> Vec<Row> {
     let mut rows: Vec<Row> = flights_sample::rows().into_iter().filter(|row| row.key.is_some()).collect();
     let mut seen = HashMap::new();
     rows.retain(|row| seen.insert(row.value.clone(), ()).is_none());
