@@ -63,8 +63,17 @@ fn the_promise_holds_over_all_seeds() {
         taken_over,
         run_by_canaries,
         run_by_several,
+        healthy_behind_failing,
     } = counts;
-    let all = [fenced, revoked_in_commit, committed_after_revocation, taken_over, run_by_canaries, run_by_several];
+    let all = [
+        fenced,
+        revoked_in_commit,
+        committed_after_revocation,
+        taken_over,
+        run_by_canaries,
+        run_by_several,
+        healthy_behind_failing,
+    ];
     let seldom = all.into_iter().min();
     assert!(verbose || seldom > Some((range.end - range.start) / 100), "{counts:?}");
 }

@@ -14,7 +14,7 @@ use super::guest::Plan;
 use super::scenario::{Kind, Published, Scenario, output, source};
 use super::world::World;
 
-type Result = std::result::Result<(), String>;
+type Result<T = ()> = std::result::Result<T, String>;
 
 /// What the log held at one time.
 #[derive(Debug)]
@@ -71,8 +71,8 @@ impl Snapshot {
     }
 }
 
-/// The first promise that is broken.
-pub(super) fn promise(scenario: &Scenario, before_redrive: &Snapshot, world: &World) -> Result {
+/// The first promise that is broken. If none is: whether a healthy key got on behind one that failed.
+pub(super) fn promise(scenario: &Scenario, before_redrive: &Snapshot, world: &World) -> Result<bool> {
     accounts_balance(scenario, before_redrive, world)?;
     effects_happen_once(scenario, before_redrive, world)?;
     letters_are_right(scenario, before_redrive, world)?;
@@ -278,32 +278,49 @@ fn attempts_are_bounded(scenario: &Scenario, world: &World) -> Result {
 }
 
 /// When nothing else goes wrong, an event whose key never fails is settled soon, whatever other keys do, and whoever owned the
-/// partition before: soon after it was published, or after its partition got an owner that can get on.
-fn healthy_keys_are_not_delayed(scenario: &Scenario, world: &World) -> Result {
+/// partition before: soon after it was published, or after its partition got an owner that can get on. Answers whether there was
+/// such an event behind one that was attempted again.
+fn healthy_keys_are_not_delayed(scenario: &Scenario, world: &World) -> Result<bool> {
     const SOON: Duration = Duration::from_millis(500);
     let blocking = |plan: Plan| matches!(plan, Plan::Hang | Plan::Refused | Plan::Forbidden(_));
     let pausing = !scenario.may_overflow() && scenario.settings.parked.limit < 1000;
     let disturbed = scenario.published.iter().any(|item| matches!(item.kind, Kind::Event(plan) if blocking(plan)));
     if !scenario.is_calm() || disturbed || pausing || scenario.settings.breaker.enabled {
-        return Ok(());
+        return Ok(false);
     }
     if scenario.ordering() == Ordering::Partition {
-        return Ok(());
+        return Ok(false);
     }
     let failing = |item: &&Published| !matches!(item.kind, Kind::Event(Plan::Emit(_)) | Kind::Filtered);
     let keys: BTreeSet<_> = scenario.published.iter().filter(failing).map(|item| item.key.clone()).collect();
     let ids: BTreeSet<_> = scenario.published.iter().filter(failing).map(|item| item.id.clone()).collect();
+    let retried = scenario.published.iter().filter(|item| is_retried(scenario, item));
+    let retried: BTreeSet<&str> = retried.map(|item| item.id.as_str()).collect();
+    let mut behind_failing = false;
     for (partition, records) in world.topics[&source()].iter().enumerate() {
+        let mut failed_before = false;
         for (offset, record) in records.iter().enumerate() {
             let key = record.key.as_ref().map(|key| String::from_utf8_lossy(key).into_owned());
             let id = record.headers.last("ce_id").map(|id| String::from_utf8_lossy(&id).into_owned());
+            failed_before |= id.as_deref().is_some_and(|id| retried.contains(id));
             if (key.is_some() && keys.contains(&key)) || id.is_none_or(|id| ids.contains(&id)) {
                 continue;
             }
             let place = (u32::try_from(partition).expect("few"), offset as u64);
             let delay = world.settled_at.get(&place).map(|(at, owned)| at.since(record.timestamp.max(*owned)));
             ensure(delay.is_some_and(|delay| delay < SOON), || format!("{place:?} of key {key:?} took {delay:?}"))?;
+            behind_failing |= failed_before;
         }
     }
-    Ok(())
+    Ok(behind_failing)
+}
+
+/// Whether other events of its key have to wait for this one.
+fn is_retried(scenario: &Scenario, item: &Published) -> bool {
+    let fails = match item.kind {
+        Kind::Event(Plan::Recover(_)) => true,
+        Kind::Event(Plan::Fail(category)) => category.is_retried(),
+        _ => false,
+    };
+    fails && item.key.is_some() && scenario.ordering() == Ordering::Key && scenario.attempts() > 1
 }

@@ -88,6 +88,8 @@ pub struct Counts {
     pub run_by_canaries: u64,
     /// Events that one revision was called for after another one.
     pub run_by_several: u64,
+    /// Worlds in which an event whose key never fails was settled soon behind one that was attempted again.
+    pub healthy_behind_failing: u64,
 }
 
 impl std::ops::AddAssign for Counts {
@@ -98,6 +100,7 @@ impl std::ops::AddAssign for Counts {
         self.taken_over += other.taken_over;
         self.run_by_canaries += other.run_by_canaries;
         self.run_by_several += other.run_by_several;
+        self.healthy_behind_failing += other.healthy_behind_failing;
     }
 }
 
