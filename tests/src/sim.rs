@@ -21,7 +21,7 @@ mod world;
 
 pub use broker::{SimBroker, SimPartition, SimState};
 pub use cluster::SimCluster;
-pub use crashes::run_crashes;
+pub use crashes::{run_ageing, run_crashes};
 pub use resets::run_resets;
 pub use scenario::{Report, run};
 pub use world::Counts;

@@ -86,6 +86,14 @@ fn attempts_survive_crash_after_crash() {
     check(&few, sim::run_crashes);
 }
 
+/// Each of these has some twenty crashes.
+#[test]
+fn attempts_end_with_age_crash_after_crash() {
+    let range = seeds();
+    let few = range.start..range.end.min(range.start + (range.end - range.start).div_ceil(10));
+    check(&few, sim::run_ageing);
+}
+
 #[test]
 fn effects_happen_once_wherever_an_operator_lets_a_function_go_on() {
     let range = seeds();
