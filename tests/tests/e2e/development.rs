@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 
 use hyper::Method;
 use millrace::broker::embedded::{EmbeddedLog, Options};
-use millrace_tests::process::{Api, Dev, program, root};
+use millrace_tests::process::{Api, Dev, application, program, revised_application, root};
 use serde_json::{Value, json};
 
 /// A function of the hello example under another name.
@@ -209,6 +209,56 @@ async fn what_does_not_build_keeps_nobody_from_starting() {
     write(path, &[function("greet", "")]);
     dev.says("hall.never: no longer in the manifest");
     assert_eq!(refused(&dev).await, "");
+}
+
+/// The scripts that build copy one of two components that are there: nothing has to be compiled.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_what_changed_is_built_and_a_build_that_fails_changes_nothing() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let path = directory.path();
+    revised_application(path, "");
+    fs::rename(path.join("guest.wasm"), path.join("revised.wasm")).expect("a file");
+    application(path, "");
+    let script = |name: &str, text: &str| fs::write(path.join(name).join("build.sh"), text).expect("a file");
+    let built = |name: &str| {
+        fs::create_dir(path.join(name)).expect("a directory");
+        script(name, &format!("cp guest.wasm {name}.wasm"));
+        format!(
+            "[functions.{name}]\nbuild = 'sh {name}/build.sh'\nwatch = ['{name}']\ncomponent = '{name}.wasm'\n\
+             topics = ['visitors']\ngrants = {{ publish = ['greetings'] }}\n"
+        )
+    };
+    write(path, &[built("greet"), built("seat")]);
+    let dev = start(path, &[]);
+    let revisions = |of_seat: u64| [("hall.greet".to_owned(), 1), ("hall.seat".to_owned(), of_seat)];
+    assert_eq!(running(&dev).await, revisions(1));
+    script("seat", "cp revised.wasm seat.wasm");
+    let said = dev.says("swapped hall.seat to revision 2").join("\n");
+    assert!(said.contains("$ sh seat/build.sh") && !said.contains("$ sh greet/build.sh"), "{said}");
+    assert_eq!(running(&dev).await, revisions(2));
+    assert_eq!(emitted_after(&dev, "v-1").await, ["emitted", "omitted"]);
+
+    script("seat", "echo 'a bracket is missing' >&2; exit 1");
+    let said = dev.says("hall.seat: the revision that ran before goes on").join("\n");
+    for expected in ["a bracket is missing", "`sh seat/build.sh` failed with exit status: 1"] {
+        assert!(said.contains(expected), "`{expected}` is missing:\n{said}");
+    }
+    assert_eq!(running(&dev).await, revisions(2));
+    assert_eq!(refused(&dev).await, "");
+    assert_eq!(emitted_after(&dev, "v-2").await, ["emitted", "emitted", "omitted", "omitted"]);
+}
+
+/// Publishes a visitor whom each function tells of, and answers with the types of all that they have emitted.
+async fn emitted_after(dev: &Dev, id: &str) -> Vec<String> {
+    let event = json!({"specversion": "1.0", "id": id, "source": "/door", "type": "E", "subject": "greetings"});
+    publish(dev, "visitors", &[event.to_string()]).await;
+    let api = Api::default();
+    api.settled(&dev.url).await;
+    let records = api.records(&dev.url, "greetings").await.concat();
+    let mut types: Vec<String> =
+        records.iter().map(|record| record["event"]["type"].as_str().expect("a type").to_owned()).collect();
+    types.sort();
+    types
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
