@@ -39,6 +39,8 @@ mod interrupted;
 mod kept;
 #[path = "e2e/many.rs"]
 mod many;
+#[path = "e2e/new.rs"]
+mod new;
 #[path = "e2e/resets.rs"]
 mod resets;
 #[path = "e2e/revisions.rs"]
