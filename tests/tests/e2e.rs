@@ -35,6 +35,8 @@ mod figures;
 mod instances;
 #[path = "e2e/interrupted.rs"]
 mod interrupted;
+#[path = "e2e/invoke.rs"]
+mod invoke;
 #[path = "e2e/kept.rs"]
 mod kept;
 #[path = "e2e/many.rs"]
