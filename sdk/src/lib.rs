@@ -59,8 +59,24 @@
 //! # Logging
 //!
 //! Use the macros of the `log` crate, re-exported as [`log`]. Those of the `tracing` crate arrive too, if it is a
-//! dependency with its feature `log`. The configuration key `log-level` (`off`, `error`, `warn`, `info`, `debug` or
-//! `trace`; `info` when it is absent) decides what leaves the handler.
+//! dependency with its feature `log` and the handler sets no subscriber. The configuration key `log-level` (`off`,
+//! `error`, `warn`, `info`, `debug` or `trace`; `info` when it is absent) decides what leaves the handler.
+//!
+//! ```
+//! use millrace_sdk::prelude::*;
+//! use millrace_sdk::testing::{self, Invocation};
+//!
+//! fn handle(event: Event<u32>, _: &mut Context) -> Result<(), Failure> {
+//!     log::warn!("{} pieces are left", event.data);
+//!     tracing::info!(pieces = event.data, "ordering more");
+//!     Ok(())
+//! }
+//!
+//! let completion = Invocation::new(testing::event("stock.low", &3)).run(handle);
+//! let lines = completion.logs.iter().map(|line| (line.level, line.message.as_str()));
+//! let expected = [(log::Level::Warn, "3 pieces are left"), (log::Level::Info, "ordering more pieces=3")];
+//! assert!(lines.eq(expected), "{:?}", completion.logs);
+//! ```
 
 mod context;
 mod data;
