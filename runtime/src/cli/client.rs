@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::{BodyExt, Full, Limited};
+use http_body_util::{BodyExt, Limited};
 use hyper::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
@@ -23,6 +23,11 @@ use super::format;
 use crate::api::types::{Component, Problem};
 use crate::config::DEFAULT_LISTEN;
 use crate::tls::{self, Untrusted};
+
+mod body;
+
+use body::Body;
+pub(crate) use body::Sent;
 
 /// How long connecting may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
@@ -41,7 +46,7 @@ const RETRY_AFTER_MAX: Duration = Duration::from_secs(60);
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     base: String,
-    http: legacy::Client<HttpsConnector<HttpConnector>, Full<Bytes>>,
+    http: legacy::Client<HttpsConnector<HttpConnector>, Body>,
     answer_timeout: Duration,
     token: Option<Token>,
 }
@@ -294,7 +299,7 @@ impl Client {
     /// As [`Client::get`].
     pub(crate) async fn get_waiting<T: DeserializeOwned>(&self, target: &Target, wait: Duration) -> Result<T, Refusal> {
         let request = Request::get(self.url(target)).header(ACCEPT, "application/json");
-        self.answer(request.body(Full::default()), self.answer_timeout + wait).await
+        self.answer(request.body(Body::default()), self.answer_timeout + wait).await
     }
 
     /// Sends a JSON document.
@@ -313,16 +318,22 @@ impl Client {
     pub(crate) async fn put<T: DeserializeOwned>(&self, target: &Target, body: &impl Serialize) -> Result<T, Refusal> {
         let body = serde_json::to_vec(body).map_err(|e| self.foreign(&e))?;
         let request = Request::put(self.url(target)).header(CONTENT_TYPE, "application/json");
-        self.answer(request.body(Full::new(body.into())), COMPILE_TIMEOUT).await
+        self.answer(request.body(Body::from(body)), COMPILE_TIMEOUT).await
     }
 
     /// Puts a component in its place, where it is compiled before the answer comes.
     ///
     /// # Errors
     /// As [`Client::get`].
-    pub(crate) async fn put_component(&self, target: &Target, component: Bytes) -> Result<Component, Refusal> {
+    pub(crate) async fn put_component(
+        &self,
+        target: &Target,
+        component: Bytes,
+        sent: &Sent,
+    ) -> Result<Component, Refusal> {
+        sent.reset();
         let request = Request::put(self.url(target)).header(CONTENT_TYPE, "application/wasm");
-        self.answer(request.body(Full::new(component)), COMPILE_TIMEOUT).await
+        self.answer(request.body(Body::counted(component, sent.clone())), COMPILE_TIMEOUT).await
     }
 
     /// Deletes something.
@@ -330,7 +341,7 @@ impl Client {
     /// # Errors
     /// As [`Client::get`].
     pub(crate) async fn delete<T: DeserializeOwned>(&self, target: &Target) -> Result<T, Refusal> {
-        self.answer(Request::delete(self.url(target)).body(Full::default()), self.answer_timeout).await
+        self.answer(Request::delete(self.url(target)).body(Body::default()), self.answer_timeout).await
     }
 
     /// Sends bytes of this media type.
@@ -344,7 +355,7 @@ impl Client {
         body: Bytes,
     ) -> Result<T, Refusal> {
         let request = Request::builder().method(Method::POST).uri(self.url(target)).header(CONTENT_TYPE, content_type);
-        self.answer(request.body(Full::new(body)), self.answer_timeout).await
+        self.answer(request.body(Body::from(body)), self.answer_timeout).await
     }
 
     fn url(&self, target: &Target) -> String {
@@ -361,7 +372,7 @@ impl Client {
 
     async fn answer<T: DeserializeOwned>(
         &self,
-        request: Result<Request<Full<Bytes>>, hyper::http::Error>,
+        request: Result<Request<Body>, hyper::http::Error>,
         timeout: Duration,
     ) -> Result<T, Refusal> {
         let mut request = request.map_err(|e| self.foreign(&e))?;
@@ -377,7 +388,7 @@ impl Client {
         Err(self.refusal(status, &headers, &body))
     }
 
-    async fn exchange(&self, request: Request<Full<Bytes>>) -> Result<(StatusCode, HeaderMap, Bytes), Refusal> {
+    async fn exchange(&self, request: Request<Body>) -> Result<(StatusCode, HeaderMap, Bytes), Refusal> {
         let answer = self.http.request(request).await.map_err(|e| {
             let server = self.base.clone();
             if let Some(why) = tls::explain(&e).filter(|_| e.is_connect()) {

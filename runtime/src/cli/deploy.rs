@@ -1,6 +1,7 @@
 //! `millrace deploy`: uploads an application's functions to a running server.
 
 use std::path::PathBuf;
+use std::pin::pin;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -13,7 +14,7 @@ use tokio::time::Instant;
 
 use super::application::{Application, Severity};
 use super::changes::{self, Setting};
-use super::client::{Client, Refusal, Target, patiently};
+use super::client::{Client, Refusal, Sent, Target, patiently};
 use super::error::{Error, Exit};
 use super::output::{Console, Style};
 use super::{Context, format};
@@ -25,6 +26,8 @@ mod signing;
 
 use signing::Signing;
 
+/// Between two looks at how far an upload is.
+const SHOW_EVERY: Duration = Duration::from_millis(200);
 /// The problem of a deployment whose component was not uploaded.
 const UNKNOWN_COMPONENT: &str = "unknown-component";
 
@@ -326,9 +329,21 @@ async fn upload(one: &Planned, client: &Client, console: &mut Console) -> Result
         Err(Refusal::Problem { problem, .. }) if problem.status == 404 => {}
         Err(refusal) => return Err(refusal.into()),
     }
-    console.progress(format_args!("uploading {} ({})", one.name, format::bytes(one.component.len() as u64)))?;
-    client.put_component(&target, one.component.clone()).await?;
-    Ok(true)
+    let (sent, size) = (Sent::default(), one.component.len() as u64);
+    let mut sending = pin!(patiently(|| client.put_component(&target, one.component.clone(), &sent)));
+    loop {
+        if sent.bytes() < size {
+            let (done, all) = (format::bytes(sent.bytes()), format::bytes(size));
+            console.progress(format_args!("uploading {}: {done} of {all}", one.name))?;
+        } else {
+            console.progress(format_args!("the server compiles {}", one.name))?;
+        }
+        tokio::select! {
+            biased;
+            answer = &mut sending => return Ok(answer.map(|_| true)?),
+            () = tokio::time::sleep(SHOW_EVERY) => {}
+        }
+    }
 }
 
 /// Has everything checked before anything is sent, but for components that are not there yet: of those comes none.
@@ -588,7 +603,8 @@ mod tests {
             match asked.line.split(' ').collect::<Vec<_>>()[..] {
                 ["GET", path] if path.ends_with("/revisions") && is_deployed => Answer::json(&revisions(MANIFEST, 2)),
                 ["GET", path] if path.ends_with("/revisions") => Answer::problem(404, "it is not deployed"),
-                ["GET", _] => Answer::json(&json!({"digest": "d", "new": false})),
+                ["GET", _] => Answer::problem(404, "there is no component"),
+                ["PUT", path] if path.contains("/components/") => Answer::json(&json!({"digest": "d", "new": true})),
                 _ => {
                     is_deployed |= asked.body.contains("\"dry_run\":false");
                     deployed()
