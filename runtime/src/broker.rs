@@ -689,6 +689,14 @@ pub trait Log: Broker + Catalog + Deployments {
         retention: Retention,
     ) -> impl Future<Output = Result<(), CatalogError>> + Send;
 
+    /// Whether such a topic could be made, or is there; it makes none.
+    fn may_make_topic(
+        &self,
+        topic: Topic,
+        partitions: u32,
+        retention: Retention,
+    ) -> impl Future<Output = Result<(), CatalogError>> + Send;
+
     /// Makes a topic of the runtime's own, of one partition, unless it is there. Its records are kept for as long as the retention says.
     fn make_internal(
         &self,

@@ -431,6 +431,11 @@ impl Log for EmbeddedLog {
         self.set_retention(topic, (retention != Retention::default()).then_some(retention)).await
     }
 
+    /// All that a manifest can ask for.
+    async fn may_make_topic(&self, _: Topic, _: u32, _: Retention) -> Result<(), CatalogError> {
+        Ok(())
+    }
+
     async fn make_internal(&self, topic: Topic, retention: Retention) -> Result<(), CatalogError> {
         let name = topic.clone();
         self.alone(move |committer| committer.create_internal(&name)).await??;

@@ -377,6 +377,10 @@ impl Log for KafkaLog {
         self.make(topic, partitions, retention).await
     }
 
+    async fn may_make_topic(&self, topic: Topic, partitions: u32, retention: Retention) -> Result<(), CatalogError> {
+        self.may_make(topic, partitions, retention).await
+    }
+
     async fn make_internal(&self, topic: Topic, retention: Retention) -> Result<(), CatalogError> {
         Ok(self.make_own(topics::Needed::retained(topic, retention)).await?)
     }

@@ -30,9 +30,16 @@ impl<L: Log> Topics<L> {
         Self { log, defaults, known: Arc::default() }
     }
 
-    /// Checks that what a manifest says fits what there is.
+    /// Checks that what a manifest says fits what there is, and that what there is not can be made.
     pub(super) async fn check(&self, manifest: &Manifest) -> Result<(), CatalogError> {
-        self.existing(manifest).await.map(drop)
+        let existing = self.existing(manifest).await?;
+        for topic in manifest.mentioned_topics() {
+            if !existing.contains_key(topic.as_str()) {
+                let (partitions, retention) = self.wanted(manifest, topic, &existing);
+                self.log.may_make_topic(topic.clone(), partitions, retention).await?;
+            }
+        }
+        Ok(())
     }
 
     /// How many partitions each topic has that there is, none of which the manifest contradicts.
@@ -77,25 +84,31 @@ impl<L: Log> Topics<L> {
         made: &mut Vec<String>,
     ) -> Result<(), CatalogError> {
         for topic in topics {
-            let settings = settings(manifest, topic);
-            let wanted = settings.and_then(|settings| settings.partitions);
-            let partitions = existing.get(topic.as_str()).copied().or(wanted);
-            let own = settings.map(|settings| settings.retention).unwrap_or_default();
-            // What it does not say is the configuration's to say.
-            let retention = if own == manifest::Retention::default() {
-                Retention::default()
-            } else {
-                Retention {
-                    max_age: own.age.or(Some(self.defaults.retention_age)),
-                    max_bytes: own.size_bytes.or(Some(self.defaults.retention_bytes)),
-                }
-            };
-            self.log.make_topic(topic.clone(), partitions.unwrap_or(self.defaults.partitions), retention).await?;
+            let (partitions, retention) = self.wanted(manifest, topic, existing);
+            self.log.make_topic(topic.clone(), partitions, retention).await?;
             if !existing.contains_key(topic.as_str()) {
                 made.push(topic.to_string());
             }
         }
         self.look().await
+    }
+
+    /// How many partitions a topic is to have, and how long its records are to be kept.
+    fn wanted(&self, manifest: &Manifest, topic: &Topic, existing: &BTreeMap<String, u32>) -> (u32, Retention) {
+        let settings = settings(manifest, topic);
+        let wanted = settings.and_then(|settings| settings.partitions);
+        let partitions = existing.get(topic.as_str()).copied().or(wanted).unwrap_or(self.defaults.partitions);
+        let own = settings.map(|settings| settings.retention).unwrap_or_default();
+        // What it does not say is the configuration's to say.
+        let retention = if own == manifest::Retention::default() {
+            Retention::default()
+        } else {
+            Retention {
+                max_age: own.age.or(Some(self.defaults.retention_age)),
+                max_bytes: own.size_bytes.or(Some(self.defaults.retention_bytes)),
+            }
+        };
+        (partitions, retention)
     }
 
     /// Looks which topics there are by now.

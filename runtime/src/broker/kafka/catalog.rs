@@ -292,11 +292,35 @@ fn left(log: &KafkaLog, topic: &str, partition: u32, progress: &StreamProgress) 
 impl KafkaLog {
     /// Makes a topic unless it exists with this number of partitions.
     pub(super) async fn make(&self, topic: Topic, partitions: u32, retention: Retention) -> Result<(), CatalogError> {
+        if self.is_there(&topic, partitions).await? {
+            return Ok(());
+        }
+        topics::make_for_events(self.admin(), self.replication(), topic.clone(), partitions, retention).await?;
+        self.blocking(move |log| Ok(log.wait_for_topics(&[topic])?)).await
+    }
+
+    /// Whether the broker would make such a topic, unless it is there.
+    pub(super) async fn may_make(
+        &self,
+        topic: Topic,
+        partitions: u32,
+        retention: Retention,
+    ) -> Result<(), CatalogError> {
+        if self.is_there(&topic, partitions).await? {
+            return Ok(());
+        }
+        topics::would_make_for_events(self.admin(), self.replication(), topic, partitions, retention).await
+    }
+
+    /// Whether a topic is there, which is to have so many partitions and, if it is not there, can have them.
+    async fn is_there(&self, topic: &Topic, partitions: u32) -> Result<bool, CatalogError> {
         let name = topic.clone();
         let existing = self.blocking(move |log| Ok(log.partition_count(name.as_str())?)).await?;
         match existing {
-            Some(existing) if existing == partitions => return Ok(()),
-            Some(existing) => return Err(CatalogError::PartitionCount { topic, existing, wanted: partitions }),
+            Some(existing) if existing == partitions => return Ok(true),
+            Some(existing) => {
+                return Err(CatalogError::PartitionCount { topic: topic.clone(), existing, wanted: partitions });
+            }
             None => {}
         }
         let refuse = |reason| Err(CatalogError::Broker(Error::Transient(reason)));
@@ -308,8 +332,7 @@ impl KafkaLog {
                 "topic `{topic}` cannot have {partitions} partitions: ask for 1 to {PARTITIONS_MAX}"
             ));
         }
-        topics::make_for_events(self.admin(), self.replication(), topic.clone(), partitions, retention).await?;
-        self.blocking(move |log| Ok(log.wait_for_topics(&[topic])?)).await
+        Ok(false)
     }
 
     /// What is committed for a function, whoever runs it. No transaction is waited for: while one is open, what was committed

@@ -33,6 +33,11 @@ impl Needed {
         Self { name, partitions, grows: false, settings: Vec::new() }
     }
 
+    /// The same, whose records are kept for as long as this says, or else the broker.
+    fn retained_events(name: Topic, partitions: u32, retention: Retention) -> Self {
+        Self { settings: settings_of(retention, partitions), ..Self::for_events(name, partitions) }
+    }
+
     /// The topic of deployments, and of where components are.
     pub(super) fn registry(name: Topic) -> Self {
         Self { name, partitions: 1, grows: false, settings: kept_for_ever() }
@@ -294,8 +299,19 @@ pub(super) async fn make_for_events(
     partitions: u32,
     retention: Retention,
 ) -> Result<(), CatalogError> {
-    let settings = settings_of(retention, partitions);
-    create(admin, replication, &[Needed { settings, ..Needed::for_events(name, partitions) }]).await
+    create(admin, replication, &[Needed::retained_events(name, partitions, retention)]).await
+}
+
+/// Whether the broker would make it, or has it; it makes none.
+pub(super) async fn would_make_for_events(
+    admin: &AdminClient<Quiet>,
+    replication: i32,
+    name: Topic,
+    partitions: u32,
+    retention: Retention,
+) -> Result<(), CatalogError> {
+    let needed = Needed::retained_events(name, partitions, retention);
+    ask(admin, replication, &[needed], &options().validate_only(true)).await.map(drop)
 }
 
 fn settings_of(retention: Retention, partitions: u32) -> Vec<Setting> {
