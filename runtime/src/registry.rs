@@ -70,13 +70,20 @@ impl FunctionInfo {
     /// What the attempts of each revision came to here, by number.
     #[must_use]
     pub fn attempts(&self) -> Vec<Attempts> {
-        let mut all = BTreeMap::<u64, Attempts>::new();
         let live = self.units.iter().flat_map(|unit| unit.figures().counts.revisions);
-        for one in self.ended.revisions.iter().cloned().chain(live) {
-            let counted = Attempts { revision: one.revision, ..Attempts::default() };
-            all.entry(one.revision).or_insert(counted).merge(&one);
-        }
-        all.into_values().collect()
+        Attempts::by_revision(self.ended.revisions.iter().cloned().chain(live))
+    }
+
+    /// The same, of those alone that are compared: the active revision, the canary, and the newest of the others.
+    #[must_use]
+    pub fn compared_attempts(&self) -> Vec<Attempts> {
+        let runs = |one: &Attempts| {
+            one.revision == self.revision || self.canary.is_some_and(|(canary, _)| canary == one.revision)
+        };
+        let mut all = self.attempts();
+        let other = all.iter().rev().find(|one| !runs(one)).map(|one| one.revision);
+        all.retain(|one| runs(one) || Some(one.revision) == other);
+        all
     }
 }
 

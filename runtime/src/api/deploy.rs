@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::sync::Arc;
+use std::time::Duration;
 
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Request, State};
@@ -28,7 +29,8 @@ use super::request::{function_of, no_query};
 use super::{Shared, types};
 use crate::broker::{Broker, Catalog, CatalogError, Error, Report};
 use crate::registry::FunctionInfo;
-use crate::worker::Revision;
+use crate::telemetry::Histogram;
+use crate::worker::{Attempts, Revision};
 
 /// How often a change is looked at again because others change the function at the same time.
 const TRIES_MAX: usize = 5;
@@ -483,6 +485,7 @@ pub(super) async fn revisions<B: Broker + Catalog, R: Revision>(
         Stands::Active { revision, paused } => ("active", Some(revision), paused),
         Stands::Unknown { .. } => ("unknown", None, false),
     };
+    let instances: Vec<_> = reports.iter().filter_map(|report| instance(report, &function, now)).collect();
     Ok(Json(types::Revisions {
         function: function.to_string(),
         state: state.to_owned(),
@@ -493,10 +496,21 @@ pub(super) async fn revisions<B: Broker + Catalog, R: Revision>(
         canary: history.canary().map(|(revision, _, share)| types::Canary { revision, share: share.to_string() }),
         previous: history.back(),
         paused,
-        figures: here.iter().flat_map(FunctionInfo::attempts).map(|one| figures(&one)).collect(),
+        figures: compared(here.as_ref(), &instances),
         deployments: history.changes().map(|(number, change)| deployment(number, change)).collect(),
-        instances: reports.iter().filter_map(|report| instance(report, &function, now)).collect(),
+        instances,
     }))
+}
+
+/// What attempts came to on all live instances, by revision.
+fn compared(here: Option<&FunctionInfo>, instances: &[types::Instance]) -> Vec<types::RevisionFigures> {
+    let others = instances.iter().filter(|one| one.live && !one.asked).flat_map(|one| &one.here.attempts);
+    let others = others.map(|types::AttemptsHere { revision, failed, seconds, durations }| {
+        let invoke = Histogram::told(durations, Duration::try_from_secs_f64(*seconds).unwrap_or_default());
+        Attempts { revision: *revision, failed: invoke.count().min(*failed), invoke }
+    });
+    let own = here.map(FunctionInfo::compared_attempts).unwrap_or_default();
+    Attempts::by_revision(own.into_iter().chain(others)).iter().map(figures).collect()
 }
 
 fn deployment(number: u64, change: Result<&Change, &str>) -> types::Deployment {
@@ -557,5 +571,6 @@ fn instance(report: &Report, function: &FunctionName, now: Timestamp) -> Option<
     }
     let here = said.functions.get(&function.to_string()).cloned().unwrap_or_default();
     let live = now.since(report.at) < types::INSTANCE_LIVE_FOR;
-    Some(types::Instance { instance: report.instance.clone(), at: report.at.to_rfc3339(), live, here })
+    let (instance, at, asked) = (report.instance.clone(), report.at.to_rfc3339(), report.own);
+    Some(types::Instance { instance, at, live, asked, here })
 }

@@ -16,7 +16,7 @@ mod canary;
 mod reset;
 mod tokens;
 
-pub use canary::{Canary, CanaryRequest, PromoteRequest, RevisionFigures};
+pub use canary::{AttemptsHere, Canary, CanaryRequest, PromoteRequest, RevisionFigures};
 pub use reset::{ResetAnswer, ResetPartition, ResetRequest};
 pub use tokens::{Token, TokenMade, TokenRequest, TokenRevoked, Tokens};
 
@@ -582,7 +582,8 @@ pub struct Revisions {
     pub previous: Option<u64>,
     /// Whether it handles no events until it is resumed.
     pub paused: bool,
-    /// What attempts came to on the instance that is asked, by revision: those that made some lately.
+    /// What attempts came to on all live instances, as far as they have told, by revision: of the active one, the canary, and the newest of the
+    /// others. What the instance that is asked counted is of now, that of others at most some seconds old.
     #[serde(default)]
     pub figures: Vec<RevisionFigures>,
     /// All of them, oldest first.
@@ -645,6 +646,9 @@ pub struct Instance {
     pub at: String,
     /// Whether that is so short a while ago that it is not taken for one that is down.
     pub live: bool,
+    /// Whether it is the one that is asked.
+    #[serde(default)]
+    pub asked: bool,
     /// What it said.
     #[serde(flatten)]
     pub here: FunctionHere,
@@ -654,7 +658,7 @@ pub struct Instance {
 pub const INSTANCE_LIVE_FOR: Duration = Duration::from_secs(15);
 
 /// What an instance tells the others of itself.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct InstanceReport {
     /// By name.
     pub functions: BTreeMap<String, FunctionHere>,
@@ -664,7 +668,7 @@ pub struct InstanceReport {
 }
 
 /// How a function does on an instance.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct FunctionHere {
     /// The revision that runs.
     #[serde(default)]
@@ -684,6 +688,9 @@ pub struct FunctionHere {
     /// The newest deployment that it has taken up: it does what that says, or tells here why it cannot.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deployment: Option<u64>,
+    /// What attempts came to there: those of the active revision, of the canary, and of the newest of the others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub attempts: Vec<AttemptsHere>,
 }
 
 /// A revision that cannot run on an instance.

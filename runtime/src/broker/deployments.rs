@@ -154,6 +154,8 @@ pub struct Report {
     pub at: Timestamp,
     /// What. Its meaning is not the log's to know.
     pub content: Bytes,
+    /// Whether that instance is this one.
+    pub own: bool,
 }
 
 /// Why an entry was not changed.

@@ -164,7 +164,7 @@ mod tests {
 
     fn report(instance: &str, at: u64, here: &serde_json::Value, ended: bool) -> Report {
         let content = json!({ "functions": { "shop.pay": here }, "ended": ended }).to_string();
-        Report { instance: instance.to_owned(), at: Timestamp::from_millis(at), content: content.into() }
+        Report { instance: instance.to_owned(), at: Timestamp::from_millis(at), content: content.into(), own: false }
     }
 
     #[test]

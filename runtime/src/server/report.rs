@@ -2,25 +2,25 @@
 
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::revisions::{Failed, Revisions};
 use super::strays::Strays;
-use crate::api::types::{self, CannotRun, InstanceReport};
+use crate::api::types::{self, AttemptsHere, CannotRun, InstanceReport};
 use crate::broker::Log;
 use crate::registry::lock;
+use crate::worker::Attempts;
 
 /// An instance says at least this often how it is.
 const REPORT_EVERY: Duration = Duration::from_secs(5);
 /// How often it is looked whether a staged revision can be activated.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// What was said last, and when.
+/// What was said last, but for what attempts came to, which is no reason to say it again.
 struct Reported {
     at: Instant,
-    content: Bytes,
+    here: InstanceReport,
 }
 
 impl<L: Log> Revisions<L> {
@@ -40,21 +40,24 @@ impl<L: Log> Revisions<L> {
             }
         }
         let ended = InstanceReport { ended: true, ..InstanceReport::default() };
-        self.say(&serde_json::to_vec(&ended).unwrap_or_default().into()).await;
+        self.say(&ended).await;
     }
 
     /// Tells others what runs here, if that has changed or was not said for a while.
     async fn report(&self, reported: &mut Option<Reported>) {
-        let content: Bytes = serde_json::to_vec(&self.how_it_is()).unwrap_or_default().into();
-        let said = |said: &Reported| said.content == content && said.at.elapsed() < REPORT_EVERY;
+        let mut here = self.how_it_is();
+        let said = |said: &Reported| said.here == here && said.at.elapsed() < REPORT_EVERY;
         if !reported.as_ref().is_some_and(said) {
-            self.say(&content).await;
-            *reported = Some(Reported { at: Instant::now(), content });
+            let stands = here.clone();
+            self.add_attempts(&mut here);
+            self.say(&here).await;
+            *reported = Some(Reported { at: Instant::now(), here: stands });
         }
     }
 
-    async fn say(&self, content: &Bytes) {
-        if let Err(error) = self.log.report(content.clone()).await {
+    async fn say(&self, here: &InstanceReport) {
+        let content = serde_json::to_vec(here).unwrap_or_default();
+        if let Err(error) = self.log.report(content.into()).await {
             tracing::warn!(%error, "Others cannot be told what runs here.");
         }
     }
@@ -81,5 +84,19 @@ impl<L: Log> Revisions<L> {
             report.functions.entry(name.to_string()).or_default().deployment = Some(*deployment);
         }
         report
+    }
+
+    /// What attempts came to here, which others add up.
+    fn add_attempts(&self, report: &mut InstanceReport) {
+        for info in self.registry.functions() {
+            let attempts = info.compared_attempts();
+            let told = attempts.iter().map(|Attempts { revision, failed, invoke }| AttemptsHere {
+                revision: *revision,
+                failed: *failed,
+                seconds: invoke.sum().as_secs_f64(),
+                durations: invoke.to_tell(),
+            });
+            report.functions.entry(info.settings.name.to_string()).or_default().attempts = told.collect();
+        }
     }
 }

@@ -28,6 +28,9 @@ pub(super) const BOUNDS: [Duration; 22] = [
     Duration::from_mins(30),
 ];
 
+/// Nobody counts more in one bucket. What all tell can be added up.
+const TOLD_MAX: u64 = 1 << 40;
+
 /// How many durations lie in which bucket.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Histogram {
@@ -49,6 +52,26 @@ impl Histogram {
             *count += more;
         }
         self.sum = self.sum.saturating_add(other.sum);
+    }
+
+    /// What another process counted: upper bounds of buckets in nanoseconds, each with its count, and the sum of all durations.
+    #[must_use]
+    pub fn told(buckets: &[(u64, u64)], sum: Duration) -> Self {
+        let mut all = Self { sum, ..Self::default() };
+        for (bound, count) in buckets {
+            let bucket = BOUNDS.partition_point(|own| *own < Duration::from_nanos(*bound));
+            all.counts[bucket] = all.counts[bucket].saturating_add(*count).min(TOLD_MAX);
+        }
+        all
+    }
+
+    /// The upper bounds of the buckets that are not empty, in nanoseconds, each with its count; the largest number for what is longer than the
+    /// last bound.
+    #[must_use]
+    pub fn to_tell(&self) -> Vec<(u64, u64)> {
+        let nanos = |bound: &Duration| u64::try_from(bound.as_nanos()).unwrap_or(u64::MAX);
+        let bounds = BOUNDS.iter().map(nanos).chain([u64::MAX]);
+        bounds.zip(self.counts).filter(|(_, count)| *count > 0).collect()
     }
 
     /// How many durations were counted.
@@ -108,6 +131,22 @@ mod tests {
             let filled = histogram.buckets().iter().position(|(_, count)| *count == 1);
             assert_eq!(filled, Some(expected), "{nanos} ns");
         }
+    }
+
+    #[test]
+    fn what_is_told_is_what_was_counted() {
+        let mut histogram = Histogram::default();
+        for nanos in [1, 25_000, 1_000_001, 1_800_000_000_001] {
+            histogram.observe(Duration::from_nanos(nanos));
+        }
+        let told = histogram.to_tell();
+        assert_eq!(told, [(25_000, 2), (2_500_000, 1), (u64::MAX, 1)]);
+        assert_eq!(Histogram::told(&told, histogram.sum()), histogram);
+        // By other bounds, and more than anybody counts.
+        let foreign = Histogram::told(&[(0, 1), (26_000, u64::MAX), (50_000, u64::MAX)], Duration::MAX);
+        let mut all = foreign.clone();
+        all.merge(&foreign);
+        assert_eq!((all.to_tell(), all.sum()), (vec![(25_000, 2), (50_000, 2 * TOLD_MAX)], Duration::MAX));
     }
 
     #[test]

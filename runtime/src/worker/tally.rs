@@ -1,5 +1,7 @@
 //! What a worker counts for itself: shown to others once per commit, so that no event costs a lock.
 
+use std::collections::BTreeMap;
+
 use millrace_core::dispatcher::{Settled, Settlement, Ticket};
 use millrace_core::intake::Delivered;
 use millrace_core::outcome::Outcome;
@@ -27,6 +29,16 @@ impl Attempts {
     pub fn merge(&mut self, other: &Self) {
         self.failed += other.failed;
         self.invoke.merge(&other.invoke);
+    }
+
+    /// What several have counted, added up by revision.
+    pub fn by_revision(all: impl IntoIterator<Item = Self>) -> Vec<Self> {
+        let mut revisions = BTreeMap::<u64, Self>::new();
+        for one in all {
+            let counted = Self { revision: one.revision, ..Self::default() };
+            revisions.entry(one.revision).or_insert(counted).merge(&one);
+        }
+        revisions.into_values().collect()
     }
 }
 

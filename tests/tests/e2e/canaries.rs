@@ -52,7 +52,7 @@ async fn have_completed(urls: &[String], wanted: [(u64, u64); 2]) {
     for (revision, events) in wanted {
         let most = if urls.len() == 1 { events } else { events * 2 };
         loop {
-            let found = completed(urls, revision).await;
+            let found = completed(&urls[0], revision).await;
             if (events..=most).contains(&found) {
                 break;
             }
@@ -62,16 +62,11 @@ async fn have_completed(urls: &[String], wanted: [(u64, u64); 2]) {
     }
 }
 
-/// How many attempts of a revision completed their event on all these instances.
-async fn completed(urls: &[String], revision: u64) -> u64 {
-    let mut completed = 0;
-    for url in urls {
-        let figures = revisions(url).await["figures"].clone();
-        let all = figures.as_array().expect("figures").iter();
-        completed +=
-            all.filter(|one| one["revision"] == revision).filter_map(|one| one["completed"].as_u64()).sum::<u64>();
-    }
-    completed
+/// How many attempts of a revision completed their event on all instances, by what one of them says.
+async fn completed(url: &str, revision: u64) -> u64 {
+    let figures = revisions(url).await["figures"].clone();
+    let mut all = figures.as_array().expect("figures").iter();
+    all.find(|one| one["revision"] == revision).map_or(0, |one| one["completed"].as_u64().expect("a number"))
 }
 
 /// A canary handles its share of the keys, and the same ones from round to round.

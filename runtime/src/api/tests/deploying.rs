@@ -99,9 +99,17 @@ impl Deployer for InMemory {
             instance: instance.to_owned(),
             at: NOW,
             content: content.to_string().into(),
+            own: instance == "a",
         };
         let reports = vec![
             report("a", json!({"functions": {"shop.pay": {"revision": 1, "paused": false, "ready": 3}}})),
+            report(
+                "b",
+                json!({"functions": {"shop.pay": {"revision": 1, "attempts": [
+                    {"revision": 1, "failed": 1, "seconds": 0.004, "durations": [[1_000_000, 4]]},
+                    {"revision": 2, "failed": 9, "seconds": -1.0, "durations": []},
+                ]}}}),
+            ),
             report("gone", json!({"functions": {}, "ended": true})),
             report("newer", json!("what this version does not know")),
         ];
@@ -254,8 +262,15 @@ async fn what_was_done_to_a_function_is_told_in_order() {
     let told: Vec<(u64, &str, &str)> =
         revisions.deployments.iter().map(|one| (one.number, &*one.action, &*one.by)).collect();
     assert_eq!(told, [(1, "deploy", ""), (2, "rollback", ""), (3, "pause", "")]);
-    let [instance] = &revisions.instances[..] else { panic!("one can be read and has not ended: {revisions:?}") };
+    let [instance, other] = &revisions.instances[..] else {
+        panic!("two can be read and have not ended: {revisions:?}")
+    };
     assert_eq!((&*instance.instance, instance.here.revision, instance.here.ready), ("a", Some(1), Some(3)));
+    assert_eq!((instance.asked, &*other.instance, other.asked), (true, "b", false));
+    let figures: Vec<_> =
+        revisions.figures.iter().map(|one| (one.revision, one.completed, one.failed_attempts)).collect();
+    assert_eq!(figures, [(1, 3, 1), (2, 0, 0)], "what others have counted");
+    assert_eq!((revisions.figures[0].failure_rate, revisions.figures[0].invoke_mean_seconds), (0.25, 0.001));
     assert_eq!(post("resume", json!({})).await.status, 200);
     let deleted = server.send(server.request(Method::DELETE, there).body(Bytes::new()).unwrap()).await;
     assert_eq!(deleted.status, 200);

@@ -41,6 +41,19 @@ pub struct CanaryRequest {
     pub dry_run: bool,
 }
 
+/// What an instance counted of the attempts of one revision, so that it can be added to what others counted.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct AttemptsHere {
+    /// Its number.
+    pub revision: u64,
+    /// Attempts that failed.
+    pub failed: u64,
+    /// From call to return of the handler, of all attempts together.
+    pub seconds: f64,
+    /// The upper bounds of durations in nanoseconds, each with how many attempts took so long and longer than the bound below.
+    pub durations: Vec<(u64, u64)>,
+}
+
 /// What the attempts of one revision came to, since the function was activated on the instance.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RevisionFigures {

@@ -94,7 +94,7 @@ impl Deployments for EmbeddedLog {
 
     async fn report(&self, content: Bytes) -> Result<(), Error> {
         let state = self.state();
-        state.set_report(Report { instance: INSTANCE.to_owned(), at: state.options.clock.now(), content });
+        state.set_report(Report { instance: INSTANCE.to_owned(), at: state.options.clock.now(), content, own: true });
         Ok(())
     }
 

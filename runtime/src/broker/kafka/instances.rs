@@ -54,7 +54,9 @@ impl Fold for Instances {
             return;
         };
         match decode(&instance, value) {
-            Ok((at, content)) => drop(self.0.insert(instance.clone(), Report { instance, at, content })),
+            Ok((at, content)) => {
+                self.0.insert(instance.clone(), Report { instance, at, content, own: false });
+            }
             Err(error) => {
                 tracing::error!(offset, instance, %error, "What an instance says of itself cannot be read and is left out.");
             }
@@ -103,7 +105,9 @@ impl KafkaLog {
 
     /// The last word of each instance, by instance.
     pub(super) async fn heard(&self) -> Result<Vec<Report>, Error> {
-        self.with_instances(|instances| instances.0.values().cloned().collect()).await
+        let own = self.clients().names.instance().to_owned();
+        let told = move |report: &Report| Report { own: report.instance == own, ..report.clone() };
+        self.with_instances(move |instances| instances.0.values().map(told).collect()).await
     }
 
     /// Looks at what instances say as it is now.

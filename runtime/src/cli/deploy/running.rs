@@ -153,6 +153,7 @@ mod tests {
             instance: "a".to_owned(),
             at: String::new(),
             live: true,
+            asked: false,
             here: FunctionHere {
                 revision,
                 paused,
