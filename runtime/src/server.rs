@@ -245,7 +245,7 @@ impl<L: Log> Server<L> {
         let running = self.registry().functions().into_iter().map(|info| info.settings.name.clone());
         let refused = self.registry().refused();
         let here: Vec<FunctionName> = running.chain(refused.keys().cloned()).collect();
-        let known = lock(&self.revisions.known).1.keys().cloned().chain(here).collect::<Vec<_>>().into_iter();
+        let known = lock(&self.revisions.known).histories.keys().cloned().chain(here).collect::<Vec<_>>().into_iter();
         let gone: BTreeSet<FunctionName> = known
             .filter(|name| manifest.functions.iter().all(|function| function.name != *name))
             .filter(|name| !self.revisions.is_uploaded(name))

@@ -66,6 +66,9 @@ pub struct Deployed {
     pub seen: u64,
     /// All of them, by function and number.
     pub deployments: Vec<Deployment>,
+    /// Whether there are, or may have been, deployments that are not among them: the oldest part of the log is gone, or this process has seen
+    /// some of which the log has nothing any more, or some record can be one and cannot be read.
+    pub deployments_lost: bool,
     /// All entries, by name.
     pub entries: Vec<Entry>,
     /// Where the log was when the entries were so. What is changed of them builds on it.

@@ -73,7 +73,7 @@ impl<L: Log> Revisions<L> {
     pub(super) async fn activate_staged(&self) -> bool {
         let staged: Vec<(FunctionName, u64, Action)> = {
             let known = lock(&self.known);
-            let staged = known.1.iter().filter_map(|(name, history)| {
+            let staged = known.histories.iter().filter_map(|(name, history)| {
                 let (revision, _) = history.staged()?;
                 Some((name.clone(), revision, history.next()?))
             });
@@ -141,7 +141,7 @@ impl<L: Log> Revisions<L> {
 
     /// What may be removed, as far as is known here.
     fn removable(&self) -> BTreeSet<Digest> {
-        if self.knows_all() { removable(lock(&self.known).1.values()) } else { BTreeSet::new() }
+        if self.knows_all() { removable(lock(&self.known).histories.values()) } else { BTreeSet::new() }
     }
 }
 

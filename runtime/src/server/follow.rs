@@ -108,7 +108,7 @@ impl<L: Log> Revisions<L> {
     /// What may have to be done, as far as is known.
     fn jobs(&self) -> Vec<Job> {
         let known = lock(&self.known);
-        known.1.keys().flat_map(|name| [Job::TakeUp(name.clone()), Job::MakeReady(name.clone())]).collect()
+        known.histories.keys().flat_map(|name| [Job::TakeUp(name.clone()), Job::MakeReady(name.clone())]).collect()
     }
 
     /// Does it at this time, unless it is time to stop then, or once more if it is under way.

@@ -44,8 +44,7 @@ pub(super) struct Revisions<L> {
     pub(super) topics: Topics<L>,
     pub(super) keys: Keys<L>,
     pub(super) ledger: Ledger<L>,
-    /// What was read of the log last, with what to wait for others with.
-    pub(super) known: Arc<Mutex<(u64, BTreeMap<FunctionName, History>)>>,
+    pub(super) known: Arc<Mutex<Known>>,
     /// Held by whoever changes what runs of a function.
     pub(super) changing: Arc<Mutex<BTreeMap<FunctionName, Arc<tokio::sync::Mutex<()>>>>>,
     /// Held while an upload or a deployment is examined, one after the other: it takes the memory of whole components.
@@ -57,6 +56,16 @@ pub(super) struct Revisions<L> {
     pub(super) here: Arc<Mutex<Here>>,
     /// Told when something has changed that others want to know.
     pub(super) changed: Arc<Notify>,
+}
+
+/// What was read last of what is deployed. Nothing was before the first time.
+#[derive(Debug, Default)]
+pub(super) struct Known {
+    /// What to wait for others with.
+    pub(super) seen: u64,
+    pub(super) histories: BTreeMap<FunctionName, History>,
+    /// Whether these are all deployments that there ever were, as far as the log can tell.
+    pub(super) is_whole: bool,
 }
 
 /// What of the uploaded functions became of them here.
@@ -139,10 +148,10 @@ impl<L: Log> Revisions<L> {
     pub(super) fn take_in(&self, deployed: &Deployed) {
         self.keys.take_over(deployed);
         let read = deployed.deployments.iter().map(|one| (&one.function, one.number, &one.content[..]));
-        let read = histories(read);
+        let read = Known { seen: deployed.seen, histories: histories(read), is_whole: !deployed.deployments_lost };
         let mut known = lock(&self.known);
-        if known.0 <= deployed.seen {
-            *known = (deployed.seen, read);
+        if known.seen <= read.seen {
+            *known = read;
         }
     }
 
@@ -154,13 +163,13 @@ impl<L: Log> Revisions<L> {
 
     /// All deployments of a function, as they were read last.
     pub(super) fn history(&self, function: &FunctionName) -> History {
-        lock(&self.known).1.get(function).cloned().unwrap_or_default()
+        lock(&self.known).histories.get(function).cloned().unwrap_or_default()
     }
 
     /// Whether the function runs what was uploaded, wherever it runs.
     pub(super) fn is_uploaded(&self, function: &FunctionName) -> bool {
         lock(&self.known)
-            .1
+            .histories
             .get(function)
             .and_then(History::active)
             .is_some_and(|(_, source)| source.origin == Origin::Upload)

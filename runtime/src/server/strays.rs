@@ -7,7 +7,7 @@ use millrace_core::digest::Digest;
 use millrace_core::revision::History;
 use tokio::time::Instant;
 
-use super::revisions::Revisions;
+use super::revisions::{Known, Revisions};
 use crate::broker::{Error, Log};
 use crate::registry::lock;
 
@@ -64,22 +64,37 @@ impl<L: Log> Revisions<L> {
         Ok(())
     }
 
-    /// What a newer version did can name components that this one does not find there, and so can deployments that are lost.
+    /// Whether no deployment can name a component that is not known here to be named.
     pub(super) fn knows_all(&self) -> bool {
-        let known = lock(&self.known);
-        !known.1.is_empty() && known.1.values().flat_map(History::changes).all(|(_, change)| change.is_ok())
+        lock(&self.known).is_all()
     }
 
     /// Whether any revision of any function has this component, as far as is known.
     fn is_named(&self, digest: &Digest) -> bool {
         let known = lock(&self.known);
-        known.1.values().flat_map(|history| history.revisions()).any(|(_, source)| source.component == *digest)
+        known.histories.values().flat_map(|history| history.revisions()).any(|(_, source)| source.component == *digest)
+    }
+}
+
+impl Known {
+    /// What a newer version did can name components that this one does not find there, and so can deployments that are lost or were never
+    /// read. That nothing was ever deployed is known only of a log that was read and has lost nothing.
+    fn is_all(&self) -> bool {
+        self.is_whole && self.histories.values().flat_map(History::changes).all(|(_, change)| change.is_ok())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use millrace_core::name::FunctionName;
+    use millrace_core::revision::{Action, Change, histories};
+    use millrace_core::time::Timestamp;
+
     use super::*;
+    use crate::broker::Deployments as _;
+    use crate::config::Config;
+    use crate::server::Server;
 
     #[test]
     fn what_no_revision_names_is_kept_for_a_day() {
@@ -99,6 +114,44 @@ mod tests {
             (96, vec![b], false, vec![b]),
         ] {
             assert_eq!(strays.look(&there, |_| named, began + hour * hours), expected, "after {hours} h");
+        }
+    }
+
+    #[test]
+    fn all_is_known_only_of_what_was_read_and_has_lost_nothing() {
+        let readable = Change::new(Action::Pause, Timestamp::EPOCH, "").encode();
+        let function: FunctionName = "shop.pay".parse().unwrap();
+        for (is_whole, contents, expected) in [
+            (true, vec![], true),
+            (true, vec![&readable[..]], true),
+            // By a later version.
+            (true, vec![&readable[..], &b"?"[..]], false),
+            (false, vec![], false),
+            (false, vec![&readable[..]], false),
+        ] {
+            let deployments = (1..).zip(&contents).map(|(number, content)| (&function, number, *content));
+            let known = Known { histories: histories(deployments), is_whole, ..Known::default() };
+            assert_eq!(known.is_all(), expected, "{is_whole} {contents:?}");
+        }
+        assert!(!Known::default().is_all(), "nothing was read");
+    }
+
+    #[tokio::test]
+    async fn what_was_uploaded_where_nothing_was_ever_deployed_is_removed_unless_that_is_uncertain() {
+        let directory = tempfile::tempdir().unwrap();
+        let config = Config { data: directory.path().to_owned(), ..Config::default() };
+        let server = Server::open(config).await.unwrap();
+        let (revisions, began) = (&server.revisions, Instant::now());
+        let content = Bytes::from_static(b"refused");
+        let digest = Digest::of(&content);
+        server.log.put_component(digest, content).await.unwrap();
+        for (is_whole, left) in [(false, &[digest][..]), (true, &[])] {
+            let mut strays = Strays::default();
+            lock(&revisions.known).is_whole = is_whole;
+            for (now, left) in [(began, &[digest][..]), (began + KEPT_FOR, left)] {
+                revisions.try_to_remove_strays(&mut strays, now).await.unwrap();
+                assert_eq!(&server.log.components().await.unwrap()[..], left, "{is_whole}");
+            }
         }
     }
 }

@@ -111,7 +111,9 @@ fn deployed(state: &State, seen: u64) -> Result<Deployed, Error> {
     // Before the entries are read: if one is changed meanwhile, whoever builds on these is told.
     let entries_at = state.entries_at();
     let (entries, entries_lost) = entries(state)?;
-    Ok(Deployed { seen, deployments: deployments(state)?, entries, entries_at, entries_lost })
+    // One that cannot be read is an error.
+    let (deployments, deployments_lost) = (deployments(state)?, false);
+    Ok(Deployed { seen, deployments, deployments_lost, entries, entries_at, entries_lost })
 }
 
 fn deployments(state: &State) -> Result<Vec<Deployment>, Error> {

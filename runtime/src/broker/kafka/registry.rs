@@ -53,6 +53,8 @@ pub(super) struct Registry {
     latest: BTreeMap<FunctionName, u64>,
     /// By the offsets of their records.
     deployments: BTreeMap<u64, Deployment>,
+    /// Whether there were deployments in a topic that was made anew, or may have been some in what is gone or cannot be read.
+    deployments_lost: bool,
     components: BTreeMap<Digest, Stored>,
     entries: BTreeMap<EntryName, Bytes>,
     /// The offset after the last record of any entry, whether it counts or not.
@@ -81,7 +83,8 @@ impl Fold for Registry {
 
     fn begin_anew(&mut self) {
         let entries_lost = self.entries_lost || !self.entries.is_empty();
-        *self = Self { changes: self.changes + 1, entries_lost, ..Self::default() };
+        let deployments_lost = self.deployments_lost || !self.deployments.is_empty();
+        *self = Self { changes: self.changes + 1, deployments_lost, entries_lost, ..Self::default() };
     }
 
     fn miss(&mut self, earliest: u64) {
@@ -90,15 +93,22 @@ impl Fold for Registry {
             "The registry has lost its oldest records: somebody deleted them, or the topic is set to keep them for a time alone. What was \
              deployed and which tokens there were is not known any more; restore the topic from a backup."
         );
-        (self.changes, self.entries_at, self.entries_lost) = (self.changes + 1, earliest, true);
+        (self.changes, self.entries_at) = (self.changes + 1, earliest);
+        (self.deployments_lost, self.entries_lost) = (true, true);
     }
 }
 
 impl Registry {
     fn take_deployment(&mut self, offset: u64, key: &str, value: &[u8]) -> Result<(), String> {
-        let function = key.parse::<FunctionName>().map_err(|e| e.to_string())?;
-        let (previous, content) = decode(&function, value).map_err(|e| e.to_string())?;
+        let read = key.parse::<FunctionName>().map_err(|e| e.to_string()).and_then(|function| {
+            let (previous, content) = decode(&function, value).map_err(|e| e.to_string())?;
+            Ok((function, previous, content))
+        });
+        // Whatever it is, it can name a component.
+        let (function, previous, content) = read.inspect_err(|_| self.deployments_lost = true)?;
         let latest = self.latest.entry(function.clone()).or_default();
+        // Whoever wrote it had read more than is there, as where somebody has let the topic be compacted.
+        self.deployments_lost |= previous > *latest;
         if *latest == previous {
             *latest += 1;
             self.changes += 1;
@@ -150,8 +160,14 @@ impl Registry {
         let mut deployments: Vec<_> = self.deployments.values().cloned().collect();
         deployments.sort_by(|a, b| (&a.function, a.number).cmp(&(&b.function, b.number)));
         let entries = self.entries.iter().map(|(name, content)| Entry { name: name.clone(), content: content.clone() });
-        let (seen, entries_at, entries_lost) = (self.changes, self.entries_at, self.entries_lost);
-        Deployed { seen, deployments, entries: entries.collect(), entries_at, entries_lost }
+        Deployed {
+            seen: self.changes,
+            deployments,
+            deployments_lost: self.deployments_lost,
+            entries: entries.collect(),
+            entries_at: self.entries_at,
+            entries_lost: self.entries_lost,
+        }
     }
 
     /// What became of a record that proposed a deployment.
@@ -336,6 +352,34 @@ mod tests {
         assert_eq!(registry.decided(2, function(), 1).unwrap(), 2);
         let late = registry.decided(4, function(), 1).unwrap_err();
         assert!(matches!(late, DeployError::Conflict { expected: 1, latest: 3, .. }), "{late}");
+    }
+
+    #[test]
+    fn deployments_that_are_gone_or_cannot_be_read_are_missed() {
+        let unreadable = |key: &'static str| {
+            plain(Timestamp::EPOCH, Some(Bytes::from_static(key.as_bytes())), Bytes::from_static(b"?"))
+        };
+        for (records, expected) in [
+            (vec![], false),
+            (vec![record(0, "a"), record(1, "b"), record(1, "late")], false),
+            (vec![record(0, "a"), record(2, "c")], true),
+            (vec![record(0, "a"), unreadable("shop.pay")], true),
+            // A later version may have written it.
+            (vec![unreadable("Shop/pay")], true),
+            // These are no deployments, whatever they say.
+            (vec![unreadable("component:x"), unreadable("entry:Token/1")], false),
+        ] {
+            let mut registry = Registry::default();
+            records.iter().zip(0..).for_each(|(record, offset)| registry.take(offset, record));
+            let Deployed { deployments, deployments_lost, .. } = registry.deployed();
+            assert_eq!(deployments_lost, expected, "{records:?}");
+            // What there was is not in a topic that is made anew.
+            registry.begin_anew();
+            assert_eq!(registry.deployed().deployments_lost, expected || !deployments.is_empty(), "{records:?}");
+        }
+        let mut registry = Registry::default();
+        registry.miss(5);
+        assert!(registry.deployed().deployments_lost);
     }
 
     #[test]

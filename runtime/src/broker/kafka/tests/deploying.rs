@@ -235,10 +235,10 @@ async fn a_registry_without_its_oldest_records_says_that_entries_are_lost() {
     removed.elements().iter().for_each(|element| element.error().unwrap());
     // Whoever has read them knows all that there was.
     let known = deployed(&first, None).await;
-    assert_eq!((known.entries.len(), known.entries_lost), (1, false));
+    assert_eq!((known.entries.len(), known.entries_lost, known.deployments_lost), (1, false, false));
     let second = cluster.open().await;
     let begun = deployed(&second, None).await;
-    assert_eq!((begun.entries.len(), begun.entries_lost), (0, true));
+    assert_eq!((begun.entries.len(), begun.entries_lost, begun.deployments_lost), (0, true, true));
     // Both agree on what is changed from then on.
     within(second.put_entry(name("token.2"), Some(content("two")), begun.entries_at)).await.unwrap();
     let names = async |log: &KafkaLog| {
