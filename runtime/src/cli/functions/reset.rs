@@ -114,9 +114,10 @@ fn show(plan: &ResetAnswer, console: &mut Console) -> Result<(), Error> {
     Ok(())
 }
 
+/// On Kafka, numbers of events are differences of offsets, and nothing says here where the log is.
 fn sentences(plan: &ResetAnswer) -> Vec<String> {
     let ResetAnswer { again, within_window, passed_over, .. } = plan;
-    let events = |n: u64| format::counted(n, "event");
+    let events = |n: u64| format!("{}{}", if n == 0 { "" } else { "Up to " }, format::counted(n, "event"));
     let window = format::duration(Duration::try_from_secs_f64(plan.window_seconds).unwrap_or_default());
     let mut sentences = Vec::new();
     if *passed_over > 0 {
@@ -129,8 +130,8 @@ fn sentences(plan: &ResetAnswer) -> Vec<String> {
         let of_window =
             format!("{} of them were published within the idempotency window of {window}", events(*within_window));
         sentences.push(format!(
-            "{} come again. {of_window}: those that completed are settled as duplicates. Older ones are handled again if their \
-             keys are forgotten.",
+            "{} come again. {of_window}: those that completed are settled as duplicates, unless their keys were forgotten early \
+             because there were more than `max-keys`. Older ones are handled again if their keys are forgotten.",
             events(*again)
         ));
     }
@@ -192,14 +193,15 @@ mod tests {
         for (answered, expected) in [
             (
                 answer(true, 1200, 0, false),
-                "1,200 events come again. 600 events of them were published within the idempotency window of 1 d 0 h: those that \
-                 completed are settled as duplicates. Older ones are handled again if their keys are forgotten.",
+                "Up to 1,200 events come again. Up to 600 events of them were published within the idempotency window of 1 d 0 h: \
+                 those that completed are settled as duplicates, unless their keys were forgotten early because there were more \
+                 than `max-keys`. Older ones are handled again if their keys are forgotten.",
             ),
             (
                 answer(true, 1200, 0, true),
-                "1,200 events are handled again: their idempotency keys are forgotten, so that their effects are made once more.",
+                "Up to 1,200 events are handled again: their idempotency keys are forgotten, so that their effects are made once more.",
             ),
-            (answer(true, 0, 5, false), "5 events that wait are passed over: they are not handled."),
+            (answer(true, 0, 5, false), "Up to 5 events that wait are passed over: they are not handled."),
             (answer(true, 0, 0, false), "No event comes again, and none is passed over."),
         ] {
             let server = Server::answering([Answer::json(&answered)]).await;
