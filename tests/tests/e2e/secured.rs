@@ -5,6 +5,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
+use hyper::Method;
 use millrace::clock::Clock;
 use millrace_tests::process::{Api, Dev, Kafka, root};
 use serde_json::Value;
@@ -284,6 +285,7 @@ async fn what_is_forbidden_goes_on_once_it_is_allowed(secured: &Secured) {
     let is_told = || std::fs::read_to_string(&said).is_ok_and(|said| said.contains("The log does not allow a commit"));
     let is_parked = |status: &str| status.contains(r#""parked":3"#) && is_told();
     api.text_until(&format!("{}/v1/status", instance.url), is_parked).await;
+    no_secret_is_answered(&api, &instance.url).await;
     secured.kafka.tool(RULE, &[&["--remove", "--force"], &no_writing[..], &greetings].concat());
     let status = api.settled(&instance.url).await;
     assert_eq!(status["functions"][0]["totals"]["dead_lettered"], 0, "{status:#}");
@@ -295,6 +297,31 @@ async fn what_is_forbidden_goes_on_once_it_is_allowed(secured: &Secured) {
     let said = std::fs::read_to_string(&said).expect("the log can be read");
     assert!(said.contains("topic `greetings`") && said.contains("Topic authorization failed"), "no reason is told");
     assert_says_no_secret(&said);
+}
+
+/// Whatever is asked: what the broker refuses, what cannot be done and is on record, and how it all stands.
+async fn no_secret_is_answered(api: &Api, url: &str) {
+    let (event, impossible) = (visitor(9).to_string(), r#"{"to": 99}"#.to_owned());
+    for (path, kind, body, expected) in [
+        ("topics/greetings/events", "application/cloudevents+json", event, "Topic authorization failed"),
+        ("functions/hello.hello/rollback", "application/json", impossible, "no revision 99"),
+    ] {
+        let headers = [("content-type", kind)];
+        let refused = api.ask(Method::POST, &format!("{url}/v1/{path}"), &headers, body).await;
+        let (status, said) = refused.expect("the server answers");
+        assert!(!status.is_success() && said.contains(expected), "{path}: {status} {said}");
+        assert_says_no_secret(&said);
+    }
+    for (path, expected) in [
+        ("metrics", "millrace_"),
+        ("v1/status", "hello.hello"),
+        ("v1/audit", "no revision 99"),
+        ("v1/dead-letters", "letters"),
+    ] {
+        let said = api.text(&format!("{url}/{path}")).await;
+        assert!(said.contains(expected), "{path}: {said}");
+        assert_says_no_secret(&said);
+    }
 }
 
 /// A broker that allows nothing but what the README names: a function runs there, and remembers what it did when it is started
@@ -331,11 +358,14 @@ async fn on_kafka_the_rights_that_are_documented_are_enough() {
 
 async fn greet(api: &Api, url: &str, visitors: std::ops::Range<usize>) {
     for n in visitors {
-        let event = serde_json::json!({
-            "specversion": "1.0", "id": n.to_string(), "source": "/door", "type": "visitor", "partitionkey": n.to_string(),
-            "data": format!("visitor {n}"),
-        });
-        let answer = api.publish(url, "visitors", &[Value::to_string(&event)]).await;
+        let answer = api.publish(url, "visitors", &[visitor(n).to_string()]).await;
         assert_eq!(answer.map(|status| status.as_u16()), Some(202));
     }
+}
+
+fn visitor(n: usize) -> Value {
+    serde_json::json!({
+        "specversion": "1.0", "id": n.to_string(), "source": "/door", "type": "visitor", "partitionkey": n.to_string(),
+        "data": format!("visitor {n}"),
+    })
 }
