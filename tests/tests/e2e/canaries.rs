@@ -100,32 +100,26 @@ async fn takes_its_share(urls: &[String], [one, other]: &[String; 2]) -> Vec<Str
 async fn comes_and_goes_under_load(urls: &[String], [one, _]: &[String; 2]) {
     let (url, api, load) = (&urls[0], Api::default(), Arc::new(Load::default()));
     let loading = tokio::spawn(Arc::clone(&load).run(url.clone()));
-    let more = async |events: usize| {
-        let wanted = load.published.load(Ordering::Relaxed) + events;
-        while load.published.load(Ordering::Relaxed) < wanted {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-    };
-    more(500).await;
+    load.more(500).await;
     done(url, &["functions", "canary", "pay", "--share", "60%"]);
     load.held.store(true, Ordering::Relaxed);
     publish_round(urls, "larger").await;
     api.settled(url).await;
     load.held.store(false, Ordering::Relaxed);
-    more(500).await;
+    load.more(500).await;
     let said = done(url, &["functions", "promote", "pay", "--yes"]);
     assert!(said.contains("revision 3 handles all keys"), "{said}");
     run_everywhere(url, CANARY, urls.len()).await;
     canary_everywhere(url, &Value::Null, urls.len()).await;
-    more(500).await;
+    load.more(500).await;
     done(url, &["deploy", one, "--yes", "--canary", "50%"]);
-    more(500).await;
+    load.more(500).await;
     let said = done(url, &["functions", "rollback", "pay", "--yes"]);
     assert!(said.contains("is given up, revision 3 handles all keys"), "{said}");
     canary_everywhere(url, &Value::Null, urls.len()).await;
     // From here on nothing is the given up one's.
     publish_round(urls, "after").await;
-    more(100).await;
+    load.more(100).await;
     load.ended.store(true, Ordering::Relaxed);
     loading.await.expect("it ends");
     let status = api.settled(url).await;

@@ -15,6 +15,9 @@ use serde_json::{Value, json};
 const SWAPS: usize = 1000;
 /// The same on Kafka, where each is a record that others must read; `SWAPS=1000` makes as many there, in two minutes.
 const SWAPS_ON_KAFKA: usize = 100;
+/// The same where the function subscribes anew each time; on Kafka, instances that join a group learn of one another by a heartbeat.
+const SWAPS_ANEW: usize = 10;
+const SWAPS_ANEW_ON_KAFKA: usize = 4;
 /// After so many swaps an event is published of which is known which revision must handle it.
 const CHECK_EVERY: usize = 25;
 pub(super) const FUNCTION: &str = "shop.pay";
@@ -186,37 +189,83 @@ impl Load {
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }
+
+    /// Waits until so many more events were published.
+    pub(super) async fn more(&self, events: usize) {
+        let (began, wanted) = (Instant::now(), self.published.load(Ordering::Relaxed) + events);
+        while self.published.load(Ordering::Relaxed) < wanted {
+            assert!(began.elapsed() < PATIENCE, "no more events are published");
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+/// Two revisions that take the place of one another.
+struct Swaps {
+    /// Their numbers, and the types of what they emit.
+    revisions: [(u64, &'static str); 2],
+    many: usize,
+    /// After so many an event is published of which is known which revision must handle it.
+    check_every: usize,
 }
 
 /// Swaps two revisions while events come, each time once it runs everywhere; each event is handled once, and none that was published after
-/// a swap by the revision before it.
-async fn swap_under_load(urls: &[String], swaps: usize) {
+/// a swap by the revision before it. What was handled before is still there. Answers with all that was handled.
+async fn swap_under_load(
+    urls: &[String],
+    swaps: &Swaps,
+    before: &BTreeMap<String, String>,
+) -> BTreeMap<String, String> {
     let (url, api, load) = (&urls[0], Api::default(), Arc::new(Load::default()));
+    let first = before.keys().filter(|id| id.starts_with("o-")).count();
+    load.published.store(first, Ordering::Relaxed);
     let loading = tokio::spawn(Arc::clone(&load).run(url.clone()));
     let mut marks = 0;
-    for swap in 0..swaps {
-        let (to, word) = [(ONE, "emitted"), (OTHER, "omitted")][swap % 2];
+    for swap in 0..swaps.many {
+        let (to, word) = swaps.revisions[swap % 2];
         roll_back(url, to).await;
         run_everywhere(url, to, urls.len()).await;
-        if swap % CHECK_EVERY == 0 {
-            let ids: Vec<String> = (0..8).map(|n| format!("mark-{swap}-{n}")).collect();
+        if swap % swaps.check_every == 0 {
+            // What waits is handled first.
+            load.held.store(true, Ordering::Relaxed);
+            let ids: Vec<String> = (0..8).map(|n| format!("mark-{first}-{swap}-{n}")).collect();
             let words = come_of(url, &ids).await;
             assert!(words.values().all(|found| found == word), "after swap {swap}, to what says `{word}`: {words:?}");
             marks += ids.len();
+            load.held.store(false, Ordering::Relaxed);
+            load.more(40).await;
         }
     }
     load.ended.store(true, Ordering::Relaxed);
     loading.await.expect("it ends");
     let status = api.settled(url).await;
     let handled = handled(url).await;
-    let events = load.published.load(Ordering::Relaxed);
-    assert!(events > swaps, "only {events} events were published meanwhile");
-    assert_eq!(handled.len(), events + marks, "an event is lost");
-    for word in ["emitted", "omitted"] {
-        let many = handled.values().filter(|kind| *kind == word).count();
+    let events = load.published.load(Ordering::Relaxed) - first;
+    assert!(events > swaps.many, "only {events} events were published meanwhile");
+    assert_eq!(handled.len(), before.len() + events + marks, "an event is lost");
+    for (_, word) in swaps.revisions {
+        let new = handled.iter().filter(|(id, _)| !before.contains_key(*id));
+        let many = new.filter(|(_, kind)| *kind == word).count();
         assert!(many > events / 20, "{many} of {events} events were handled by the revision that says `{word}`");
     }
     assert_eq!(status["functions"][0]["balanced"], true, "{status:#}");
+    handled
+}
+
+/// Swaps the first two revisions, and then the first one with another one that attempts otherwise: for that the workers are drained, and the
+/// function subscribes anew.
+async fn swap_both_ways_under_load(urls: &[String], directory: &Path, [alike, anew]: [usize; 2]) {
+    let swaps = Swaps { revisions: [(ONE, "emitted"), (OTHER, "omitted")], many: alike, check_every: CHECK_EVERY };
+    let handled = swap_under_load(urls, &swaps, &BTreeMap::new()).await;
+    let history = revisions(&urls[0]).await;
+    assert_eq!(history["latest"], 4 + alike, "each swap is on record");
+    let third = directory.join("third");
+    std::fs::create_dir_all(&third).expect("a directory");
+    revised_application(&third, &format!("{MANIFEST}retry = {{ attempts = 2 }}\n"));
+    done(&urls[0], &["deploy", &third.to_string_lossy(), "--yes"]);
+    let third = revisions(&urls[0]).await["active"].as_u64().expect("a number");
+    let swaps = Swaps { revisions: [(ONE, "emitted"), (third, "omitted")], many: anew, check_every: 1 };
+    swap_under_load(urls, &swaps, &handled).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -226,9 +275,8 @@ async fn a_thousand_swaps_lose_and_double_nothing() {
     let [one, other] = two_versions(directory.path());
     done(&server.url, &["deploy", &one, "--yes"]);
     done(&server.url, &["deploy", &other, "--yes"]);
-    swap_under_load(std::slice::from_ref(&server.url), SWAPS).await;
-    let history = revisions(&server.url).await;
-    assert_eq!(history["latest"], 4 + SWAPS, "each swap is on record");
+    let urls = std::slice::from_ref(&server.url);
+    swap_both_ways_under_load(urls, directory.path(), [SWAPS, SWAPS_ANEW]).await;
     assert!(server.stop());
 }
 
@@ -485,5 +533,6 @@ async fn on_kafka_swaps_lose_and_double_nothing() {
     done(&urls[0], &["deploy", &one, "--yes"]);
     done(&urls[0], &["deploy", &other, "--yes"]);
     let swaps = std::env::var("SWAPS").ok().and_then(|swaps| swaps.parse().ok());
-    swap_under_load(&urls, swaps.unwrap_or(SWAPS_ON_KAFKA)).await;
+    let swaps = [swaps.unwrap_or(SWAPS_ON_KAFKA), SWAPS_ANEW_ON_KAFKA];
+    swap_both_ways_under_load(&urls, directory.path(), swaps).await;
 }
