@@ -60,18 +60,12 @@ impl SmallDisk {
         writeln!(self.commands, "{command} && echo done || echo failed").map_err(|e| e.to_string())?;
         let mut answer = String::new();
         self.answers.read_line(&mut answer).map_err(|e| e.to_string())?;
-        if answer.trim() == "done" { Ok(()) } else { Err(format!("`{command}` is not permitted here")) }
+        if answer.trim() == "done" {
+            Ok(())
+        } else {
+            Err(format!("`{command}` is not permitted here; permit user namespaces, or run as root"))
+        }
     }
-}
-
-/// Says that something could not be tested here, even if the test's output is not shown.
-///
-/// # Panics
-/// If `CHECKS_REQUIRED` is set.
-pub fn not_tested(what: &str, reason: &str) {
-    let said = format!("NOT TESTED: {what}: {reason}; permit user namespaces, or run as root");
-    assert!(std::env::var_os("CHECKS_REQUIRED").is_none(), "{said}");
-    drop(writeln!(std::io::stderr(), "{said}"));
 }
 
 impl Drop for SmallDisk {

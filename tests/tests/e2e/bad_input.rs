@@ -6,8 +6,9 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 
 use hyper::Method;
+use millrace_tests::not_tested;
 use millrace_tests::process::{Api, Dev, program, root};
-use millrace_tests::small_disk::{SmallDisk, not_tested};
+use millrace_tests::small_disk::SmallDisk;
 
 /// Runs a command to its end: its exit code, and all that it says.
 fn run(args: &[&str]) -> (Option<i32>, String) {

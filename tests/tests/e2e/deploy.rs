@@ -4,14 +4,10 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
+use millrace_tests::not_tested;
 use millrace_tests::process::{program, root};
 
 const UNIT: &str = "deploy/millrace.service";
-
-#[expect(clippy::print_stderr, reason = "whoever reads the output of the tests must see that this was not tested")]
-fn not_tested(what: &str, reason: &str) {
-    eprintln!("##### SKIPPED: {what} is not read by the tool that it is for: {reason} #####");
-}
 
 fn text(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|e| panic!("{path}: {e}"))

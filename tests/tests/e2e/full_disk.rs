@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::process::Stdio;
 
+use millrace_tests::not_tested;
 use millrace_tests::process::{Api, Dev};
-use millrace_tests::small_disk::{SmallDisk, not_tested};
+use millrace_tests::small_disk::SmallDisk;
 use serde_json::json;
 
 const SMALL_MEBIBYTES: u32 = 32;
