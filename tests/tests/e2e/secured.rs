@@ -5,9 +5,10 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use hyper::Method;
+use hyper::{Method, StatusCode};
 use millrace::clock::Clock;
-use millrace_tests::process::{Api, Dev, Kafka, root};
+use millrace_core::digest::Digest;
+use millrace_tests::process::{Api, Dev, Kafka, application, program, root};
 use serde_json::Value;
 
 /// Never to be seen in anything that the binary says.
@@ -351,9 +352,28 @@ async fn on_kafka_the_rights_that_are_documented_are_enough() {
     let fix = "--operation DescribeConfigs --topic millrace.hello.hello.keys.visitors";
     assert!(checked.status.code() == Some(1) && found.contains(fix), "{found}");
     let (instance, said) = secured.run(data.path());
+    what_cannot_have_its_topics_is_not_sent(&api, &instance.url).await;
     assert!(instance.stop(), "it ends well");
     let said = std::fs::read_to_string(&said).expect("the log can be read");
     assert!(said.contains("grant the principal DescribeConfigs"), "{said}");
+}
+
+/// A function that needs a topic which the principal may not make is refused before its component is uploaded.
+async fn what_cannot_have_its_topics_is_not_sent(api: &Api, url: &str) {
+    let place = tempfile::tempdir().expect("a directory");
+    let manifest = "application = \"extra\"\n[functions.pay]\ncomponent = \"guest.wasm\"\ntopics = [\"elsewhere\"]\n";
+    application(place.path(), manifest);
+    for how in ["--dry-run", "--yes"] {
+        let ran = Command::new(program()).args(["--server", url, "deploy", how]).arg(place.path()).output();
+        let ran = ran.expect("it can be started");
+        let said = String::from_utf8_lossy(&ran.stderr);
+        assert!(!ran.status.success() && said.contains("topic `elsewhere` cannot be made"), "{said}");
+        assert!(said.contains("grant it Create"), "{said}");
+    }
+    let component = std::fs::read(place.path().join("guest.wasm")).expect("the component");
+    let there = format!("{url}/v1/components/{}", Digest::of(&component));
+    let answer = api.ask(Method::GET, &there, &[], String::new()).await;
+    assert_eq!(answer.map(|(status, _)| status), Some(StatusCode::NOT_FOUND));
 }
 
 async fn greet(api: &Api, url: &str, visitors: std::ops::Range<usize>) {
