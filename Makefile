@@ -53,10 +53,12 @@ demo: build guests
 	@source $(ENV)
 	exec $(TARGET_DIR)/debug/millrace demo guest-examples/orders
 
-# The Kafka tests use the cluster that KAFKA_BOOTSTRAP names, or one that is started for them.
+# The Kafka tests use the cluster that KAFKA_BOOTSTRAP names, or one that is started for them. Brokers of tests end before it would be worth
+# to optimise them.
 test: guests
 	$(call step,running all tests)
 	@source $(ENV)
+	export KAFKA_JVM=-XX:TieredStopAtLevel=1
 	if [ -z "$${KAFKA_BOOTSTRAP:-}" ]; then
 	  kafka=$$(mktemp -d)
 	  trap 'tests/kafka/kafka.sh stop "$$kafka"' EXIT
