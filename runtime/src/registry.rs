@@ -77,13 +77,8 @@ impl FunctionInfo {
     /// The same, of those alone that are compared: the active revision, the canary, and the newest of the others.
     #[must_use]
     pub fn compared_attempts(&self) -> Vec<Attempts> {
-        let runs = |one: &Attempts| {
-            one.revision == self.revision || self.canary.is_some_and(|(canary, _)| canary == one.revision)
-        };
-        let mut all = self.attempts();
-        let other = all.iter().rev().find(|one| !runs(one)).map(|one| one.revision);
-        all.retain(|one| runs(one) || Some(one.revision) == other);
-        all
+        let canary = self.canary.map(|(canary, _)| canary);
+        Attempts::compared(self.attempts(), |revision| revision == self.revision || Some(revision) == canary)
     }
 }
 

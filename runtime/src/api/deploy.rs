@@ -496,21 +496,28 @@ pub(super) async fn revisions<B: Broker + Catalog, R: Revision>(
         canary: history.canary().map(|(revision, _, share)| types::Canary { revision, share: share.to_string() }),
         previous: history.back(),
         paused,
-        figures: compared(here.as_ref(), &instances),
+        figures: compared(here.as_ref(), &instances, &history),
         deployments: history.changes().map(|(number, change)| deployment(number, change)).collect(),
         instances,
     }))
 }
 
 /// What attempts came to on all live instances, by revision.
-fn compared(here: Option<&FunctionInfo>, instances: &[types::Instance]) -> Vec<types::RevisionFigures> {
+fn compared(
+    here: Option<&FunctionInfo>,
+    instances: &[types::Instance],
+    history: &History,
+) -> Vec<types::RevisionFigures> {
     let others = instances.iter().filter(|one| one.live && !one.asked).flat_map(|one| &one.here.attempts);
     let others = others.map(|types::AttemptsHere { revision, failed, seconds, durations }| {
         let invoke = Histogram::told(durations, Duration::try_from_secs_f64(*seconds).unwrap_or_default());
         Attempts { revision: *revision, failed: invoke.count().min(*failed), invoke }
     });
     let own = here.map(FunctionInfo::compared_attempts).unwrap_or_default();
-    Attempts::by_revision(own.into_iter().chain(others)).iter().map(figures).collect()
+    let all = Attempts::by_revision(own.into_iter().chain(others));
+    let run = [history.active().map(|(active, _)| active), history.canary().map(|(canary, ..)| canary)];
+    // What is no newest one to all is not told by all.
+    Attempts::compared(all, |revision| run.contains(&Some(revision))).iter().map(figures).collect()
 }
 
 fn deployment(number: u64, change: Result<&Change, &str>) -> types::Deployment {

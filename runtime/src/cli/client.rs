@@ -331,9 +331,9 @@ impl Client {
         component: Bytes,
         sent: &Sent,
     ) -> Result<Component, Refusal> {
-        sent.reset();
         let request = Request::put(self.url(target)).header(CONTENT_TYPE, "application/wasm");
-        self.answer(request.body(Body::counted(component, sent.clone())), COMPILE_TIMEOUT).await
+        let answer = self.answer(request.body(Body::counted(component, sent.clone())), COMPILE_TIMEOUT).await;
+        answer.inspect_err(|_| sent.reset())
     }
 
     /// Deletes something.

@@ -85,7 +85,7 @@ pub(crate) async fn run(args: &Args, context: &mut Context) -> Result<Exit, Erro
         let stop = stop_signal()?;
         context.console.line("It goes on running. Ctrl-C stops it.")?;
         context.console.flush()?;
-        // Ctrl-C reaches both processes; the other one drains.
+        // A terminal's Ctrl-C reaches the other one as well, which then ends at once when it is asked to stop: nobody needs its data.
         tokio::select! {
             _ = dev.wait() => {}
             () = stop => {}

@@ -336,7 +336,7 @@ async fn upload(one: &Planned, client: &Client, console: &mut Console) -> Result
             let (done, all) = (format::bytes(sent.bytes()), format::bytes(size));
             console.progress(format_args!("uploading {}: {done} of {all}", one.name))?;
         } else {
-            console.progress(format_args!("the server compiles {}", one.name))?;
+            console.progress(format_args!("{} is sent; the server checks and compiles it", one.name))?;
         }
         tokio::select! {
             biased;

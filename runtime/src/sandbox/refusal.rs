@@ -90,7 +90,8 @@ pub enum Refusal {
 }
 
 /// What wasmtime says of a component that starts with more than its pool has for one instance. It tells that from other errors by words alone.
-const BEYOND_POOL: [&str; 2] = ["which exceeds the ", "exceeds the per-instance limit "];
+const BEYOND_POOL: [&str; 3] =
+    ["which exceeds the configured maximum of ", "which exceeds the limit of ", "exceeds the per-instance limit of "];
 
 /// Texts out of a component are not ours to trust: at most this much of one is repeated.
 const QUOTED_MAX_BYTES: usize = 1024;

@@ -46,13 +46,18 @@ impl Readiness {
     }
 }
 
-/// What the live instances make of a staged revision, by what they said last.
-fn readiness(reports: &[Report], function: &FunctionName, revision: u64, now: Timestamp) -> Readiness {
+/// What the live instances said last.
+fn live(reports: &[Report], now: Timestamp) -> Vec<InstanceReport> {
     let live = reports.iter().filter(|report| now.since(report.at) < INSTANCE_LIVE_FOR);
     let said = live.filter_map(|report| serde_json::from_slice::<InstanceReport>(&report.content).ok());
+    said.filter(|report| !report.ended).collect()
+}
+
+/// What they make of a staged revision.
+fn readiness(live: &[InstanceReport], function: &FunctionName, revision: u64) -> Readiness {
     let mut any = false;
     let mut ready = false;
-    for report in said.filter(|report| !report.ended) {
+    for report in live {
         let here = report.functions.get(&function.to_string()).cloned().unwrap_or_default();
         any = true;
         if here.ready == Some(revision) {
@@ -82,8 +87,8 @@ impl<L: Log> Revisions<L> {
         if staged.is_empty() {
             return false;
         }
-        let reports = match self.log.reports().await {
-            Ok(reports) => reports,
+        let live = match self.log.reports().await {
+            Ok(reports) => live(&reports, self.clock.now()),
             Err(error) => {
                 tracing::warn!(%error, "What instances say cannot be read; trying again.");
                 return true;
@@ -91,7 +96,7 @@ impl<L: Log> Revisions<L> {
         };
         let mut any = false;
         for (function, revision, next) in staged {
-            if self.may_activate(&reports, &function, revision) {
+            if self.may_activate(&live, &function, revision) {
                 match self.propose(&function, next, None, "").await {
                     Ok(Decided { new: true, .. }) => any = true,
                     // Another instance was quicker, or somebody has decided otherwise.
@@ -106,14 +111,14 @@ impl<L: Log> Revisions<L> {
         true
     }
 
-    fn may_activate(&self, reports: &[Report], function: &FunctionName, revision: u64) -> bool {
+    fn may_activate(&self, live: &[InstanceReport], function: &FunctionName, revision: u64) -> bool {
         let (is_ready_here, since, is_own) = {
             let here = lock(&self.here);
             let is_ready = here.ready.get(function).is_some_and(|(ready, _)| *ready == revision);
             let since = here.staged_since.get(&(function.clone(), revision)).copied();
             (is_ready, since.unwrap_or_else(Instant::now), here.proposed.get(function) == Some(&revision))
         };
-        is_ready_here && readiness(reports, function, revision, self.clock.now()).activates(since.elapsed(), is_own)
+        is_ready_here && readiness(live, function, revision).activates(since.elapsed(), is_own)
     }
 
     /// Removes components that only revisions have which nobody can go back to.
@@ -190,7 +195,7 @@ mod tests {
             (vec![report("a", 90_000, &cannot(&[2]), false)], Readiness::Waiting),
             (vec![report("a", 90_000, &ready, false), report("b", 90_000, &tries, false)], Readiness::Waiting),
         ] {
-            let found = readiness(&reports, &function, 3, Timestamp::from_millis(100_000));
+            let found = readiness(&live(&reports, Timestamp::from_millis(100_000)), &function, 3);
             assert_eq!(found, expected, "{reports:?}");
         }
     }

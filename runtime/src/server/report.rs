@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -16,6 +17,13 @@ use crate::worker::Attempts;
 const REPORT_EVERY: Duration = Duration::from_secs(5);
 /// How often it is looked whether a staged revision can be activated.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
+
+/// A report is no larger because of what attempts came to: who says nothing counts as down.
+const WITH_ATTEMPTS_MAX_BYTES: usize = 512 * 1024;
+
+fn encoded(report: &InstanceReport) -> Bytes {
+    serde_json::to_vec(report).unwrap_or_default().into()
+}
 
 /// What was said last, but for what attempts came to, which is no reason to say it again.
 struct Reported {
@@ -40,7 +48,7 @@ impl<L: Log> Revisions<L> {
             }
         }
         let ended = InstanceReport { ended: true, ..InstanceReport::default() };
-        self.say(&ended).await;
+        self.say(encoded(&ended)).await;
     }
 
     /// Tells others what runs here, if that has changed or was not said for a while.
@@ -50,14 +58,17 @@ impl<L: Log> Revisions<L> {
         if !reported.as_ref().is_some_and(said) {
             let stands = here.clone();
             self.add_attempts(&mut here);
-            self.say(&here).await;
+            let mut content = encoded(&here);
+            if content.len() > WITH_ATTEMPTS_MAX_BYTES {
+                content = encoded(&stands);
+            }
+            self.say(content).await;
             *reported = Some(Reported { at: Instant::now(), here: stands });
         }
     }
 
-    async fn say(&self, here: &InstanceReport) {
-        let content = serde_json::to_vec(here).unwrap_or_default();
-        if let Err(error) = self.log.report(content.into()).await {
+    async fn say(&self, content: Bytes) {
+        if let Err(error) = self.log.report(content).await {
             tracing::warn!(%error, "Others cannot be told what runs here.");
         }
     }

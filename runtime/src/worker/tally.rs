@@ -40,6 +40,13 @@ impl Attempts {
         }
         revisions.into_values().collect()
     }
+
+    /// Of what is sorted by revision, what is compared: what runs, and the newest of the others.
+    pub fn compared(mut all: Vec<Self>, runs: impl Fn(u64) -> bool) -> Vec<Self> {
+        let other = all.iter().map(|one| one.revision).rfind(|revision| !runs(*revision));
+        all.retain(|one| runs(one.revision) || Some(one.revision) == other);
+        all
+    }
 }
 
 /// Counts and durations, since the worker started or since they were merged.

@@ -23,7 +23,7 @@ const COMPONENTS: &str = "millrace.components";
 const BATCH: usize = 10;
 const INSTANCES_ON_KAFKA: [&str; 2] = ["a", "b"];
 /// How often it is tried again to kill somebody at a step that had passed before it was seen.
-const TRIES_AGAIN: usize = 4;
+const TRIES_AGAIN: usize = 8;
 /// Longer than anything here takes, by far.
 const PATIENCE: Duration = Duration::from_secs(120);
 

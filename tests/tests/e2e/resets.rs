@@ -11,8 +11,8 @@ use super::revisions::{FUNCTION, ONE, done, embedded, millrace, on_kafka, order,
 
 /// How often a process is killed right after a position was set.
 const KILLS: usize = 5;
-/// What Kafka writes at the end of each transaction, into each partition of `orders` that has a part in it.
-const MARKERS: u64 = 4;
+/// What Kafka writes at the end of a transaction, into each partition of `orders` that has a part in it, and of one that it takes the place of.
+const MARKERS: u64 = 8;
 
 async fn publish(url: &str, ids: std::ops::Range<usize>) {
     let batch: Vec<String> = ids.map(|n| order(&format!("o-{n}"), n)).collect();

@@ -42,7 +42,8 @@ pub struct CanaryRequest {
 }
 
 /// What an instance counted of the attempts of one revision, so that it can be added to what others counted.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
 pub struct AttemptsHere {
     /// Its number.
     pub revision: u64,
@@ -54,7 +55,7 @@ pub struct AttemptsHere {
     pub durations: Vec<(u64, u64)>,
 }
 
-/// What the attempts of one revision came to, since the function was activated on the instance.
+/// What the attempts of one revision came to, since the function was activated on the instance, or on each of several.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct RevisionFigures {
     /// Its number.

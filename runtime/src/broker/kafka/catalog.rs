@@ -292,7 +292,7 @@ fn left(log: &KafkaLog, topic: &str, partition: u32, progress: &StreamProgress) 
 impl KafkaLog {
     /// Makes a topic unless it exists with this number of partitions.
     pub(super) async fn make(&self, topic: Topic, partitions: u32, retention: Retention) -> Result<(), CatalogError> {
-        if self.is_there(&topic, partitions).await? {
+        if self.exists(&topic, partitions).await? {
             return Ok(());
         }
         topics::make_for_events(self.admin(), self.replication(), topic.clone(), partitions, retention).await?;
@@ -306,14 +306,14 @@ impl KafkaLog {
         partitions: u32,
         retention: Retention,
     ) -> Result<(), CatalogError> {
-        if self.is_there(&topic, partitions).await? {
+        if self.exists(&topic, partitions).await? {
             return Ok(());
         }
         topics::would_make_for_events(self.admin(), self.replication(), topic, partitions, retention).await
     }
 
-    /// Whether a topic is there, which is to have so many partitions and, if it is not there, can have them.
-    async fn is_there(&self, topic: &Topic, partitions: u32) -> Result<bool, CatalogError> {
+    /// Whether a topic exists. Refuses another number of partitions than it has, and a name or a number that no topic for events can have.
+    async fn exists(&self, topic: &Topic, partitions: u32) -> Result<bool, CatalogError> {
         let name = topic.clone();
         let existing = self.blocking(move |log| Ok(log.partition_count(name.as_str())?)).await?;
         match existing {

@@ -105,16 +105,29 @@ impl Registry {
             Ok((function, previous, content))
         });
         // Whatever it is, it can name a component.
-        let (function, previous, content) = read.inspect_err(|_| self.deployments_lost = true)?;
+        let (function, previous, content) = read.inspect_err(|_| self.lose_deployments())?;
         let latest = self.latest.entry(function.clone()).or_default();
         // Whoever wrote it had read more than is there, as where somebody has let the topic be compacted.
-        self.deployments_lost |= previous > *latest;
+        let is_missing = previous > *latest;
         if *latest == previous {
             *latest += 1;
             self.changes += 1;
             self.deployments.insert(offset, Deployment { function, number: *latest, content });
         }
+        if is_missing {
+            self.lose_deployments();
+        }
         Ok(())
+    }
+
+    /// There was one, or may have been, that is not known here.
+    fn lose_deployments(&mut self) {
+        if !std::mem::replace(&mut self.deployments_lost, true) {
+            self.changes += 1;
+            tracing::warn!(
+                "A deployment in the registry cannot be read or is missing. No component is removed from the log any more, for it could name one."
+            );
+        }
     }
 
     fn take_component(&mut self, digest: Result<Digest, String>, value: &[u8]) -> Result<(), String> {

@@ -21,7 +21,7 @@ impl Sent {
         self.0.load(Ordering::Relaxed)
     }
 
-    /// Whoever sends something again begins anew.
+    /// What was sent was not taken.
     pub(super) fn reset(&self) {
         self.0.store(0, Ordering::Relaxed);
     }

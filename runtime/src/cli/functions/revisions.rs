@@ -200,7 +200,7 @@ pub(super) async fn show(which: &Which, context: &mut Context) -> Result<Exit, E
     Ok(Exit::Done)
 }
 
-/// What attempts came to on all instances, a line for each revision.
+/// What attempts came to on all live instances, a line for each revision.
 fn figures(revisions: &Revisions) -> Table {
     let mut table = Table::new(&[
         ("revision", Side::Right),
