@@ -361,7 +361,8 @@ mod tests {
         }
         let Deployed { seen, deployments, .. } = registry.deployed();
         let all: Vec<_> = deployments.iter().map(|one| (one.number, &one.content[..])).collect();
-        assert_eq!((seen, &all[..]), (3, &[(1, &b"a"[..]), (2, b"b"), (3, b"d")][..]));
+        // The last one builds on what is not there, which is a change as well.
+        assert_eq!((seen, &all[..]), (4, &[(1, &b"a"[..]), (2, b"b"), (3, b"d")][..]));
         assert_eq!(registry.decided(2, function(), 1).unwrap(), 2);
         let late = registry.decided(4, function(), 1).unwrap_err();
         assert!(matches!(late, DeployError::Conflict { expected: 1, latest: 3, .. }), "{late}");
