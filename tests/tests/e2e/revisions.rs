@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 
 /// How often one revision takes the place of the other under load.
 const SWAPS: usize = 1000;
-/// The same on Kafka, where each is a record that others must read; `SWAPS=1000` makes as many there, in two minutes.
+/// The same on Kafka, where each is a record that others must read; `SWAPS=1000` makes as many there, in about twelve minutes.
 const SWAPS_ON_KAFKA: usize = 100;
 /// The same where the function subscribes anew each time; on Kafka, instances that join a group learn of one another by a heartbeat.
 const SWAPS_ANEW: usize = 10;
