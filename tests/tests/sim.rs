@@ -15,6 +15,12 @@ fn seeds() -> std::ops::Range<u64> {
     from..from + number("SEEDS").unwrap_or(5000)
 }
 
+/// The first of them, one in so many.
+fn one_in(many: u64) -> std::ops::Range<u64> {
+    let range = seeds();
+    range.start..range.end.min(range.start + (range.end - range.start).div_ceil(many))
+}
+
 /// Runs a scenario with each seed, and stops at the first that is broken. Answers with what came about in all of them.
 fn check(range: &std::ops::Range<u64>, run: impl Fn(u64) -> sim::Report + Sync) -> sim::Counts {
     let verbose = range.end - range.start == 1;
@@ -81,24 +87,18 @@ fn the_promise_holds_over_all_seeds() {
 /// Each of these has forty crashes, so there are fewer of them.
 #[test]
 fn attempts_survive_crash_after_crash() {
-    let range = seeds();
-    let few = range.start..range.end.min(range.start + (range.end - range.start).div_ceil(10));
-    check(&few, sim::run_crashes);
+    check(&one_in(10), sim::run_crashes);
 }
 
 /// Each of these has some twenty crashes.
 #[test]
 fn attempts_end_with_age_crash_after_crash() {
-    let range = seeds();
-    let few = range.start..range.end.min(range.start + (range.end - range.start).div_ceil(10));
-    check(&few, sim::run_ageing);
+    check(&one_in(10), sim::run_ageing);
 }
 
 #[test]
 fn effects_happen_once_wherever_an_operator_lets_a_function_go_on() {
-    let range = seeds();
-    let some = range.start..range.end.min(range.start + (range.end - range.start).div_ceil(5));
-    check(&some, sim::run_resets);
+    check(&one_in(5), sim::run_resets);
 }
 
 #[test]

@@ -295,7 +295,8 @@ impl KafkaLog {
         if self.exists(&topic, partitions).await? {
             return Ok(());
         }
-        topics::make_for_events(self.admin(), self.replication(), topic.clone(), partitions, retention).await?;
+        let needed = topics::Needed::retained_events(topic.clone(), partitions, retention);
+        topics::ask_for_events(self.admin(), self.replication(), &needed, true).await?;
         self.blocking(move |log| Ok(log.wait_for_topics(&[topic])?)).await
     }
 
@@ -309,7 +310,8 @@ impl KafkaLog {
         if self.exists(&topic, partitions).await? {
             return Ok(());
         }
-        topics::would_make_for_events(self.admin(), self.replication(), topic, partitions, retention).await
+        let needed = topics::Needed::retained_events(topic, partitions, retention);
+        topics::ask_for_events(self.admin(), self.replication(), &needed, false).await
     }
 
     /// Whether a topic exists. Refuses another number of partitions than it has, and a name or a number that no topic for events can have.

@@ -34,7 +34,7 @@ impl Needed {
     }
 
     /// The same, whose records are kept for as long as this says, or else the broker.
-    fn retained_events(name: Topic, partitions: u32, retention: Retention) -> Self {
+    pub(super) fn retained_events(name: Topic, partitions: u32, retention: Retention) -> Self {
         Self { settings: settings_of(retention, partitions), ..Self::for_events(name, partitions) }
     }
 
@@ -291,27 +291,14 @@ pub(super) async fn would_make(admin: &AdminClient<Quiet>, replication: i32, nee
     Err(Error::Transient("it is there, and the principal may not see it: grant it Describe".to_owned()))
 }
 
-/// Makes a topic for events, with the broker's own settings where the retention says nothing.
-pub(super) async fn make_for_events(
+/// Makes a topic for events, or has the broker only say whether it would. One that somebody else has made is as good.
+pub(super) async fn ask_for_events(
     admin: &AdminClient<Quiet>,
     replication: i32,
-    name: Topic,
-    partitions: u32,
-    retention: Retention,
+    needed: &Needed,
+    makes: bool,
 ) -> Result<(), CatalogError> {
-    create(admin, replication, &[Needed::retained_events(name, partitions, retention)]).await
-}
-
-/// Whether the broker would make it, or has it; it makes none.
-pub(super) async fn would_make_for_events(
-    admin: &AdminClient<Quiet>,
-    replication: i32,
-    name: Topic,
-    partitions: u32,
-    retention: Retention,
-) -> Result<(), CatalogError> {
-    let needed = Needed::retained_events(name, partitions, retention);
-    ask(admin, replication, &[needed], &options().validate_only(true)).await.map(drop)
+    ask(admin, replication, std::slice::from_ref(needed), &options().validate_only(!makes)).await.map(drop)
 }
 
 fn settings_of(retention: Retention, partitions: u32) -> Vec<Setting> {
