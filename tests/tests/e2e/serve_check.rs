@@ -17,22 +17,22 @@ fn check(bootstrap: &str, arguments: &[&str]) -> Output {
     command.args(["--log-level", "error", "--check"]).args(arguments).output().expect("the binary can be started")
 }
 
-/// Findings by subject and verdict, with their fixes; and how it exits.
-fn findings(bootstrap: &str) -> (Vec<(String, String, String)>, Option<i32>) {
+/// Findings by subject and verdict, with their fixes, of a check that exits like this.
+fn findings(bootstrap: &str, code: i32) -> Vec<(String, String, String)> {
     let output = check(bootstrap, &["--json"]);
+    assert_eq!(output.status.code(), Some(code), "{output:?}");
     let report: Value = serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{e}: {output:?}"));
     let found = report["findings"].as_array().expect("findings").iter().map(|one| {
         let text = |name: &str| one[name].as_str().expect("a text").to_owned();
         (text("subject"), text("verdict"), text("fix"))
     });
-    (found.collect(), output.status.code())
+    found.collect()
 }
 
 #[test]
 fn on_kafka_a_check_says_what_is_missing_and_how_to_mend_it() {
     let Some(kafka) = Kafka::start_with(RULES) else { return };
-    let (found, code) = findings(&kafka.bootstrap);
-    assert_eq!(code, Some(0), "{found:?}");
+    let found = findings(&kafka.bootstrap, 0);
     let state = "topic millrace.chaos.book.state.orders";
     let shared =
         ["topic millrace.registry", "topic millrace.components", "topic millrace.instances", "topic millrace.audit"];
@@ -50,8 +50,7 @@ fn on_kafka_a_check_says_what_is_missing_and_how_to_mend_it() {
         RULE,
         &["--add", "--deny-principal", "User:ANONYMOUS", "--operation", "All", "--group", "millrace.chaos.book"],
     );
-    let (found, code) = findings(&kafka.bootstrap);
-    assert_eq!(code, Some(1), "{found:?}");
+    let found = findings(&kafka.bootstrap, 1);
     for (subject, fix) in [
         ("topic returns", "write `partitions = 3` under `[topics.returns]`"),
         ("topic orders", "--operation Read --topic orders"),

@@ -92,6 +92,9 @@ pub(super) fn dead_letter_bytes(source_bytes: usize) -> usize {
 impl Clients {
     /// Ours, then the operator's, then what the promise rests on.
     fn config(&self, tuned: &[(&str, &str)], fixed: &[(&str, &str)]) -> ClientConfig {
+        // Whoever is first to use OpenSSL in a process decides whether it tidies up when the process exits. librdkafka would have it
+        // do so, while threads that used it end at the same time: both free the same memory, and an exit becomes an abort.
+        openssl_sys::init();
         let mut config = ClientConfig::new();
         config.set("client.id", "millrace");
         // OpenSSL is in the binary and knows no place of this system's: the usual ones are looked at.
