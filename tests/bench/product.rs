@@ -9,10 +9,12 @@ use millrace_tests::process;
 use serde::Deserialize;
 
 use super::figure::{Figure, Goal};
-use super::{Guests, events, skeleton};
+use super::{Guests, dispatch, events, sandbox, skeleton};
 
 /// Events of one measure with a kept instance; a fresh one gets a quarter.
 const EVENTS: u64 = 1_000_000;
+/// How often a case and its limit are measured, one after the other; the middle one counts. The machine is another each minute.
+const TURNS: usize = 3;
 /// Requests under way at the same time: with few of them the log syncs few events at once, and the cores wait for the disk.
 const SENDERS: &str = "16";
 /// Events a second for the latency, and how many in a request.
@@ -27,6 +29,8 @@ const MANY: u64 = 20_000_000;
 struct Report {
     per_second: f64,
     cpu_micros_per_event: f64,
+    log_cpu_micros_per_event: f64,
+    sender_cpu_micros_per_event: f64,
     functions: Vec<Function>,
     latency: Option<Latency>,
     memory: Vec<Memory>,
@@ -72,19 +76,44 @@ const CASES: [Case; 4] = [
 ];
 
 pub(crate) fn throughput(guests: &Guests) -> Vec<Figure> {
+    let (parse, core) = (dispatch::accepted(), dispatch::handled());
     let mut figures = Vec::new();
     for Case { name, component, reuse, goal } in CASES {
         let count = if reuse == 1 { EVENTS / 4 } else { EVENTS };
-        let scratch = tempfile::tempdir_in(super::target()).expect("a directory");
-        let limit = skeleton::throughput(scratch.path(), guests.named(component), reuse == 1, count);
-        let application = Application::new(guests, component, reuse, "");
-        let report = application.bench(&["--count", &count.to_string(), "--batch", "100", "--connections", SENDERS]);
-        assert_eq!(report.functions[0].totals.completed, count, "each event is handled once");
+        let (mut limits, mut reports) = (Vec::new(), Vec::new());
+        for _ in 0..TURNS {
+            let scratch = tempfile::tempdir_in(super::target()).expect("a directory");
+            limits.push(skeleton::throughput(scratch.path(), guests.named(component), reuse == 1, count));
+            let application = Application::new(guests, component, reuse, "");
+            let report =
+                application.bench(&["--count", &count.to_string(), "--batch", "100", "--connections", SENDERS]);
+            assert_eq!(report.functions[0].totals.completed, count, "each event is handled once");
+            reports.push(report);
+        }
+        limits.sort_by(f64::total_cmp);
+        reports.sort_by(|a, b| a.per_second.total_cmp(&b.per_second));
+        let (limit, report) = (limits[TURNS / 2], &reports[TURNS / 2]);
         let goal = Goal::AtLeast { ratio: 0.3, value: goal };
         figures.push(Figure::new(name, report.per_second, "events/s", limit, goal));
-        figures.push(Figure::shown("  CPU time, the sender's included", report.cpu_micros_per_event * 1e3, "ns CPU"));
+        figures.extend(parts(report, sandbox::nanos(guests.named(component), reuse), core, parse));
     }
     figures
+}
+
+/// Where the CPU time of an event goes. Some parts are measured by themselves, undisturbed by the others.
+fn parts(report: &Report, sandbox: f64, core: f64, parse: f64) -> Vec<Figure> {
+    let all = report.cpu_micros_per_event * 1e3;
+    let (sender, log) = (report.sender_cpu_micros_per_event * 1e3, report.log_cpu_micros_per_event * 1e3);
+    let parts = [
+        ("  CPU time, all parts", all),
+        ("    sending it", sender),
+        ("    the log's threads", log),
+        ("    sandbox, measured by itself", sandbox),
+        ("    core, measured by itself", core),
+        ("    JSON to record, by itself", parse),
+        ("    rest: HTTP, workers, disturbance", all - sender - log - sandbox - core - parse),
+    ];
+    parts.map(|(name, nanos)| Figure::shown(name, nanos, "ns CPU")).into()
 }
 
 pub(crate) fn latency(guests: &Guests) -> Vec<Figure> {
@@ -117,7 +146,7 @@ pub(crate) fn growth(guests: &Guests) -> Vec<Figure> {
     vec![Figure::new("memory.growth", all, "MiB", half, Goal::RatioAtMost(1.05))]
 }
 
-/// The time until `millrace dev` has an application ready that is built.
+/// The time until `millrace dev` has an application ready that is built: the first time, when it is compiled, and after that.
 pub(crate) fn ready(guests: &Guests) -> Vec<Figure> {
     let application = Application::new(guests, "json.wasm", 1000, "");
     let times = (0..5).map(|_| {
@@ -136,8 +165,12 @@ pub(crate) fn ready(guests: &Guests) -> Vec<Figure> {
         began.elapsed().as_secs_f64()
     });
     let mut times: Vec<f64> = times.collect();
+    let first = times[0];
     times.sort_by(f64::total_cmp);
-    vec![Figure::new("dev.ready", times[times.len() / 2], "s", 1.0, Goal::RatioAtMost(1.0))]
+    vec![
+        Figure::new("dev.ready", times[times.len() / 2], "s", 1.0, Goal::RatioAtMost(1.0)),
+        Figure::new("dev.ready.first", first, "s", 1.0, Goal::RatioAtMost(1.0)),
+    ]
 }
 
 fn is_ready(address: &str) -> bool {

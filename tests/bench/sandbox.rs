@@ -63,6 +63,16 @@ pub(crate) fn measure(component: &[u8]) -> Vec<Figure> {
     ]
 }
 
+/// CPU time of one invocation, in nanoseconds.
+pub(crate) fn nanos(component: &[u8], reuse: u32) -> f64 {
+    let bench = Bench::new(component);
+    let events: Vec<Handed> = (0..1000).map(events::event).map(handed).collect();
+    let mut guest = bench.guest(reuse);
+    let [nanos] =
+        nanos_by_event(2_000, [&mut |count| bench.invoke(&mut guest, events.iter().cycle().take(count as usize))]);
+    nanos
+}
+
 /// Resident memory of an instance that has handled 1,000 events and waits.
 pub(crate) fn idle(component: &[u8]) -> Vec<Figure> {
     let bench = Bench::new(component);

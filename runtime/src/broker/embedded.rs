@@ -53,6 +53,7 @@ mod letters;
 mod log;
 mod meta;
 mod names;
+mod pace;
 mod partition;
 mod preflight;
 mod prepare;

@@ -92,6 +92,10 @@ struct Report {
     per_second: f64,
     /// CPU time of this process, the sender's included, by event.
     cpu_micros_per_event: Option<f64>,
+    /// Of that, what the log's own threads took, which write, sync and tidy up.
+    log_cpu_micros_per_event: Option<f64>,
+    /// Of that, what it took to make the requests and to look at their answers.
+    sender_cpu_micros_per_event: f64,
     requests_refused: u64,
     functions: Vec<Settled>,
     latency: Option<Latency>,
@@ -242,16 +246,19 @@ async fn measure(
         error = first_error(&mut senders) => return Err(error),
     };
     let seconds = ended.duration_since(began).as_secs_f64();
-    let cpu = Usage::now().cpu_since(&before);
+    let after = Usage::now();
     let events = load.count();
     #[expect(clippy::cast_precision_loss, reason = "three digits are shown")]
     let count = events as f64;
+    let micros_per_event = |cpu: Duration| cpu.as_secs_f64() * 1e6 / count;
     Ok(Report {
         topic: load.topic().to_string(),
         events,
         seconds,
         per_second: count / seconds,
-        cpu_micros_per_event: cpu.map(|cpu| cpu.as_secs_f64() * 1e6 / count),
+        cpu_micros_per_event: after.cpu_since(&before).map(micros_per_event),
+        log_cpu_micros_per_event: after.log_cpu_since(&before).map(micros_per_event),
+        sender_cpu_micros_per_event: micros_per_event(load.cpu()),
         requests_refused: load.refused(),
         functions: functions.into_iter().map(|f| Settled { function: f.name, totals: f.totals }).collect(),
         latency: watching.finish().await.map(|histogram| Latency::of(&histogram)),
@@ -353,8 +360,12 @@ fn show(report: &Report, console: &mut Console) -> Result<Exit, Error> {
             format::count(*dead_lettered)
         ))?;
     }
-    if let Some(cpu) = report.cpu_micros_per_event {
-        console.line(format_args!("  {cpu:.1} µs of CPU time per event, sending them included"))?;
+    if let (Some(all), Some(log)) = (report.cpu_micros_per_event, report.log_cpu_micros_per_event) {
+        let sender = report.sender_cpu_micros_per_event;
+        console.line(format_args!(
+            "  {all:.1} µs of CPU time per event: {sender:.1} to send it, {log:.1} in the log's threads, {:.1} in all else",
+            all - sender - log
+        ))?;
     }
     if report.requests_refused > 0 {
         console.line(format_args!(

@@ -3,6 +3,7 @@
 
 use std::collections::VecDeque;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use millrace_core::time::Timestamp;
@@ -10,6 +11,7 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::group::{Appended, CommitReply, Group, PublishReply};
 use super::log::PartitionLog;
+use super::pace::Pace;
 use super::prepare::{PreparedCommit, Slot};
 use super::state::State;
 use super::storage::{Op, Table};
@@ -47,6 +49,7 @@ pub(super) struct Committer {
     /// Batches in memory, oldest first, with what they cost.
     in_memory: VecDeque<(Arc<PartitionLog>, u64, usize)>,
     in_memory_bytes: usize,
+    pace: Pace,
     /// When room was last looked for.
     pub(super) room_sought_at: Option<Timestamp>,
     /// Why there was none then, for a person.
@@ -70,6 +73,7 @@ impl Committer {
             state,
             in_memory: VecDeque::new(),
             in_memory_bytes: 0,
+            pace: Pace::new(Instant::now()),
             room_sought_at: None,
             full_because: String::new(),
         }
@@ -90,6 +94,10 @@ impl Committer {
 
     /// Serves this request and all that wait, up to one that must run alone, which is handed back.
     fn serve_group(&mut self, first: Request, requests: &mut mpsc::Receiver<Request>) -> Option<Request> {
+        if let Some(pause) = self.pace.pause() {
+            // It may end early, which does no harm.
+            std::thread::park_timeout(pause);
+        }
         let mut group = Group::default();
         let mut next = Some(first);
         let mut held = None;
@@ -106,8 +114,10 @@ impl Committer {
                 next = requests.try_recv().ok();
             }
         }
+        let bytes = group.bytes();
         // Everybody in the group is answered, whatever came of it.
         drop(self.write_group(group));
+        self.pace.wrote(bytes, Instant::now());
         held
     }
 

@@ -1,6 +1,7 @@
 //! The events of a measurement, and their senders.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -9,6 +10,7 @@ use serde::de::IgnoredAny;
 use serde_json::{Map, Value};
 
 use super::Args;
+use super::usage::metered;
 use crate::api::types::BATCH_TYPE;
 use crate::cli::client::{Client, Refusal, Target};
 use crate::cli::error::Error;
@@ -82,6 +84,8 @@ pub(super) struct Load {
     next: AtomicU64,
     acknowledged: AtomicU64,
     refused: AtomicU64,
+    /// CPU time of the senders, in nanoseconds.
+    cpu_nanos: AtomicU64,
     /// For each batch when it was sent, in nanoseconds since `began`; empty if nobody asks.
     sent: Vec<AtomicU64>,
 }
@@ -100,6 +104,7 @@ impl Load {
             next: AtomicU64::new(0),
             acknowledged: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            cpu_nanos: AtomicU64::new(0),
             sent: (0..batches).map(|_| AtomicU64::new(0)).collect(),
         }
     }
@@ -132,8 +137,17 @@ impl Load {
         self.began.elapsed().checked_sub(Duration::from_nanos(sent))
     }
 
+    /// CPU time that the senders have taken.
+    pub(super) fn cpu(&self) -> Duration {
+        Duration::from_nanos(self.cpu_nanos.load(Ordering::Relaxed))
+    }
+
     /// Sends batches until there are no more.
-    pub(super) async fn send(self: std::sync::Arc<Self>, client: Client) -> Result<(), Error> {
+    pub(super) async fn send(self: Arc<Self>, client: Client) -> Result<(), Error> {
+        metered(self.send_all(client), &self.cpu_nanos).await
+    }
+
+    async fn send_all(&self, client: Client) -> Result<(), Error> {
         let target = Target::new(["v1", "topics", self.topic.as_str(), "events"]);
         loop {
             let first = self.next.fetch_add(self.batch, Ordering::Relaxed);

@@ -1,25 +1,70 @@
 //! What this process has used so far, as Linux counts it (proc(5)); elsewhere nothing is known.
 
+use std::future::poll_fn;
+use std::pin::pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
+
+use rustix::time::{ClockId, clock_gettime};
 
 /// Clock ticks a second in `/proc`: a constant of Linux's interface to user space.
 const TICKS_PER_SECOND: u64 = 100;
 
+/// Threads of the embedded log: the one that writes and syncs, and those of its storage engine.
+const LOG_THREADS: [&str; 2] = ["log-committer", "fjall:worker"];
+
 /// CPU time used so far.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Usage {
-    cpu: Option<Duration>,
+    process: Option<Duration>,
+    log: Option<Duration>,
 }
 
 impl Usage {
     pub(super) fn now() -> Self {
-        Self { cpu: std::fs::read_to_string("/proc/self/stat").ok().and_then(|stat| cpu(&stat)) }
+        let process = std::fs::read_to_string("/proc/self/stat").ok();
+        Self { process: process.and_then(|stat| cpu(&stat)), log: log_cpu() }
     }
 
-    /// CPU time used since an earlier moment.
+    /// CPU time of this process since an earlier moment.
     pub(super) fn cpu_since(&self, earlier: &Self) -> Option<Duration> {
-        Some(self.cpu?.saturating_sub(earlier.cpu?))
+        Some(self.process?.saturating_sub(earlier.process?))
     }
+
+    /// That of the log's own threads.
+    pub(super) fn log_cpu_since(&self, earlier: &Self) -> Option<Duration> {
+        Some(self.log?.saturating_sub(earlier.log?))
+    }
+}
+
+fn log_cpu() -> Option<Duration> {
+    let threads = std::fs::read_dir("/proc/self/task").ok()?;
+    // A thread can end while it is looked at.
+    let stats = threads.flatten().filter_map(|thread| std::fs::read_to_string(thread.path().join("stat")).ok());
+    Some(stats.filter(|stat| LOG_THREADS.iter().any(|name| is_of(name, stat))).filter_map(|stat| cpu(&stat)).sum())
+}
+
+/// Whether this is the line of a thread of this name.
+fn is_of(name: &str, stat: &str) -> bool {
+    stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')')).is_some_and(|(found, _)| found == name)
+}
+
+/// The output of a future; the CPU time that it takes is added to `used`, in nanoseconds.
+pub(super) async fn metered<F: Future>(future: F, used: &AtomicU64) -> F::Output {
+    let mut future = pin!(future);
+    poll_fn(|context| {
+        let before = thread_cpu();
+        let polled = future.as_mut().poll(context);
+        let took = thread_cpu().saturating_sub(before);
+        used.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        polled
+    })
+    .await
+}
+
+/// CPU time of the thread that asks.
+fn thread_cpu() -> Duration {
+    clock_gettime(ClockId::ThreadCPUTime).try_into().unwrap_or_default()
 }
 
 /// User and system time. The second field, the program's name, may hold anything but ends with the last parenthesis.
@@ -50,7 +95,22 @@ mod tests {
         let stat = "7 (mill) race) S 1 7 7 0 -1 4194560 9 0 0 0 150 25 0 0 20 0 5 0 100 1 2";
         assert_eq!(cpu(stat), Some(Duration::from_millis(1750)));
         assert_eq!(cpu("7 (x) S"), None);
+        assert!(is_of("mill) race", stat) && !is_of("mill", stat) && !is_of("x", "nonsense"));
         assert_eq!(resident("Name:\tx\nVmRSS:\t    2048 kB\n"), Some(2 << 20));
         assert_eq!(resident("Name:\tx\n"), None);
+    }
+
+    #[tokio::test]
+    async fn what_a_future_computes_is_counted_and_what_others_do_meanwhile_is_not() {
+        const WORK: Duration = Duration::from_millis(20);
+        let work = || {
+            let began = thread_cpu();
+            while thread_cpu() - began < WORK {}
+        };
+        let (idle, busy) = (AtomicU64::new(0), AtomicU64::new(0));
+        let waits = metered(tokio::task::yield_now(), &idle);
+        tokio::join!(waits, metered(async { work() }, &busy), async { work() });
+        let nanos = |used: &AtomicU64| Duration::from_nanos(used.load(Ordering::Relaxed));
+        assert!(nanos(&busy) >= WORK && nanos(&idle) < WORK, "{idle:?} {busy:?}");
     }
 }
