@@ -34,7 +34,7 @@ const MEASURES: [Measure; 13] = [
     ("core.dispatch", |_| dispatch::measure()),
     ("http.parse", |_| dispatch::accept()),
     ("memory.idle_function", |guests| sandbox::idle(&guests.json)),
-    ("dev.ready", product::ready),
+    ("dev.ready dev.ready.first", product::ready),
     ("embedded.throughput", product::throughput),
     ("embedded.latency", product::latency),
     ("memory.growth", product::growth),

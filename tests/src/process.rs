@@ -86,6 +86,9 @@ impl Kafka {
     #[must_use]
     #[expect(clippy::print_stderr, reason = "whoever reads the output of the tests must see that this one did not run")]
     pub fn start_with(settings: &str) -> Option<Self> {
+        // Before a test makes a client of its own: librdkafka's OpenSSL tidies up at the exit, while threads may still use it.
+        #[cfg(feature = "kafka")]
+        openssl_sys::init();
         let directory = tempfile::tempdir().expect("a directory");
         let started = script("start", &directory).env("KAFKA_SETTINGS", settings).output();
         let started = started.expect("the script can be run");

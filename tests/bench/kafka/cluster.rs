@@ -173,6 +173,8 @@ pub(super) fn send(producer: &BaseProducer, topic: &str, record: &Record) {
 }
 
 pub(super) fn client(bootstrap: &str) -> ClientConfig {
+    // As the product does.
+    openssl_sys::init();
     let mut config = ClientConfig::new();
     config.set("bootstrap.servers", bootstrap);
     config

@@ -119,8 +119,10 @@ fn a_measurement_counts_each_event_and_leaves_nothing() {
     for place in ["/seconds", "/per_second", "/latency/events", "/latency/p50_ms", "/memory/0/resident_bytes"] {
         assert!(figure(place) > 0.0, "{place}: {report:#}");
     }
+    let [all, sender] = ["/cpu_micros_per_event", "/sender_cpu_micros_per_event"].map(figure);
+    assert!(0.0 < sender && sender < all, "{report:#}");
     // It is counted in hundredths of a second.
-    assert!(figure("/cpu_micros_per_event") >= 0.0, "{report:#}");
+    assert!(figure("/log_cpu_micros_per_event") >= 0.0, "{report:#}");
     assert!((figure("/seconds") * figure("/per_second") - 400.0).abs() < 1e-6, "{report:#}");
     let latencies = ["p50_ms", "p99_ms", "p999_ms", "max_ms"].map(|name| figure(&format!("/latency/{name}")));
     assert!(latencies.is_sorted(), "{report:#}");

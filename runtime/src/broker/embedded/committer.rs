@@ -94,31 +94,44 @@ impl Committer {
 
     /// Serves this request and all that wait, up to one that must run alone, which is handed back.
     fn serve_group(&mut self, first: Request, requests: &mut mpsc::Receiver<Request>) -> Option<Request> {
-        if let Some(pause) = self.pace.pause() {
+        let mut group = Group::default();
+        let mut held = self.admit(first, &mut group).or_else(|| self.admit_waiting(&mut group, requests));
+        if held.is_none()
+            && !group.is_full()
+            && let Some(pause) = self.pace.pause(Instant::now())
+        {
             // It may end early, which does no harm.
             std::thread::park_timeout(pause);
+            held = self.admit_waiting(&mut group, requests);
         }
-        let mut group = Group::default();
-        let mut next = Some(first);
-        let mut held = None;
-        while let Some(request) = next.take() {
-            match request {
-                Request::Publish(publish) => self.admit_publish(publish, &mut group),
-                Request::Commit(commit, reply) => self.admit_commit(*commit, reply, &mut group),
-                alone @ Request::Alone(_) => {
-                    held = Some(alone);
-                    break;
-                }
-            }
-            if !group.is_full() {
-                next = requests.try_recv().ok();
-            }
-        }
-        let bytes = group.bytes();
+        let (bytes, publishes) = (group.bytes(), group.publishes());
         // Everybody in the group is answered, whatever came of it.
         drop(self.write_group(group));
-        self.pace.wrote(bytes, Instant::now());
+        self.pace.wrote(bytes, publishes, Instant::now());
         held
+    }
+
+    /// Takes what waits into the group as long as it is not full, up to a request that must run alone, which is handed back.
+    fn admit_waiting(&mut self, group: &mut Group, requests: &mut mpsc::Receiver<Request>) -> Option<Request> {
+        while !group.is_full()
+            && let Ok(request) = requests.try_recv()
+        {
+            let held = self.admit(request, group);
+            if held.is_some() {
+                return held;
+            }
+        }
+        None
+    }
+
+    /// Takes a request into the group, or hands it back if it must run alone.
+    fn admit(&mut self, request: Request, group: &mut Group) -> Option<Request> {
+        match request {
+            Request::Publish(publish) => self.admit_publish(publish, group),
+            Request::Commit(commit, reply) => self.admit_commit(*commit, reply, group),
+            alone @ Request::Alone(_) => return Some(alone),
+        }
+        None
     }
 
     fn admit_publish(&mut self, publish: Publish, group: &mut Group) {

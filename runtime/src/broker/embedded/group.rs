@@ -89,6 +89,11 @@ impl Group {
         self.bytes
     }
 
+    /// Publishes in it.
+    pub(super) const fn publishes(&self) -> usize {
+        self.published.len()
+    }
+
     pub(super) fn is_full(&self) -> bool {
         self.bytes >= GROUP_MAX_BYTES || self.published.len() + self.committed.len() >= GROUP_MAX_REQUESTS
     }

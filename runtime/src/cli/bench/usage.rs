@@ -1,6 +1,7 @@
-//! What this process has used so far, as Linux counts it (proc(5)); elsewhere nothing is known.
+//! What this process has used so far. That of its threads, and its memory, is known only where it is as in Linux (proc(5)).
 
 use std::future::poll_fn;
+use std::ops::Add;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -16,19 +17,18 @@ const LOG_THREADS: [&str; 2] = ["log-committer", "fjall:worker"];
 /// CPU time used so far.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Usage {
-    process: Option<Duration>,
+    process: Duration,
     log: Option<Duration>,
 }
 
 impl Usage {
     pub(super) fn now() -> Self {
-        let process = std::fs::read_to_string("/proc/self/stat").ok();
-        Self { process: process.and_then(|stat| cpu(&stat)), log: log_cpu() }
+        Self { process: used(ClockId::ProcessCPUTime), log: log_cpu() }
     }
 
     /// CPU time of this process since an earlier moment.
-    pub(super) fn cpu_since(&self, earlier: &Self) -> Option<Duration> {
-        Some(self.process?.saturating_sub(earlier.process?))
+    pub(super) fn cpu_since(&self, earlier: &Self) -> Duration {
+        self.process.saturating_sub(earlier.process)
     }
 
     /// That of the log's own threads.
@@ -37,11 +37,14 @@ impl Usage {
     }
 }
 
+/// None if one of them is not found: then it has another name, and is counted elsewhere.
 fn log_cpu() -> Option<Duration> {
     let threads = std::fs::read_dir("/proc/self/task").ok()?;
     // A thread can end while it is looked at.
     let stats = threads.flatten().filter_map(|thread| std::fs::read_to_string(thread.path().join("stat")).ok());
-    Some(stats.filter(|stat| LOG_THREADS.iter().any(|name| is_of(name, stat))).filter_map(|stat| cpu(&stat)).sum())
+    let stats: Vec<String> = stats.collect();
+    let of = |name: &str| stats.iter().filter(|stat| is_of(name, stat)).filter_map(|stat| cpu(stat)).reduce(Add::add);
+    LOG_THREADS.iter().map(|name| of(name)).sum()
 }
 
 /// Whether this is the line of a thread of this name.
@@ -49,22 +52,22 @@ fn is_of(name: &str, stat: &str) -> bool {
     stat.split_once('(').and_then(|(_, rest)| rest.rsplit_once(')')).is_some_and(|(found, _)| found == name)
 }
 
-/// The output of a future; the CPU time that it takes is added to `used`, in nanoseconds.
-pub(super) async fn metered<F: Future>(future: F, used: &AtomicU64) -> F::Output {
+/// The output of a future; the CPU time that it takes is added up.
+pub(super) async fn metered<F: Future>(future: F, nanos: &AtomicU64) -> F::Output {
     let mut future = pin!(future);
     poll_fn(|context| {
-        let before = thread_cpu();
+        let before = used(ClockId::ThreadCPUTime);
         let polled = future.as_mut().poll(context);
-        let took = thread_cpu().saturating_sub(before);
-        used.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        let took = used(ClockId::ThreadCPUTime).saturating_sub(before);
+        nanos.fetch_add(u64::try_from(took.as_nanos()).unwrap_or(u64::MAX), Ordering::Relaxed);
         polled
     })
     .await
 }
 
-/// CPU time of the thread that asks.
-fn thread_cpu() -> Duration {
-    clock_gettime(ClockId::ThreadCPUTime).try_into().unwrap_or_default()
+/// CPU time of this process, or of the thread that asks.
+fn used(clock: ClockId) -> Duration {
+    clock_gettime(clock).try_into().unwrap_or_default()
 }
 
 /// User and system time. The second field, the program's name, may hold anything but ends with the last parenthesis.
@@ -104,8 +107,8 @@ mod tests {
     async fn what_a_future_computes_is_counted_and_what_others_do_meanwhile_is_not() {
         const WORK: Duration = Duration::from_millis(20);
         let work = || {
-            let began = thread_cpu();
-            while thread_cpu() - began < WORK {}
+            let began = used(ClockId::ThreadCPUTime);
+            while used(ClockId::ThreadCPUTime) - began < WORK {}
         };
         let (idle, busy) = (AtomicU64::new(0), AtomicU64::new(0));
         let waits = metered(tokio::task::yield_now(), &idle);

@@ -62,6 +62,8 @@ impl Cluster {
             eprintln!("##### SKIPPED: there is no Kafka to test on; set {BOOTSTRAP}, or run `make test` #####");
             return None;
         };
+        // Some tests make clients of their own before ours.
+        openssl_sys::init();
         // RUST_LOG=millrace=debug shows what the adapter says.
         let filter = tracing_subscriber::EnvFilter::from_default_env();
         drop(tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init());
