@@ -42,6 +42,9 @@ fetch() {
 
 running() { [ -e "$dir/pid" ] && kill -0 "$(cat "$dir/pid")" 2>/dev/null; }
 
+# What has the number of a process that has ended is another one's, and must not be signalled.
+ours() { running && grep -aqsF -- "$dir/server.properties" "/proc/$(cat "$dir/pid")/cmdline"; }
+
 # A port of one of five ranges that nobody listens on.
 free_port() {
   local port
@@ -84,7 +87,7 @@ prepare() {
 
 start() {
   command -v java >/dev/null || die "Java 17 is missing (on Debian: apt-get install openjdk-17-jre-headless)"
-  if running; then
+  if ours; then
     cat "$dir/address"
     return 0
   fi
@@ -111,7 +114,7 @@ start() {
 # Waits until it has ended.
 ended() {
   for _ in $(seq 300); do
-    running || return 0
+    ours || return 0
     sleep 0.1
   done
   return 1
@@ -119,17 +122,18 @@ ended() {
 
 case $command in
 start) start ;;
-status) running && cat "$dir/address" ;;
+status) ours && cat "$dir/address" ;;
 stop)
-  if running; then
+  if ours; then
     kill "$(cat "$dir/pid")"
     ended || kill -9 "$(cat "$dir/pid")"
   fi
   rm -rf "$dir"
   ;;
 kill)
-  ! running || kill -9 "$(cat "$dir/pid")"
+  ! ours || kill -9 "$(cat "$dir/pid")"
   ended
+  rm -f "$dir/pid"
   mv "$dir/kafka.log" "$dir/kafka.log.before"
   ;;
 read)
