@@ -28,7 +28,7 @@ const ON_DATA: &str = "event.data.zone == 3";
 
 pub(crate) fn measure() -> Vec<Figure> {
     let topic: Topic = "in".parse().expect("a name");
-    let records: Vec<Record> = (0..u64::from(BATCH)).map(|number| record(&events::event(number))).collect();
+    let records = batch();
     let event = events::event(7);
     let (on_type, on_data) = (filter(ON_TYPE), filter(ON_DATA));
     let place = Place { topic: &topic, partition: 0, offset: 0 };
@@ -43,9 +43,7 @@ pub(crate) fn measure() -> Vec<Figure> {
                     black_box(codec::decode(record, place)).expect("it is an event");
                 }
             },
-            &mut |count| {
-                (0..count).for_each(|_| drop(black_box(record(black_box(&event)))));
-            },
+            &mut |count| encode(&event, count),
             &mut |count| (0..count).for_each(|_| assert!(matches(&on_type, &event), "the filter says yes")),
             &mut |count| (0..count).for_each(|_| assert!(matches(&on_data, &event), "the filter says yes")),
             &mut |count| {
@@ -73,6 +71,15 @@ fn filter(source: &str) -> Filter {
 
 fn matches(filter: &Filter, event: &Event) -> bool {
     filter.matches(event, None).expect("it can be evaluated")
+}
+
+/// A batch as it lies in a log.
+fn batch() -> Vec<Record> {
+    (0..u64::from(BATCH)).map(|number| record(&events::event(number))).collect()
+}
+
+fn encode(event: &Event, count: u32) {
+    (0..count).for_each(|_| drop(black_box(record(black_box(event)))));
 }
 
 fn record(event: &Event) -> Record {
@@ -132,12 +139,7 @@ impl Machine {
     }
 }
 
-/// What the API does with an event of a batch: from JSON to a record.
-pub(crate) fn accept() -> Vec<Figure> {
-    vec![Figure::shown("http.parse", accepted(), "ns CPU")]
-}
-
-/// The same in nanoseconds.
+/// What the API does with an event of a batch: from JSON to a record; in nanoseconds.
 pub(crate) fn accepted() -> f64 {
     let body: Bytes =
         format!("[{}]", events::lines().lines().take(BATCH as usize).collect::<Vec<_>>().join(",")).into();
@@ -159,14 +161,12 @@ pub(crate) fn accepted() -> f64 {
 /// What a worker does with an event beside the sandbox, which makes the record of what is emitted itself; in nanoseconds.
 pub(crate) fn handled() -> f64 {
     let topic: Topic = "in".parse().expect("a name");
-    let records: Vec<Record> = (0..u64::from(BATCH)).map(|number| record(&events::event(number))).collect();
+    let records = batch();
     let event = events::event(7);
     let mut machine = Machine::new(&topic, ON_TYPE);
     let [whole, encoded] = nanos_by_event(
         20_000,
-        [&mut |count| (0..count / BATCH).for_each(|_| machine.pass(&records)), &mut |count| {
-            (0..count).for_each(|_| drop(black_box(record(black_box(&event)))));
-        }],
+        [&mut |count| (0..count / BATCH).for_each(|_| machine.pass(&records)), &mut |count| encode(&event, count)],
     );
     whole - encoded
 }

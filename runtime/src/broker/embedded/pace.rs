@@ -3,7 +3,7 @@
 //! A sync takes about the same processor time for one record as for a hundred. Without a pause the committer syncs again as soon as
 //! it can, and where many publish at once, it does so for the first few that come: with 16 senders on two cores, a pause of a
 //! millisecond leaves a quarter of the syncs. Nobody would come in a pause where few publish, each waiting for its answer; and at a low
-//! rate it would only make events late. In both cases there is none.
+//! rate it would only make events late. At a low rate there is none, and where few publish, it is only tried now and then.
 
 use std::time::{Duration, Instant};
 

@@ -18,6 +18,7 @@ const DISK_FULL: [RDKafkaRespErr; 1_000] = [RDKafkaRespErr::RD_KAFKA_RESP_ERR_KA
 
 #[test]
 fn what_a_full_disk_does_not_take_is_not_told_to_be_written_and_can_be_written_later() {
+    // The cluster makes a client of its own before ours.
     openssl_sys::init();
     let brokers = MockCluster::new(1).unwrap();
     brokers.create_topic("orders", 1, 1).unwrap();
